@@ -1,0 +1,416 @@
+"""Trains the `reference` policy by imitation of the scripted `tabletop` expert, in resumable phases.
+
+    python scripts/train_reference.py demonstrations --shards 40
+    python scripts/train_reference.py perception --steps 5000
+    python scripts/train_reference.py recoveries --shards 8        # optional: expert takes over from the policy
+    python scripts/train_reference.py action --steps 8000
+    python scripts/train_reference.py joint --steps 500            # optional
+    python scripts/train_reference.py export --output src/daptq/policies/reference
+
+Phase *perception* trains everything up to the cognition feature with a direct chunk regression and privileged labels, whose
+heads are dropped afterwards. Phase *action* caches cognition features and trains the diffusion head on them alone. Phase
+*joint* tunes both. Every phase checkpoints into the work folder and continues where it was killed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from daptq.artifacts import Artifact, read_artifact
+from daptq.calibration._demonstrations import CHUNK_SIZE, IMAGE_SIZE, OBJECTS, DemonstrationSet
+from daptq.environments._tabletop_objects import TASKS
+from daptq.policies._base import IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.policies._diffusion import add_noise
+from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
+from daptq.policies.cogact import CogACTConfig, CogACTPolicy, initialize
+
+SEED = 20261123
+BATCH = 64
+ACTION_BATCH = 512
+NOISE_DRAWS = 4
+SHIFT = {"front": 2, "wrist": 2}
+VERBS = ("put the {a} on the {b}", "put the {a} in the {b}", "stack the {a} on the {b}", "move the {a} near the {b}",
+         "pick up the {a}", "place the {a} next to the {b}", "take the {a} off the {b}", "push the {a} to the {b}")
+NOUNS = ("spoon", "towel", "carrot", "plate", "green block", "yellow block", "red block", "blue block", "eggplant",
+         "basket", "cup", "bowl", "knife", "sponge", "can", "drawer")
+
+
+def instruction_corpus() -> Iterator[str]:
+    """Instructions from which the tokenizer learns its merges: the benchmark's and their like."""
+    for task in TASKS.values():
+        yield from [task.instruction] * 8
+    for verb in VERBS:
+        for a in NOUNS:
+            for b in NOUNS:
+                if a != b:
+                    yield verb.format(a=a, b=b)
+
+
+def successful_frames(shard: Artifact) -> dict[str, Tensor]:
+    """The tensors of a shard without the episodes that the expert failed."""
+    tensors = dict(shard.tensors())
+    kept = torch.tensor(shard.metadata["success"])[tensors["episode_index"]]
+    return {key: value[kept] for key, value in tensors.items()}
+
+
+class Frames:
+    """All frames of the demonstrations, in memory."""
+
+    def __init__(self, folders: list[Path], limit: int | None = None) -> None:
+        paths = [path for folder in folders for path in sorted(folder.glob("shard-?????"))][:limit]
+        shards = [successful_frames(read_artifact(path, kind="demonstrations")) for path in paths]
+        self.tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+        self.shards = len(shards)
+        self.instructions = [task.instruction for task in TASKS.values()]
+        names = list(OBJECTS)
+        self.source = torch.tensor([names.index(task.source) for task in TASKS.values()])
+        self.target = torch.tensor([names.index(task.target) for task in TASKS.values()])
+
+    def __len__(self) -> int:
+        return len(self.tensors["action"])
+
+    def batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Batch, dict[str, Tensor]]:
+        """A policy batch (augmented when a generator is given) and privileged labels for the frames `index`."""
+        rows = {key: value[index] for key, value in self.tensors.items()}
+        batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
+        for camera in IMAGE_SIZE:
+            image = rows[IMAGE_PREFIX + camera].permute(0, 3, 1, 2).float().div_(255.0)
+            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT[camera], generator) if generator else image
+        here = rows[STATE][:, None, :3]
+        positions, yaws = rows["object_positions"], rows["object_yaws"]
+        each = torch.arange(len(index))
+        source, target = self.source[rows["task_index"]], self.target[rows["task_index"]]
+        angles = torch.stack([torch.sin(2 * yaws), torch.cos(2 * yaws)], dim=-1)
+        scene = torch.cat([10 * (positions - torch.tensor([0.28, 0.0, 0.0])), angles], dim=-1)
+        relative = 10 * (positions - here)
+        goal = torch.cat([relative[each, source], angles[each, source], relative[each, target]], dim=-1)
+        valid = torch.arange(CHUNK_SIZE) < rows["valid"][:, None]
+        labels = {"action": rows["action"], "valid": valid.float().unsqueeze(-1), "scene": scene.flatten(1), "goal": goal}
+        return batch, labels
+
+
+def augment(image: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Random shift by up to `shift` pixels, brightness and contrast, per sample."""
+    count, _, height, width = image.shape
+    padded = F.pad(image, (shift,) * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator).tolist()
+    shifted = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
+    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    bias = 0.1 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    noise = 0.01 * torch.randn(shifted.shape, generator=generator)
+    return (shifted * gain + bias + noise).clamp_(0, 1)
+
+
+def build_policy(frames: Frames) -> CogACTPolicy:
+    """The untrained reference policy, with normalisation statistics of the demonstrations."""
+    tokenizer = train_tokenizer(instruction_corpus(), 512)
+    actions = frames.tensors["action"][:, 0].double()
+    floor = torch.tensor([0.005] * 3 + [0.02] * 3 + [1.0], dtype=torch.float64)
+    low = torch.minimum(actions.quantile(0.01, dim=0), -floor)
+    high = torch.maximum(actions.quantile(0.99, dim=0), floor)
+    state = frames.tensors[STATE].double()
+    std = state.std(dim=0).clamp_min(0.02)
+    config = CogACTConfig(
+        name="reference",
+        cameras=dict(IMAGE_SIZE),
+        state_dim=7,
+        vision_channels=(24, 48, 96, 192),
+        vision_depth=2,
+        vision_heads=4,
+        vision_mlp_ratio=3.0,
+        keypoints=32,
+        language_width=192,
+        language_depth=4,
+        language_heads=4,
+        language_mlp=512,
+        vocab_size=tokenizer.get_vocab_size(),
+        action_width=192,
+        action_depth=6,
+        action_heads=4,
+        action_low=tuple(low.float().tolist()),
+        action_high=tuple(high.float().tolist()),
+        action_mask=(True,) * 6 + (False,),
+        state_mean=tuple(state.mean(dim=0).float().tolist()),
+        state_std=tuple(std.float().tolist()),
+        chunk_size=CHUNK_SIZE,
+        n_action_steps=4,
+        prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
+    )
+    torch.manual_seed(SEED)
+    policy = CogACTPolicy(config, tokenizer)
+    initialize(policy)
+    return policy
+
+
+class Learner(nn.Module):
+    """The policy with the training-only heads: chunk regression, scene, goal."""
+
+    def __init__(self, policy: CogACTPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        width = policy.settings.language_width
+        tokens = sum((size // 32) ** 2 + 1 for size in policy.cameras.values())
+        self.regression = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim))
+        self.scene = nn.Sequential(nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, len(OBJECTS) * 5))
+        self.goal = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 8))
+
+    def perception_loss(self, batch: Batch, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Loss, cognition feature, and its parts for the log."""
+        cognition, image_tokens = self.policy.perceive(batch)
+        chunk = self.regression(cognition).view(-1, CHUNK_SIZE, self.policy.action_dim)
+        wanted = self.policy.normalize(labels["action"])
+        valid = labels["valid"]
+        action = (F.smooth_l1_loss(chunk, wanted, reduction="none", beta=0.1) * valid).sum() / valid.sum() / chunk.shape[-1]
+        seen = ~labels["scene"].isnan()
+        scene = F.smooth_l1_loss(self.scene(image_tokens.flatten(1))[seen], labels["scene"][seen], beta=0.1)
+        goal = F.smooth_l1_loss(self.goal(cognition), labels["goal"], beta=0.1)
+        parts = {"action": action.item(), "scene": scene.item(), "goal": goal.item()}
+        return action + scene + goal, cognition, parts
+
+    def diffusion_loss(self, cognition: Tensor, action: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the predicted noise, with the condition dropped for one sample in ten."""
+        policy, net = self.policy, self.policy.action_model.net
+        noise = torch.randn(action.shape, generator=generator)
+        timesteps = torch.randint(0, policy.settings.diffusion_steps, (len(action),), generator=generator)
+        dropped = torch.rand(len(action), 1, generator=generator) < 0.1
+        condition = torch.where(dropped, net.z_embedder.uncondition, cognition).unsqueeze(1)
+        predicted = net(add_noise(policy.normalize(action), noise, timesteps, policy.alphas), timesteps, condition)
+        error = (predicted - noise).square() * valid
+        return error.sum() / valid.sum() / action.shape[-1]
+
+
+@dataclass
+class Run:
+    """One resumable phase: parameters, their exponential moving average, optimizer and step count."""
+
+    path: Path
+    learner: Learner
+    steps: int
+    rate: float
+    prefixes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.names = [n for n, _ in self.learner.named_parameters() if n.startswith(self.prefixes)]
+        named = dict(self.learner.named_parameters())
+        self.parameters = [named[name] for name in self.names]
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in set(self.names))
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 1e-3}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98), foreach=True)
+        self.average = {name: p.detach().clone() for name, p in zip(self.names, self.parameters, strict=True)}
+        self.step = 0
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        if self.path.exists():
+            self._restore()
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step at the scheduled rate, and the moving average."""
+        warmup = min(1.0, (self.step + 1) / 100)
+        rate = self.rate * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps))))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(0.998, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), self.parameters, 1 - decay)
+
+    def save(self) -> None:
+        """Writes everything needed to continue, to a temporary name that is then renamed."""
+        now = time.monotonic()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        tensors = {f"model.{n}": p.detach() for n, p in self.learner.named_parameters()}
+        tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        temporary = self.path.with_suffix(".tmp")
+        metadata = {"step": str(self.step), "seconds": str(self.seconds)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        temporary.replace(self.path)
+
+    def _restore(self) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            metadata = file.metadata()
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        tensors = load_file(self.path)
+        with torch.no_grad():
+            for name, parameter in self.learner.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            self.average[name].copy_(tensors[f"average.{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
+
+    def averaged(self) -> Learner:
+        """A copy of the learner with the averaged parameters."""
+        learner = copy.deepcopy(self.learner)
+        named = dict(learner.named_parameters())
+        with torch.no_grad():
+            for name, value in self.average.items():
+                named[name].copy_(value)
+        return learner
+
+
+PERCEPTION = ("policy.vision", "policy.projector", "policy.keypoint", "policy.state", "policy.llm", "regression", "scene", "goal")
+ACTION_HEAD = ("policy.action_model",)
+
+
+def load_averaged(learner: Learner, path: Path) -> None:
+    """Loads a finished phase: its averaged parameters where it trained, its plain ones elsewhere."""
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in learner.named_parameters():
+            parameter.copy_(tensors.get(f"average.{name}", tensors[f"model.{name}"]))
+
+
+def indices(count: int, size: int, step: int) -> Tensor:
+    """Frame indices of batch `step`, so that a resumed run draws what the killed one would have drawn."""
+    return torch.randint(0, count, (size,), generator=torch.Generator().manual_seed(SEED + step))
+
+
+def folders(work: Path) -> list[Path]:
+    """Where the demonstrations and the recoveries lie."""
+    return [DemonstrationSet("train").folder, work / "recoveries"]
+
+
+@click.group()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/reference"), show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.pass_context
+def main(context: click.Context, work: Path, threads: int) -> None:
+    """Trains the reference policy."""
+    torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    context.obj = work
+
+
+@main.command()
+@click.option("--shards", default=40, show_default=True)
+@click.option("--first", default=0, show_default=True)
+@click.option("--split", default="train", show_default=True)
+def demonstrations(shards: int, first: int, split: str) -> None:
+    """Records the demonstrations that are not there yet."""
+    source = DemonstrationSet(split)
+    for index in range(first, first + shards):
+        success = source.shard(index).metadata["success"]
+        click.echo(f"shard {index}: {sum(success)}/{len(success)} episodes succeed")
+
+
+def setup(work: Path) -> tuple[Frames, Learner]:
+    """Frames and an untrained learner."""
+    frames = Frames(folders(work))
+    click.echo(f"{frames.shards} shards, {len(frames)} frames")
+    learner = Learner(build_policy(frames))
+    count = sum(p.numel() for p in learner.policy.parameters())
+    click.echo(f"{count / 1e6:.2f} M parameters, {len(learner.policy.linear_layers())} linear layers")
+    return frames, learner
+
+
+@main.command()
+@click.option("--steps", default=5000, show_default=True)
+@click.option("--rate", default=1e-3, show_default=True)
+@click.pass_obj
+def perception(work: Path, steps: int, rate: float) -> None:
+    """Trains vision, connector and language model."""
+    frames, learner = setup(work)
+    run = Run(work / "perception.safetensors", learner, steps, rate, PERCEPTION)
+    started, first = time.monotonic(), run.step
+    while run.step < steps:
+        generator = torch.Generator().manual_seed(run.step)
+        batch, labels = frames.batch(indices(len(frames), BATCH, run.step), generator)
+        loss, _, parts = learner.perception_loss(batch, labels)
+        run.update(loss)
+        if run.step % 50 == 0:
+            speed = (run.step - first) * BATCH / (time.monotonic() - started)
+            click.echo(f"{run.step} {speed:.0f}/s " + " ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+        if run.step % 250 == 0 or run.step == steps:
+            run.save()
+
+
+@torch.inference_mode()
+def cache_cognition(frames: Frames, learner: Learner, passes: int) -> tuple[Tensor, Tensor]:
+    """Cognition features of every frame under `passes` augmentations, and the frame of each."""
+    features, owners = [], []
+    for number in range(passes):
+        for index in torch.arange(len(frames)).split(256):
+            batch, _ = frames.batch(index, torch.Generator().manual_seed(SEED + number) if number else None)
+            features.append(learner.policy.perceive(batch)[0])
+            owners.append(index)
+    return torch.cat(features).clone(), torch.cat(owners)
+
+
+@main.command()
+@click.option("--steps", default=8000, show_default=True)
+@click.option("--rate", default=1e-3, show_default=True)
+@click.option("--passes", default=2, show_default=True)
+@click.pass_obj
+def action(work: Path, steps: int, rate: float, passes: int) -> None:
+    """Trains the diffusion head on cached cognition features."""
+    frames, learner = setup(work)
+    load_averaged(learner, work / "perception.safetensors")
+    features, owners = cache_cognition(frames, learner, passes)
+    click.echo(f"{len(features)} cognition features cached")
+    run = Run(work / "action.safetensors", learner, steps, rate, ACTION_HEAD)
+    actions, lengths = frames.tensors["action"], frames.tensors["valid"]
+    started, first, recent = time.monotonic(), run.step, []
+    while run.step < steps:
+        index = indices(len(features), ACTION_BATCH, run.step)
+        owner = owners[index]
+        valid = (torch.arange(CHUNK_SIZE) < lengths[owner][:, None]).float().unsqueeze(-1)
+        generator = torch.Generator().manual_seed(run.step)
+        loss = learner.diffusion_loss(features[index], actions[owner], valid, generator)
+        run.update(loss)
+        recent.append(loss.item())
+        if run.step % 50 == 0:
+            speed = (run.step - first) * ACTION_BATCH / (time.monotonic() - started)
+            click.echo(f"{run.step} {speed:.0f}/s diffusion {sum(recent) / len(recent):.4f}")
+            recent.clear()
+        if run.step % 250 == 0 or run.step == steps:
+            run.save()
+
+
+@main.command()
+@click.option("--steps", default=500, show_default=True)
+@click.option("--rate", default=2e-4, show_default=True)
+@click.pass_obj
+def joint(work: Path, steps: int, rate: float) -> None:
+    """Tunes the whole policy on both losses."""
+    frames, learner = setup(work)
+    load_averaged(learner, work / "action.safetensors")
+    run = Run(work / "joint.safetensors", learner, steps, rate, PERCEPTION + ACTION_HEAD)
+    while run.step < steps:
+        generator = torch.Generator().manual_seed(SEED + run.step)
+        batch, labels = frames.batch(indices(len(frames), BATCH, SEED + run.step), generator)
+        loss, cognition, parts = learner.perception_loss(batch, labels)
+        repeated = [tensor.repeat(NOISE_DRAWS, *[1] * (tensor.ndim - 1)) for tensor in (cognition, labels["action"], labels["valid"])]
+        diffusion = learner.diffusion_loss(*repeated, generator)
+        run.update(loss + diffusion)
+        if run.step % 20 == 0:
+            click.echo(f"{run.step} diffusion {diffusion.item():.4f} " + " ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+        if run.step % 100 == 0 or run.step == steps:
+            run.save()
+
+
+if __name__ == "__main__":
+    main()

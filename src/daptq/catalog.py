@@ -1,0 +1,113 @@
+"""The one look-up by name: lists a folder without importing it and imports one file on demand.
+
+A catalog knows that a module file exists and that it defines, at top level, the factory its kind asks for; it knows
+nothing of what the module does. A name is the file's name with '-' for '_'. Other distributions add names through entry
+points of the group ``daptq.<kind>`` (``drift_model`` for a drift model) whose value is a module path:
+
+    [project.entry-points."daptq.policy"]
+    my-policy = "my_package.my_policy"
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from daptq.errors import InvalidInputError, UnknownNameError
+
+__all__ = ["DRIFT_MODELS", "ENVIRONMENTS", "KERNELS", "METHODS", "POLICIES", "SOURCES", "Catalog"]
+
+
+def _top_level_names(source: str) -> set[str]:
+    """Names that a module's source binds at top level by def, class, assignment or `from … import …`."""
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+class Catalog:
+    """The modules of one kind, by name.
+
+    Args:
+        kind: What the modules are, in the singular, for example ``"environment"``; used in messages and as the
+            entry-point group ``daptq.<kind>``, spaces as underscores.
+        package: Dotted name of the package whose folder is listed.
+        provides: Top-level name that a module of this kind defines; ``{module}`` stands for the module's own name.
+            Files that do not define it (a stage's shared mathematics) are not listed.
+    """
+
+    def __init__(self, kind: str, package: str, *, provides: str) -> None:
+        self.kind = kind
+        self.package = package
+        self.provides = provides
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, sorted; no listed module is imported."""
+        return tuple(sorted({*self._own(), *self._foreign()}))
+
+    def load(self, name: str) -> ModuleType:
+        """Imports the module called `name`.
+
+        Args:
+            name: A name of `names()`.
+
+        Raises:
+            UnknownNameError: Nothing has this name; the message suggests near names.
+            InvalidInputError: Two distributions provide this name.
+        """
+        providers = [modules[name] for modules in (self._own(), self._foreign()) if name in modules]
+        paths = {path for found in providers for path in found}
+        if not paths:
+            raise UnknownNameError(self.kind, name, self.names())
+        if len(paths) > 1:
+            listed = ", ".join(sorted(paths))
+            raise InvalidInputError(
+                f"{self.kind} {name!r} must be provided once, got {listed}. Uninstall all but one of the providers."
+            )
+        return importlib.import_module(paths.pop())
+
+    def _own(self) -> dict[str, tuple[str, ...]]:
+        """Name to module path of the files in the package's folder."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {self.package!r}", name=self.package)
+        found: dict[str, tuple[str, ...]] = {}
+        for folder in spec.submodule_search_locations or ():
+            for module in pkgutil.iter_modules([folder]):
+                if not module.name.startswith("_") and self._defines_factory(Path(folder), module):
+                    found[module.name.replace("_", "-")] = (f"{self.package}.{module.name}",)
+        return found
+
+    def _defines_factory(self, folder: Path, module: pkgutil.ModuleInfo) -> bool:
+        """Whether the module's source binds the name that `provides` asks for."""
+        path = folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
+        factory = self.provides.format(module=module.name)
+        return factory in _top_level_names(path.read_text(encoding="utf-8"))
+
+    def _foreign(self) -> dict[str, tuple[str, ...]]:
+        """Name to module paths of other distributions' entry points."""
+        found: dict[str, tuple[str, ...]] = {}
+        for point in entry_points(group=f"daptq.{self.kind.replace(' ', '_')}"):
+            found[point.name] = (*found.get(point.name, ()), point.value)
+        return found
+
+
+POLICIES = Catalog("policy", "daptq.policies", provides="POLICY")
+ENVIRONMENTS = Catalog("environment", "daptq.environments", provides="make")
+SOURCES = Catalog("source", "daptq.calibration", provides="open_source")
+METHODS = Catalog("method", "daptq.recipes", provides="{module}")
+DRIFT_MODELS = Catalog("drift model", "daptq.drift", provides="drift_weights")
+KERNELS = Catalog("kernel", "daptq.kernels.linear", provides="unavailable")

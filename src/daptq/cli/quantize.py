@@ -1,0 +1,64 @@
+"""`daptq quantize`: turns a policy into a low-bit one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daptq.cli._console import json_option, reported_progress
+from daptq.errors import RecipeError
+
+
+@click.command()
+@click.argument("policy")
+@click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--method", metavar="NAME", default="da-ptq", help="Recipe; see `daptq list methods`.")
+@click.option("--data", metavar="SOURCE", default="tabletop:train", help="Calibration data, as source:split.")
+@click.option("--weight-bits", metavar="BITS", type=int, help="Bits of a quantized weight.  [default: the method's]")
+@click.option("--activation-bits", metavar="BITS", type=int, help="Bits of its activations.  [default: the method's]")
+@click.option("--keep-fraction", metavar="F", type=float, help="Action-head layers kept.  [default: the method's]")
+@click.option("--calibration-states", metavar="N", type=int, help="States to calibrate on.  [default: the method's]")
+@click.option("--seed", metavar="S", type=int, default=0, help="Seed of the calibration states and their noise.")
+@json_option
+def quantize(
+    policy: str, output: Path, method: str, data: str, seed: int, json_path: Path | None, **settings: float | None
+) -> None:
+    """Quantizes POLICY into the new folder DIR, which loads without the original policy.
+
+    A killed run continues where it stopped when the same command is given again.
+    """
+    from daptq.artifacts import require_new_output, write_json
+    from daptq.packing.checkpoint import load_policy
+    from daptq.recipes._pipeline import quantize as run
+
+    recipe = _recipe(method, {name: value for name, value in settings.items() if value is not None})
+    require_new_output(output)
+    with reported_progress() as progress:
+        written = run(load_policy(policy), recipe, data=data, output=output, seed=seed, progress=progress)
+    click.echo(written)
+    if json_path is not None:
+        from daptq.cli.inspect import description
+
+        write_json(json_path, description(written))
+
+
+def _recipe(method: str, settings: dict[str, Any]) -> Any:
+    """Builds the recipe of a method with the settings that were given.
+
+    Raises:
+        UnknownNameError: No method has this name.
+        RecipeError: The method has no such setting, or refuses its value.
+    """
+    from daptq.catalog import METHODS
+
+    factory = getattr(METHODS.load(method), method.replace("-", "_"))
+    known = inspect.signature(factory).parameters
+    for name in settings:
+        if name not in known:
+            option = "--" + name.replace("_", "-")
+            listed = ", ".join("--" + setting.replace("_", "-") for setting in known)
+            raise RecipeError(f"settings of {method} must be among {listed}, got {option}. Leave it out.")
+    return factory(**settings)

@@ -1,0 +1,328 @@
+"""Cross-Space Representation Compensation (arXiv 2604.11572, eq. 4-9).
+
+Two corrections of the representation at an interface, from its mean and covariance in full precision and after
+quantization: per channel a gain and a shift (eq. 4-5), across channels a matrix M near the identity that maps the quantized
+covariance onto the full-precision one (eq. 7), truncated to I + U V^T (eq. 8). Statistics only: the module does not see
+which inputs belong together, so it cannot tell noise that quantization added from a change of scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from daptq.compensation._affine import AffineMap
+from daptq.errors import InvalidInputError, RecipeError
+
+__all__ = [
+    "CsrcConfig",
+    "align_covariance",
+    "gain_and_shift",
+    "low_rank",
+    "optimal_transport_map",
+    "solve",
+    "variance_ratio_weight",
+]
+
+Array = NDArray[np.float64]
+Selection = Literal["held-out", "always"]
+
+# Converged when the gradient is this small beside the gradient's own scale, 4 fit |W|^2 |Sigma_FP| |Sigma_Q|.
+GRADIENT_TOLERANCE = 1e-8
+MAX_ITERATIONS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsrcConfig:
+    """Settings of eq. 4-8; the paper gives no value for any of them.
+
+    Attributes:
+        cross_channel: Solve eq. 7 after the per-channel correction.
+        gain_min, gain_max: Limits of the per-channel gain.
+        epsilon: Added to the quantized standard deviation before dividing, in units of the mean full-precision one.
+        fit_weight: lambda_f, for covariances in units of the mean full-precision variance.
+        identity_weight: lambda_i. Directions whose variance is far below sqrt(lambda_i / lambda_f) times the mean stay
+            as they are, which is what keeps a covariance of few calibration states from being fitted to its noise.
+        rank: r of eq. 8, or None for the dense matrix. Folding makes both equally fast; a low rank regularises.
+        max_condition: Largest condition number of a map; a worse one cannot be inverted for the interface's constants.
+        selection: ``"held-out"`` takes whichever of no map, the per-channel and the cross-channel map has the least
+            error on held-out states and says so in log and plan; ``"always"`` takes the last one solved.
+    """
+
+    method: ClassVar[str] = "csrc"
+
+    cross_channel: bool = True
+    gain_min: float = 0.5
+    gain_max: float = 2.0
+    epsilon: float = 1e-6
+    fit_weight: float = 1.0
+    identity_weight: float = 0.1
+    rank: int | None = 16
+    max_condition: float = 1e3
+    selection: Selection = "held-out"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain_min <= 1 <= self.gain_max < math.inf:
+            raise RecipeError(
+                f"gain limits must satisfy 0 < gain_min <= 1 <= gain_max, got {self.gain_min} and {self.gain_max}. "
+                "Allow at least the gain 1."
+            )
+        for label in ("epsilon", "fit_weight", "identity_weight"):
+            value = getattr(self, label)
+            if not 0 <= value < math.inf:
+                raise RecipeError(f"{label} of CSRC must be finite and not negative, got {value}. Choose 0 or more.")
+        if self.rank is not None and self.rank < 0:
+            raise RecipeError(f"rank of CSRC must be None or at least 0, got {self.rank}. Choose a small number.")
+        if not self.max_condition >= 1:
+            raise RecipeError(f"max_condition of CSRC must be at least 1, got {self.max_condition}. Choose for example 1e3.")
+        if self.selection not in get_args(Selection):
+            raise RecipeError(
+                f"selection of CSRC must be one of {', '.join(get_args(Selection))}, got {self.selection!r}. "
+                "Choose one of these."
+            )
+
+
+def gain_and_shift(
+    mean_fp: Float[Tensor, " d"],
+    std_fp: Float[Tensor, " d"],
+    mean_q: Float[Tensor, " d"],
+    std_q: Float[Tensor, " d"],
+    gain_min: float,
+    gain_max: float,
+    epsilon: float,
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Per-channel correction z~ = g z_Q + d, eq. 4-5.
+
+    Args:
+        mean_fp: (d,) channel means in full precision.
+        std_fp: (d,) channel standard deviations in full precision.
+        mean_q: (d,) channel means after quantization.
+        std_q: (d,) channel standard deviations after quantization.
+        gain_min: Smallest gain.
+        gain_max: Largest gain.
+        epsilon: Added to `std_q` before dividing.
+
+    Returns:
+        g = clip(std_fp / (std_q + epsilon), gain_min, gain_max) and d = mean_fp - g mean_q, both float64 (d,). A channel
+        that is constant before and after quantization gets gain 1.
+    """
+    constant = (std_q + epsilon == 0) & (std_fp == 0)
+    ratio = std_fp.to(torch.float64) / (std_q.to(torch.float64) + epsilon)
+    gain = torch.where(constant, torch.ones_like(ratio), ratio).clamp(gain_min, gain_max)
+    return gain, mean_fp.to(torch.float64) - gain * mean_q.to(torch.float64)
+
+
+def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The symmetric M with M Sigma_Q M = Sigma_FP that moves a Gaussian least, float64 (d, d).
+
+    M = Sigma_Q^-1/2 (Sigma_Q^1/2 Sigma_FP Sigma_Q^1/2)^1/2 Sigma_Q^-1/2, positive semi-definite. Directions in which
+    `cov_q` has no variance (relative to its largest eigenvalue, 1e-12) are left alone: M is the identity there.
+    """
+    source = _symmetric(cov_q)
+    values, vectors = torch.linalg.eigh(source)
+    floor = 1e-12 * float(values[-1].clamp_min(0))
+    alive = values > floor
+    root = torch.where(alive, values, 0.0).sqrt()
+    inverse_root = torch.where(alive, values.clamp_min(floor) ** -0.5, 0.0) if bool(alive.any()) else root
+    half = (vectors * root) @ vectors.mT
+    inverse_half = (vectors * inverse_root) @ vectors.mT
+    middle_values, middle_vectors = torch.linalg.eigh(_symmetric(half @ _symmetric(cov_fp) @ half))
+    middle = (middle_vectors * middle_values.clamp_min(0).sqrt()) @ middle_vectors.mT
+    idle = (vectors * (~alive).to(vectors)) @ vectors.mT
+    return inverse_half @ middle @ inverse_half + idle
+
+
+def align_covariance(
+    cov_fp: Float[Tensor, "d d"],
+    cov_q: Float[Tensor, "d d"],
+    weight: Float[Tensor, " d"] | Float[Tensor, "d d"],
+    fit_weight: float,
+    identity_weight: float,
+) -> Float[Tensor, "d d"]:
+    """Cross-channel correction: a stationary point, near the identity, of the objective of eq. 7.
+
+        f(M) = fit_weight ||W (Sigma_FP - M Sigma_Q M^T)||_F^2 + identity_weight ||M - I||_F^2
+
+    W is diagonal; its product scales row i of the symmetric residual by w_i (scaling the columns gives the same norm).
+    A trust-region Newton method in float64 starts from the better of the identity and the optimal-transport map, the
+    closed-form zero of the first term.
+
+    Args:
+        cov_fp: (d, d) covariance in full precision.
+        cov_q: (d, d) covariance after quantization.
+        weight: Diagonal of W (d,), or W itself (d, d), diagonal.
+        fit_weight: lambda_f, not negative.
+        identity_weight: lambda_i, not negative. At 0 with W = I the result is the optimal-transport map. (For small
+            positive values the fit leaves M free up to a rotation, and the second term prefers the rotation with the
+            least ||M - I||_F, which is the optimal-transport map only where the two covariances commute.)
+
+    Returns:
+        M, float64 (d, d).
+
+    Raises:
+        InvalidInputError: The shapes do not belong together, or a matrix for W is not diagonal.
+    """
+    size = len(cov_fp)
+    if cov_fp.shape != (size, size) or cov_q.shape != (size, size):
+        raise InvalidInputError(
+            f"covariances must be square and of one size, got {tuple(cov_fp.shape)} and {tuple(cov_q.shape)}. "
+            "Observe the same channels."
+        )
+    target: Array = _symmetric(cov_fp).numpy()
+    source: Array = _symmetric(cov_q).numpy()
+    squared: Array = _diagonal(weight, size).square().numpy()
+    identity = np.eye(size)
+
+    def residual(m: Array) -> Array:
+        r: Array = target - m @ source @ m.T
+        return r
+
+    def weighted(r: Array) -> Array:
+        """Sym(W^2 R), the derivative of ||W R||_F^2 / 2 for a symmetric R."""
+        s: Array = 0.5 * (squared[:, None] * r + r * squared[None, :])
+        return s
+
+    def objective(flat: Array) -> float:
+        m = flat.reshape(size, size)
+        r = residual(m)
+        return float(fit_weight * (squared[:, None] * r * r).sum() + identity_weight * ((m - identity) ** 2).sum())
+
+    def gradient(flat: Array) -> Array:
+        m = flat.reshape(size, size)
+        g: Array = -4.0 * fit_weight * weighted(residual(m)) @ m @ source + 2.0 * identity_weight * (m - identity)
+        return g.ravel()
+
+    def hessian_product(flat: Array, direction: Array) -> Array:
+        m, v = flat.reshape(size, size), direction.reshape(size, size)
+        moved = v @ source @ m.T
+        change = weighted(-(moved + moved.T)) @ m + weighted(residual(m)) @ v
+        h: Array = -4.0 * fit_weight * change @ source + 2.0 * identity_weight * v
+        return h.ravel()
+
+    start = min(
+        (identity.ravel(), optimal_transport_map(cov_fp, cov_q).numpy().ravel()),
+        key=objective,
+    )
+    scale = 4.0 * fit_weight * float(squared.max(initial=0.0)) * np.linalg.norm(target) * np.linalg.norm(source)
+    result = minimize(
+        objective,
+        start,
+        jac=gradient,
+        hessp=hessian_product,
+        method="trust-krylov",
+        options={"gtol": max(GRADIENT_TOLERANCE * float(scale), 1e-300), "maxiter": MAX_ITERATIONS},
+    )
+    return torch.from_numpy(np.ascontiguousarray(result.x.reshape(size, size)))
+
+
+def variance_ratio_weight(variance_fp: Float[Tensor, " d"], variance_q: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Diagonal of W in eq. 7, "from per-channel variance ratios": the larger of the ratio and its inverse, mean 1.
+
+    The paper does not define it. A channel whose variance quantization changed most, in either direction, weighs most.
+
+    Args:
+        variance_fp: (d,) channel variances in full precision.
+        variance_q: (d,) channel variances after quantization.
+
+    Returns:
+        float64 (d,); ratios are limited to [1/4, 4] so that a nearly constant channel cannot take over.
+    """
+    fp, q = variance_fp.to(torch.float64), variance_q.to(torch.float64)
+    floor = 1e-6 * float(fp.mean()) + torch.finfo(torch.float64).tiny
+    ratio = ((fp + floor) / (q + floor)).clamp(0.25, 4.0)
+    larger = torch.maximum(ratio, 1.0 / ratio)
+    return larger / larger.mean()
+
+
+def low_rank(matrix: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, "d r"], Float[Tensor, "d r"]]:
+    """Best M = I + U V^T of the given rank, by truncated singular value decomposition of M - I, eq. 8.
+
+    Args:
+        matrix: (d, d) dense M.
+        rank: r, from 0 to d.
+
+    Returns:
+        U and V, float64 (d, rank); singular values are shared evenly between the two.
+
+    Raises:
+        InvalidInputError: `rank` is not between 0 and d.
+    """
+    size = len(matrix)
+    if not 0 <= rank <= size:
+        raise InvalidInputError(f"rank must be between 0 and {size}, got {rank}. Choose a smaller rank.")
+    difference = matrix.to(torch.float64) - torch.eye(size, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(difference)
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, right[:rank].mT * root
+
+
+def solve(
+    mean_fp: Float[Tensor, " d"],
+    cov_fp: Float[Tensor, "d d"],
+    mean_q: Float[Tensor, " d"],
+    cov_q: Float[Tensor, "d d"],
+    config: CsrcConfig,
+) -> dict[str, AffineMap]:
+    """The maps of eq. 4-8 for one interface, from the simplest to the most complete.
+
+    The cross-channel matrix is solved on top of the per-channel gain: M = (I + U V^T) diag(g).
+
+    Args:
+        mean_fp, cov_fp: Mean (d,) and covariance (d, d) in full precision.
+        mean_q, cov_q: The same after quantization.
+        config: Settings.
+
+    Returns:
+        ``"per-channel"`` and, when asked for, ``"cross-channel"``; each maps `mean_q` to `mean_fp`.
+    """
+    fp, q = _symmetric(cov_fp), _symmetric(cov_q)
+    target, centre = mean_fp.to(torch.float64), mean_q.to(torch.float64)
+    variance_fp, variance_q = fp.diagonal().clamp_min(0), q.diagonal().clamp_min(0)
+    unit = float(variance_fp.mean()) or 1.0
+    gain, shift = gain_and_shift(
+        target,
+        variance_fp.sqrt(),
+        centre,
+        variance_q.sqrt(),
+        config.gain_min,
+        config.gain_max,
+        config.epsilon * math.sqrt(unit),
+    )
+    maps = {"per-channel": AffineMap(matrix=torch.diag(gain), shift=shift)}
+    if config.cross_channel:
+        scaled = gain[:, None] * q * gain[None, :]
+        weight = variance_ratio_weight(variance_fp, variance_q)
+        matrix = align_covariance(fp / unit, scaled / unit, weight, config.fit_weight, config.identity_weight)
+        if config.rank is not None and config.rank < len(matrix):
+            u, v = low_rank(matrix, config.rank)
+            matrix = torch.eye(len(matrix), dtype=torch.float64) + u @ v.mT
+        matrix = matrix * gain[None, :]
+        maps["cross-channel"] = AffineMap(matrix=matrix, shift=target - matrix @ centre)
+    return maps
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    """The symmetric part, float64 on the CPU: what rounding left of a covariance."""
+    exact = matrix.detach().to("cpu", torch.float64)
+    return 0.5 * (exact + exact.mT)
+
+
+def _diagonal(weight: Tensor, size: int) -> Tensor:
+    """The diagonal of W, float64 (d,), from either of its forms."""
+    exact = weight.detach().to("cpu", torch.float64)
+    if exact.shape == (size, size) and torch.equal(exact, torch.diag(exact.diagonal())):
+        return exact.diagonal()
+    if exact.shape != (size,):
+        raise InvalidInputError(
+            f"weight must be a vector ({size},) or a diagonal matrix ({size}, {size}), got shape {tuple(weight.shape)}. "
+            "Pass the diagonal of W."
+        )
+    return exact

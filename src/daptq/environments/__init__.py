@@ -1,0 +1,1 @@
+"""Benchmarks, one per file, behind the Gymnasium API. Importing this package imports no simulator."""

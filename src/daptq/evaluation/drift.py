@@ -1,0 +1,141 @@
+"""Kinematic drift: how far the end-effector of a quantized policy strays from full precision.
+
+Two readings. *Whole episode*: both policies start from one initial state and act alone; the deviation per step is
+averaged (root mean square) over the episode, and it grows large once one policy fails where the other succeeds.
+*Identical states*: both continue for a few steps from states saved along full-precision episodes, with the same noise;
+that isolates what quantization does from where the robot happened to be. Intervals resample whole episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
+from daptq.evaluation.statistics import Statistic, bootstrap_interval
+
+Array = NDArray[np.float64]
+
+
+def position_deviation(
+    first: Float[np.ndarray, "steps 3"], second: Float[np.ndarray, "steps 3"]
+) -> Float[np.ndarray, " steps"]:
+    """Distance between two end-effector paths at each step.
+
+    Args:
+        first: float64 (steps, 3) [m].
+        second: float64 (steps, 3) [m].
+
+    Returns:
+        float64 (steps,) [mm]; exactly 0 where the positions are identical.
+    """
+    distance: Array = 1000.0 * np.linalg.norm(first - second, axis=-1)
+    return distance
+
+
+def rotation_deviation(
+    first: Float[np.ndarray, "steps 3 3"], second: Float[np.ndarray, "steps 3 3"]
+) -> Float[np.ndarray, " steps"]:
+    """Angle of the rotation between two orientations at each step.
+
+    With ||A - B||_F^2 = 8 sin^2(angle / 2), which unlike the arc cosine of a trace is exact for small angles.
+
+    Args:
+        first: float64 (steps, 3, 3), rotation matrices.
+        second: float64 (steps, 3, 3), rotation matrices.
+
+    Returns:
+        float64 (steps,) [deg] in [0, 180]; exactly 0 where the matrices are identical.
+    """
+    half_chord = np.linalg.norm(first - second, axis=(-2, -1)) / np.sqrt(8.0)
+    angle: Array = np.degrees(2.0 * np.arcsin(np.minimum(half_chord, 1.0)))
+    return angle
+
+
+def episode_drift(
+    baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord], *, seed: int
+) -> dict[str, Any]:
+    """Deviation over whole episodes, per episode and pooled.
+
+    Args:
+        baseline: Records of the full-precision policy.
+        candidate: Records of the other policy for the same episodes, in the same order.
+        seed: Seed of the bootstrap over episodes.
+
+    Returns:
+        JSON object: `n`, per unit (`position_mm`, `rotation_deg`) the pooled RMS and the median of the per-episode RMS,
+        each with its interval, and `per_episode` with both RMS values of each episode.
+    """
+    deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
+    clusters = np.arange(len(deviations))
+    result: dict[str, Any] = {"n": len(deviations)}
+    rows: list[dict[str, Any]] = [{"index": record.index} for record in candidate]
+    for unit in ("position_mm", "rotation_deg"):
+        per_episode: Array = np.array([_rms(deviation[unit]) for deviation in deviations])
+        result[unit] = {
+            # Episodes are equally long, so the RMS of their RMS values is the RMS over all steps.
+            "rms": _estimate(per_episode, clusters, _rms, seed),
+            "median_of_episodes": _estimate(per_episode, clusters, _median, seed),
+        }
+        rows = [{**row, f"{unit}_rms": float(value)} for row, value in zip(rows, per_episode, strict=True)]
+    return {**result, "per_episode": rows}
+
+
+def branch_drift(
+    baseline: Sequence[BranchRecord], candidate: Sequence[BranchRecord], *, horizons: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """Deviation after a number of steps from identical states.
+
+    Args:
+        baseline: Records of the full-precision policy.
+        candidate: Records of the other policy from the same states, in the same order.
+        horizons: Numbers of control steps after which the poses are compared, each at least 1.
+        seed: Seed of the bootstrap over episodes.
+
+    Returns:
+        JSON object: `n` states from `episodes` episodes and `after_steps`, a list with one entry per horizon that holds
+        `steps`, `n` and per unit (`position_mm`, `rotation_deg`) median, mean and RMS, each with its interval.
+    """
+    deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
+    clusters = np.array([record.index for record in candidate], dtype=np.int64)
+    entries = []
+    for steps in horizons if deviations else ():
+        entry: dict[str, Any] = {"steps": steps, "n": len(deviations)}
+        for unit in ("position_mm", "rotation_deg"):
+            values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
+            entry[unit] = {
+                name: _estimate(values, clusters, statistic, seed)
+                for name, statistic in (("median", _median), ("mean", _mean), ("rms", _rms))
+            }
+        entries.append(entry)
+    return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries}
+
+
+def _deviation(first: Motion, second: Motion) -> Mapping[str, Array]:
+    """Deviation at each common step, by unit."""
+    steps = min(len(first.positions), len(second.positions))
+    return {
+        "position_mm": position_deviation(first.positions[:steps], second.positions[:steps]),
+        "rotation_deg": rotation_deviation(first.rotations[:steps], second.rotations[:steps]),
+    }
+
+
+def _estimate(values: Array, clusters: NDArray[np.int64], statistic: Statistic, seed: int) -> dict[str, float]:
+    low, high = bootstrap_interval(values, clusters, statistic, seed=seed)
+    return {"value": statistic(values), "low": low, "high": high}
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _mean(values: Array) -> float:
+    return float(np.mean(values))
+
+
+def _median(values: Array) -> float:
+    return float(np.median(values))

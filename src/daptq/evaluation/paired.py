@@ -1,0 +1,279 @@
+"""Evaluates policies in closed loop, against a full-precision baseline on the same episodes.
+
+Paired means: the same initial state and the same diffusion noise at each step index for every policy. What differs
+between two records of an episode is then the policy and nothing else; a policy against itself differs by exactly 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from daptq.artifacts import provenance
+from daptq.catalog import ENVIRONMENTS
+from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.evaluation.describe import describe_policy
+from daptq.evaluation.drift import branch_drift, episode_drift
+from daptq.evaluation.journal import Journal
+from daptq.evaluation.plan import Episode, plan_episodes
+from daptq.evaluation.rollout import BranchRecord, EpisodeRecord
+from daptq.evaluation.statistics import CONFIDENCE
+from daptq.evaluation.summary import paired_summary, success_summary
+from daptq.evaluation.workers import BranchJob, Crew, EpisodeJob, Job, PolicySource, Workplace, open_policy
+from daptq.policies._base import Policy
+
+SCHEMA_VERSION = 1
+DRIFT_HORIZONS = (1, 4, 16)
+
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate(
+    policy: PolicySource,
+    *,
+    against: PolicySource | None = None,
+    environment: str = "tabletop",
+    tasks: Sequence[str] | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    workers: int = 1,
+    drift_states: int | None = None,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluates one policy, optionally against a baseline; see `evaluate_many`."""
+    return evaluate_many(
+        [policy],
+        against=against,
+        environment=environment,
+        tasks=tasks,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        drift_states=drift_states,
+        progress=progress,
+        journal=journal,
+    )
+
+
+def evaluate_many(
+    candidates: Mapping[str, PolicySource] | Sequence[PolicySource],
+    *,
+    against: PolicySource | None = None,
+    environment: str = "tabletop",
+    tasks: Sequence[str] | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    workers: int = 1,
+    drift_states: int | None = None,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> dict[str, Any]:
+    """Runs every policy on the same episodes and compares each candidate with the baseline, which is run once.
+
+    Args:
+        candidates: Policies to judge: names, folders or loaded policies; a mapping gives them labels.
+        against: The full-precision baseline; None for success rates alone.
+        environment: Name of the environment in the catalog.
+        tasks: Tasks to ask, in this order; None for all of the environment.
+        episodes: Number of episodes over all tasks together.
+        seed: Seed of the episodes.
+        workers: Number of processes; the result does not depend on it.
+        drift_states: Number of states, saved along the baseline's episodes, from which every policy continues; None for
+            one per episode.
+        progress: Called after every episode or branch with how many are done, how many there are, and what was done.
+        journal: File that keeps finished episodes; a run that was killed continues from it.
+
+    Returns:
+        JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `success_rule`,
+        `confidence`; `policies`, the baseline first (`name`, `role`, success as in `success_summary`, and `family`,
+        `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate (`policy`, `against`, `paired` as
+        in `paired_summary`, `drift` with `whole_episode` and `identical_states`); `paired` and `drift` of the first
+        candidate (None without a baseline); `provenance`.
+
+    Raises:
+        UnknownNameError: The environment, a task or a policy is not known.
+        InvalidInputError: A count is out of range, no policy was given, or two policies need different picture sizes.
+        DaptqError: An episode could not be run to its end.
+    """
+    module = ENVIRONMENTS.load(environment)
+    asked = _checked_tasks(tasks, module.TASKS)
+    plan_episodes(asked, episodes=episodes, seed=seed)  # Refuse bad counts before policies are loaded.
+    sources, baseline = _labelled(candidates, against)
+    loaded = {label: open_policy(source) for label, source in sources.items()}
+    descriptions = {label: describe_policy(policy) for label, policy in loaded.items()}
+    place = Workplace(
+        environment_name=environment,
+        image_size=_image_size(loaded),
+        sources=sources,
+        loaded=loaded if workers == 1 else {},
+    )
+    horizon = place.environment.horizon
+    stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
+    plan = plan_episodes(
+        asked,
+        episodes=episodes,
+        seed=seed,
+        drift_states=(episodes if drift_states is None else drift_states) if baseline else 0,
+        possible_steps=range(0, horizon - max(DRIFT_HORIZONS) + 1, stride),
+    )
+    settings = {
+        "environment": environment,
+        "tasks": list(asked),
+        "horizon": horizon,
+        "episodes": episodes,
+        "seed": seed,
+    }
+    hashes = {label: description["weights"]["sha256"] for label, description in descriptions.items()}
+    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": hashes})
+    del loaded
+    try:
+        with Crew(place, workers) as crew:
+            _run(crew, plan, list(sources), baseline, records, progress)
+    finally:
+        place.close()
+    return _result(settings, plan, descriptions, baseline, records)
+
+
+def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    asked = tuple(dict.fromkeys(known if tasks is None else tasks))
+    if not asked:
+        raise InvalidInputError("tasks must name at least one task, got none. Leave them out to ask all.")
+    for task in asked:
+        if task not in known:
+            raise UnknownNameError("task", task, known)
+    return asked
+
+
+def _labelled(
+    candidates: Mapping[str, PolicySource] | Sequence[PolicySource], against: PolicySource | None
+) -> tuple[dict[str, PolicySource], str | None]:
+    """Sources by label, the baseline first, and the baseline's label."""
+    named = candidates.items() if isinstance(candidates, Mapping) else [(_name(one), one) for one in candidates]
+    if not named:
+        raise InvalidInputError("candidates must hold at least one policy, got none. Name a policy or a folder.")
+    sources: dict[str, PolicySource] = {}
+    baseline = None
+    if against is not None:
+        baseline = _name(against)
+        sources[baseline] = against
+    for name, source in named:
+        label, copies = name, 1
+        while label in sources:
+            copies += 1
+            label = f"{name} ({copies})"
+        sources[label] = source
+    return sources, baseline
+
+
+def _name(source: PolicySource) -> str:
+    return source.name if isinstance(source, Policy) else str(source)
+
+
+def _image_size(policies: Mapping[str, Policy]) -> dict[str, int]:
+    """Edge length [px] of each camera that at least one policy looks through."""
+    sizes: dict[str, int] = {}
+    for label, policy in policies.items():
+        for camera, size in policy.cameras.items():
+            if sizes.setdefault(camera, size) != size:
+                message = f"pictures of camera {camera!r} must have one size, got {sizes[camera]} and {size} ({label})."
+                raise InvalidInputError(message + " Evaluate these policies separately.")
+    return sizes
+
+
+def _run(
+    crew: Crew,
+    plan: Sequence[Episode],
+    labels: Sequence[str],
+    baseline: str | None,
+    records: Journal,
+    progress: Progress | None,
+) -> None:
+    """Runs what the journal does not hold yet: the baseline's episodes first: branches start from their states."""
+    total = len(labels) * sum(1 + len(episode.branch_steps) for episode in plan)
+
+    def run(jobs: Sequence[Job]) -> None:
+        for record in crew.run(jobs):
+            records.add(record)
+            if progress is not None:
+                what = f"{record.policy}: {'episode' if isinstance(record, EpisodeRecord) else 'drift'} {record.index}"
+                progress(len(records.records), total, what)
+
+    def missing(label: str) -> list[Job]:
+        return [
+            EpisodeJob(policy=label, episode=episode)
+            for episode in plan
+            if (label, episode.index, None) not in records.records
+        ]
+
+    first = [baseline] if baseline else []
+    run([job for label in first for job in missing(label)])
+    jobs = [job for label in labels for job in missing(label)]
+    for episode in plan if baseline else ():
+        source = records.records[baseline or "", episode.index, None]
+        assert isinstance(source, EpisodeRecord)
+        for step, state in source.states.items():
+            jobs += [
+                BranchJob(policy=label, episode=episode, step=step, state=state, steps=max(DRIFT_HORIZONS))
+                for label in labels
+                if (label, episode.index, step) not in records.records
+            ]
+    run(jobs)
+
+
+def _result(
+    settings: Mapping[str, Any],
+    plan: Sequence[Episode],
+    descriptions: Mapping[str, Mapping[str, Any]],
+    baseline: str | None,
+    records: Journal,
+) -> dict[str, Any]:
+    """Puts the JSON object together from the complete records."""
+    episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
+    branches: dict[str, list[BranchRecord]] = {label: [] for label in descriptions}
+    for label in descriptions:
+        for episode in plan:
+            for step in (None, *episode.branch_steps):
+                record = records.records[label, episode.index, step]
+                if isinstance(record, EpisodeRecord):
+                    episodes[label].append(record)
+                else:
+                    branches[label].append(record)
+    seed = int(settings["seed"])
+    comparisons = [
+        {
+            "policy": label,
+            "against": baseline,
+            "paired": paired_summary(episodes[baseline], episodes[label]),
+            "drift": {
+                "whole_episode": episode_drift(episodes[baseline], episodes[label], seed=seed),
+                "identical_states": branch_drift(
+                    branches[baseline], branches[label], horizons=DRIFT_HORIZONS, seed=seed
+                ),
+            },
+        }
+        for label in descriptions
+        if baseline is not None and label != baseline
+    ]
+    policies = [
+        {
+            "name": label,
+            "role": "baseline" if label == baseline else "candidate",
+            **success_summary(episodes[label]),
+            **description,
+        }
+        for label, description in descriptions.items()
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **settings,
+        "success_rule": "at any step",
+        "confidence": CONFIDENCE,
+        "policies": policies,
+        "comparisons": comparisons,
+        "paired": comparisons[0]["paired"] if comparisons else None,
+        "drift": comparisons[0]["drift"] if comparisons else None,
+        "provenance": provenance(seed=seed),
+    }

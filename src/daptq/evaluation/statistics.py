@@ -1,0 +1,187 @@
+"""Intervals and tests for success rates, alone and in pairs, and for drift measured in clusters.
+
+Every rate that this library prints carries an interval from here. The module does not know what an episode is: it sees
+counts, and values with the cluster (episode) that each one came from. Pairs are taken as independent draws from one
+population; that several tasks make up that population is not modelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from daptq.errors import InvalidInputError
+
+CONFIDENCE = 0.95
+
+Statistic = Callable[[Float[np.ndarray, " n"]], float]
+
+
+class Interval(NamedTuple):
+    """A confidence interval, ends included."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a binomial proportion (Wilson 1927; Newcombe 1998, method 3).
+
+    Args:
+        successes: Number of successes.
+        n: Number of trials, at least 1.
+        confidence: Coverage aimed at, between 0 and 1.
+
+    Returns:
+        Lower and upper limit, within [0, 1].
+
+    Raises:
+        InvalidInputError: The counts are not those of n trials, or the confidence is not between 0 and 1.
+    """
+    _check_trials(n)
+    if not 0 <= successes <= n:
+        raise InvalidInputError(f"successes must be between 0 and n = {n}, got {successes}. Count each trial once.")
+    z = _normal_quantile(confidence)
+    rate = successes / n
+    shrink = 1.0 + z * z / n
+    centre = (rate + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(rate * (1.0 - rate) / n + z * z / (4.0 * n * n))
+    # At the ends the limit is 0 or 1 exactly; floating point would leave 1e-17 beside it.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Exact McNemar test: given the number of discordant pairs, each way is a fair coin (two-sided binomial p-value).
+
+    Args:
+        only_first: Pairs in which only the first of the two succeeded.
+        only_second: Pairs in which only the second succeeded.
+
+    Returns:
+        p-value in (0, 1]; 1 without discordant pairs.
+
+    Raises:
+        InvalidInputError: A count is negative.
+    """
+    _check_discordant(only_first, only_second)
+    n = only_first + only_second
+    # The binomial with probability 1/2 is symmetric, so doubling the smaller tail is the exact two-sided test.
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 1 << n)))
+
+
+def paired_difference_interval(only_first: int, only_second: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Score interval of the difference of two paired proportions, first minus second (Tango 1998, Stat. Med. 17:891).
+
+    The set of differences that the score test does not reject, where the nuisance parameter is estimated under each
+    difference. Unlike the Wald interval it does not collapse to a point when no pair is discordant.
+
+    Args:
+        only_first: Pairs in which only the first of the two succeeded.
+        only_second: Pairs in which only the second succeeded.
+        n: Number of pairs, concordant ones included.
+        confidence: Coverage aimed at, between 0 and 1.
+
+    Returns:
+        Limits of p_first - p_second, within [-1, 1].
+
+    Raises:
+        InvalidInputError: The counts are not those of n pairs, or the confidence is not between 0 and 1.
+    """
+    _check_trials(n)
+    _check_discordant(only_first, only_second)
+    if only_first + only_second > n:
+        message = f"discordant pairs must be at most n = {n}, got {only_first} + {only_second}. Count each pair once."
+        raise InvalidInputError(message)
+    z = _normal_quantile(confidence)
+    low = -_tango_upper(only_second, only_first, n, z)
+    return Interval(low, _tango_upper(only_first, only_second, n, z))
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " n"],
+    clusters: Int[np.ndarray, " n"],
+    statistic: Statistic,
+    *,
+    seed: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = 2000,
+) -> Interval:
+    """Percentile interval of a statistic under resampling of whole clusters: values of one episode stay together.
+
+    Args:
+        values: float64 (n,), the measured values.
+        clusters: int64 (n,), the cluster (episode) of each value.
+        statistic: Maps float64 (m,) values to one number.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        confidence: Coverage aimed at, between 0 and 1.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        The (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of the resampled statistic. With one cluster both
+        ends are the statistic itself: one episode says nothing of the spread between episodes.
+
+    Raises:
+        InvalidInputError: No values, or `clusters` is not as long as `values`.
+    """
+    if len(values) == 0 or len(values) != len(clusters):
+        message = f"values and clusters must be non-empty and equally long, got {len(values)} and {len(clusters)}."
+        raise InvalidInputError(message + " Give every value the cluster it came from.")
+    groups = [values[clusters == cluster] for cluster in np.unique(clusters)]
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(len(groups), size=(resamples, len(groups)))
+    estimates = [statistic(np.concatenate([groups[index] for index in pick])) for pick in picks]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(np.asarray(estimates), [tail, 1.0 - tail])
+    return Interval(float(low), float(high))
+
+
+def _tango_upper(b: int, c: int, n: int, z: float) -> float:
+    """Largest difference d in [(b - c) / n, 1] with |T(d)| <= z, by bisection; T falls monotonically in d."""
+    inside, outside = (b - c) / n, 1.0
+    if inside == outside:
+        return 1.0
+    # Bisection ends when no float lies between the two ends: an interval of length 2 halves to that in < 1100 steps.
+    while True:
+        middle = (inside + outside) / 2.0
+        if middle in (inside, outside):
+            return inside
+        if (b - c - n * middle) ** 2 <= z * z * _tango_variance(b, c, n, middle):
+            inside = middle
+        else:
+            outside = middle
+
+
+def _tango_variance(b: int, c: int, n: int, difference: float) -> float:
+    """Variance of b - c under p_first - p_second = `difference`, with q = P(only second) at its constrained maximum."""
+    linear = -b - c + (2 * n - b + c) * difference
+    constant = -c * difference * (1.0 - difference)
+    root = math.sqrt(max(0.0, linear * linear - 8 * n * constant))
+    # The larger root of 2n q^2 + linear q + constant, in the form that does not cancel.
+    q = (root - linear) / (4 * n) if linear <= 0 else -2 * constant / (linear + root)
+    return n * (2.0 * q + difference * (1.0 - difference))
+
+
+def _normal_quantile(confidence: float) -> float:
+    if not 0.0 < confidence < 1.0:
+        raise InvalidInputError(f"confidence must be between 0 and 1, got {confidence}. 0.95 is customary.")
+    return NormalDist().inv_cdf(0.5 + confidence / 2.0)
+
+
+def _check_trials(n: int) -> None:
+    if n < 1:
+        raise InvalidInputError(f"n must be at least 1, got {n}. A rate needs at least one trial.")
+
+
+def _check_discordant(only_first: int, only_second: int) -> None:
+    if only_first < 0 or only_second < 0:
+        message = f"discordant counts must be at least 0, got {only_first} and {only_second}. Count pairs."
+        raise InvalidInputError(message)

@@ -1,0 +1,228 @@
+"""Runs the jobs of an evaluation, in this process or spread over worker processes.
+
+Every process builds one environment and loads each policy once, and computes with one thread, so a record does not
+depend on which process made it, nor on how many there are. The module knows how to run jobs, not which ones are needed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from daptq.catalog import ENVIRONMENTS
+from daptq.environments._base import Environment
+from daptq.errors import DaptqError, InvalidInputError
+from daptq.evaluation.plan import Episode
+from daptq.evaluation.rollout import Record, run_branch, run_episode
+from daptq.packing.checkpoint import load_policy
+from daptq.policies._base import Policy
+
+PolicySource = str | Path | Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeJob:
+    """Run one whole episode.
+
+    Attributes:
+        policy: Label of the policy.
+        episode: What to run.
+    """
+
+    policy: str
+    episode: Episode
+
+    def run(self, environment: Environment, policy: Policy) -> Record:
+        """Does the job."""
+        return run_episode(environment, policy, self.episode, label=self.policy)
+
+    def __str__(self) -> str:
+        return f"episode {self.episode.index} ({self.episode.task}) of {self.policy}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BranchJob:
+    """Continue for a few steps from a saved state.
+
+    Attributes:
+        policy: Label of the policy.
+        episode: The episode that the state was saved in.
+        step: Control step that the state precedes.
+        state: float64 (state,).
+        steps: Number of control steps to run.
+    """
+
+    policy: str
+    episode: Episode
+    step: int
+    state: NDArray[Any]
+    steps: int
+
+    def run(self, environment: Environment, policy: Policy) -> Record:
+        """Does the job."""
+        return run_branch(
+            environment, policy, self.episode, step=self.step, state=self.state, steps=self.steps, label=self.policy
+        )
+
+    def __str__(self) -> str:
+        return f"branch at step {self.step} of episode {self.episode.index} ({self.episode.task}) of {self.policy}"
+
+
+Job = EpisodeJob | BranchJob
+
+
+@dataclass(kw_only=True)
+class Workplace:
+    """What one process needs to run jobs; built when the first job asks for it.
+
+    Attributes:
+        environment_name: Name of the environment in the catalog.
+        image_size: Edge length [px] of each camera.
+        sources: Name, folder or loaded policy, by label.
+        loaded: Policies that this process has loaded, by label.
+    """
+
+    environment_name: str
+    image_size: Mapping[str, int]
+    sources: Mapping[str, PolicySource]
+    loaded: dict[str, Policy] = field(default_factory=dict)
+    _environment: Environment | None = None
+
+    @property
+    def environment(self) -> Environment:
+        """The environment of this process."""
+        if self._environment is None:
+            module = ENVIRONMENTS.load(self.environment_name)
+            self._environment = module.make(image_size=dict(self.image_size))
+        return self._environment
+
+    def policy(self, label: str) -> Policy:
+        """The policy called `label`."""
+        if label not in self.loaded:
+            self.loaded[label] = open_policy(self.sources[label])
+        return self.loaded[label]
+
+    def run(self, job: Job) -> Record:
+        """Does one job.
+
+        Raises:
+            DaptqError: Anything went wrong in the environment or the policy; the message says in which episode.
+        """
+        environment, policy = self.environment, self.policy(job.policy)
+        try:
+            return job.run(environment, policy)
+        except Exception as error:
+            raise DaptqError(f"{job} must run to its end, got {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Closes the environment, if one was built."""
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
+
+
+class Crew:
+    """One or more processes that run jobs; a context manager.
+
+    Args:
+        workplace: What each process needs. With one worker it is used as it is, with more each worker has its own copy.
+        workers: Number of processes, at least 1; with 1 the jobs run in this one.
+
+    Raises:
+        InvalidInputError: `workers` is less than 1.
+    """
+
+    def __init__(self, workplace: Workplace, workers: int) -> None:
+        if workers < 1:
+            raise InvalidInputError(f"workers must be at least 1, got {workers}. Use 1 to run in this process.")
+        self.workplace = workplace
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self.workers > 1:
+            # A forked child would inherit the state of torch's thread pools and of the graphics driver.
+            context = multiprocessing.get_context("spawn")
+            place = self.workplace
+            arguments = (place.environment_name, dict(place.image_size), dict(place.sources))
+            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, arguments)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Record]:
+        """Yields the record of each job as it is done, in any order.
+
+        Raises:
+            DaptqError: A job failed, or a worker process died; the jobs that had not started are dropped.
+        """
+        if self._pool is None:
+            with one_thread():
+                for job in jobs:
+                    yield self.workplace.run(job)
+            return
+        futures: list[Future[Record]] = [self._pool.submit(_run_in_worker, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            message = "worker processes must live to the end of the evaluation, got one that died (out of memory?)."
+            raise DaptqError(message + " Use fewer workers.") from error
+
+
+def open_policy(source: PolicySource) -> Policy:
+    """Loads a policy by name or folder, ready to act; a loaded one is returned as it is."""
+    policy = source if isinstance(source, Policy) else load_policy(source)
+    return policy.eval()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute with one thread inside, as every worker does, so that sums are taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_workplace: Workplace | None = None
+
+
+def _start_worker(environment: str, image_size: dict[str, int], sources: dict[str, PolicySource]) -> None:
+    global _workplace  # One workplace per process is the point.
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: the parent answers it, and workers end with their current job.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _workplace = Workplace(environment_name=environment, image_size=image_size, sources=sources)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone; a killed parent cannot tell its workers to stop."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_in_worker(job: Job) -> Record:
+    assert _workplace is not None
+    return _workplace.run(job)

@@ -1,0 +1,84 @@
+"""Noise-prediction diffusion with a squared-cosine schedule, sampled by deterministic DDIM.
+
+The schedule is computed in float64 and knows nothing of the network: a sampler takes any function that predicts noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from daptq.errors import InvalidInputError
+
+MAX_BETA = 0.999
+
+
+def squared_cosine_alphas(num_steps: int) -> NDArray[np.float64]:
+    """Cumulative products alpha_bar_t, float64 (num_steps,), of the squared-cosine schedule with betas capped at 0.999."""
+
+    def alpha_bar(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = range(num_steps)
+    betas = [min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), MAX_BETA) for i in steps]
+    alphas: NDArray[np.float64] = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))
+    return alphas
+
+
+def ddim_timesteps(num_steps: int, num_samples: int) -> tuple[int, ...]:
+    """The `num_samples` evenly respaced training steps, ascending: 0, k, 2k, … with the smallest integer k that fits.
+
+    Raises:
+        InvalidInputError: No integer stride gives exactly `num_samples` steps.
+    """
+    for stride in range(1, num_steps + 1):
+        steps = tuple(range(0, num_steps, stride))
+        if len(steps) == num_samples:
+            return steps
+    raise InvalidInputError(
+        f"number of DDIM steps must divide {num_steps} diffusion steps by an integer stride, got {num_samples}. "
+        "Choose for example 5 or 10."
+    )
+
+
+def add_noise(
+    sample: Float[Tensor, "b t a"], noise: Float[Tensor, "b t a"], timesteps: Int[Tensor, " b"], alphas: NDArray[np.float64]
+) -> Float[Tensor, "b t a"]:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise."""
+    alpha = torch.from_numpy(alphas)[timesteps.cpu()].to(sample).view(-1, 1, 1)
+    return alpha.sqrt() * sample + (1 - alpha).sqrt() * noise
+
+
+def ddim_sample(
+    predict_noise: Callable[[Float[Tensor, "b t a"], int], Float[Tensor, "b t a"]],
+    noise: Float[Tensor, "b t a"],
+    alphas: NDArray[np.float64],
+    num_samples: int,
+) -> Float[Tensor, "b t a"]:
+    """Runs DDIM with eta 0 from pure noise.
+
+    Args:
+        predict_noise: Maps (x_t, training timestep) to the predicted noise.
+        noise: float32 start x_T, standard normal.
+        alphas: Cumulative products of the training schedule, float64 (num_steps,).
+        num_samples: Number of denoising steps.
+
+    Returns:
+        The denoised sample, same shape as `noise`.
+    """
+    timesteps = ddim_timesteps(len(alphas), num_samples)
+    sample = noise
+    for position in reversed(range(num_samples)):
+        timestep = timesteps[position]
+        alpha = float(alphas[timestep])
+        previous = float(alphas[timesteps[position - 1]]) if position else 1.0
+        predicted = predict_noise(sample, timestep)
+        clean = (sample - math.sqrt(1 - alpha) * predicted) / math.sqrt(alpha)
+        sample = math.sqrt(previous) * clean + math.sqrt(1 - previous) * predicted
+    return sample

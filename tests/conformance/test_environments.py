@@ -1,0 +1,103 @@
+"""Every environment of the catalog keeps the contract, and the suite that says so notices when one does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from daptq.catalog import ENVIRONMENTS
+from daptq.environments._base import Environment, Info, Observation, check_environment
+from daptq.environments.tabletop import TabletopEnvironment
+from daptq.errors import CheckFailedError
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS.names())
+def test_environment_keeps_the_contract(name: str) -> None:
+    module = ENVIRONMENTS.load(name)
+    check_environment(lambda: module.make(image_size={"front": 32, "wrist": 24}))
+
+
+def test_the_catalog_lists_the_embedded_environment() -> None:
+    assert "tabletop" in ENVIRONMENTS.names()
+
+
+class _Blind(TabletopEnvironment):
+    """A sound environment without pictures: the defects below are planted in it."""
+
+    def __init__(self) -> None:
+        super().__init__(image_size={}, horizon=8)
+
+
+class _WrongJacobian(_Blind):
+    def jacobian(self) -> Float[np.ndarray, "6 6"]:
+        jacobian = super().jacobian()
+        jacobian[3:] *= -1
+        return jacobian
+
+
+class _Unseeded(_Blind):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
+        observation, info = super().reset(seed=None, options=options)
+        return observation, {**info, "seed": seed}
+
+
+class _ForgetsTheCommandedPose(_Blind):
+    def get_state(self) -> Float[np.ndarray, " state"]:
+        state = super().get_state()
+        state[8:14] = [0.24, 0, 0.17, 0, 0, 0]
+        return state
+
+
+class _AcceptsAnything(_Blind):
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
+        return super().step(np.nan_to_num(np.resize(action, 7)).clip(-1, 1))
+
+
+class _TerminatesOnItsOwn(_Blind):
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, info["step_index"] == 7, truncated, info
+
+
+class _NeverTruncates(_Blind):
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, False, info
+
+
+class _DoubleState(_Blind):
+    def observe(self) -> Observation:
+        return {key: value.astype(np.float64) for key, value in super().observe().items()}
+
+
+class _NoSuccessFlag(_Blind):
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        del info["success_by_task"]
+        return observation, reward, terminated, truncated, info
+
+
+def test_the_environment_of_the_planted_defects_is_sound() -> None:
+    check_environment(_Blind)
+
+
+@pytest.mark.parametrize(
+    ("defective", "message"),
+    [
+        (_WrongJacobian, "finite differences"),
+        (_Unseeded, "same seed"),
+        (_ForgetsTheCommandedPose, "restored episode"),
+        (_AcceptsAnything, "refuse a bad action"),
+        (_TerminatesOnItsOwn, "never terminate"),
+        (_NeverTruncates, "truncated at step 8"),
+        (_DoubleState, "must be float32"),
+        (_NoSuccessFlag, "success_by_task"),
+    ],
+)
+def test_a_planted_defect_is_found(defective: type[Environment], message: str) -> None:
+    with pytest.raises(CheckFailedError, match=message):
+        check_environment(defective)

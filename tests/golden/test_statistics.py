@@ -1,0 +1,204 @@
+"""Intervals and tests against published tables, SciPy, exact enumeration and an independent brute force."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from daptq.errors import InvalidInputError
+from daptq.evaluation.statistics import (
+    bootstrap_interval,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+)
+
+
+class TestWilson:
+    # Newcombe 1998, Stat. Med. 17:857, table I, method 3, printed to four decimals.
+    @pytest.mark.parametrize(
+        ("successes", "n", "low", "high"),
+        [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    )
+    def test_equals_newcombes_table(self, successes: int, n: int, low: float, high: float) -> None:
+        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+    def test_equals_scipy_for_every_count_and_several_levels(self) -> None:
+        for n, confidence in product((1, 7, 40, 400), (0.8, 0.95, 0.99)):
+            for k in range(n + 1):
+                reference = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+                # Both evaluate the same closed form; a few float64 roundings apart.
+                assert wilson_interval(k, n, confidence) == pytest.approx(tuple(reference), abs=1e-12)
+
+    def test_limits_solve_the_score_equation(self) -> None:
+        # The interval's definition: |k/n - p| = z sqrt(p (1 - p) / n) at both limits.
+        z = stats.norm.ppf(0.975)
+        for k, n in ((3, 10), (33, 40), (350, 400)):
+            for p in wilson_interval(k, n):
+                assert abs(k / n - p) == pytest.approx(z * math.sqrt(p * (1 - p) / n), rel=1e-9)
+
+    def test_covers_the_truth_at_the_nominal_rate(self) -> None:
+        n = 100
+        limits = np.array([wilson_interval(k, n) for k in range(n + 1)])
+        rates = np.linspace(0.02, 0.98, 193)
+        covered = [(limits[:, 0] <= p) & (p <= limits[:, 1]) for p in rates]
+        coverage = [
+            float(stats.binom.pmf(np.arange(n + 1), n, p) @ inside) for p, inside in zip(rates, covered, strict=True)
+        ]
+        # Exact enumeration; Brown, Cai, DasGupta 2001 report a mean close to nominal, dips to about 0.9.
+        assert np.mean(coverage) == pytest.approx(0.95, abs=0.005)
+        assert min(coverage) > 0.88
+
+    def test_the_wald_interval_would_fail_the_coverage_check(self) -> None:
+        n = 100
+        k = np.arange(n + 1)
+        half = 1.96 * np.sqrt(k / n * (1 - k / n) / n)
+        rate = 0.02
+        inside = (k / n - half <= rate) & (rate <= k / n + half)
+        assert float(stats.binom.pmf(k, n, rate) @ inside) < 0.88
+
+    @pytest.mark.parametrize(("successes", "n", "confidence"), [(1, 0, 0.95), (5, 4, 0.95), (-1, 4, 0.95), (1, 4, 1.0)])
+    def test_refuses_impossible_counts(self, successes: int, n: int, confidence: float) -> None:
+        with pytest.raises(InvalidInputError, match="must be"):
+            wilson_interval(successes, n, confidence)
+
+
+class TestMcNemar:
+    def test_equals_published_values(self) -> None:
+        # Fagerland, Lydersen, Laake, "Statistical Analysis of Contingency Tables", chapter 8: Cavo et al. 2012.
+        assert mcnemar_exact(6, 16) == pytest.approx(0.052479, abs=5e-7)
+        # The same chapter: Bentur et al. 2009; 2 (1 + 8) / 2^8.
+        assert mcnemar_exact(1, 7) == 18 / 256
+
+    def test_equals_enumeration_of_all_coin_sequences(self) -> None:
+        for b, c in product(range(7), range(7)):
+            n = b + c
+            heads = [sum(toss) for toss in product((0, 1), repeat=n)]
+            as_extreme = sum(abs(Fraction(h) - Fraction(n, 2)) >= abs(Fraction(b) - Fraction(n, 2)) for h in heads)
+            assert mcnemar_exact(b, c) == float(Fraction(as_extreme, 2**n))
+
+    def test_equals_scipy_for_large_counts(self) -> None:
+        for b, c in ((0, 40), (13, 27), (150, 86), (200, 200)):
+            # Both sum the same exact binomial; SciPy's pmf carries the larger rounding error.
+            assert mcnemar_exact(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-10)
+
+    def test_no_discordant_pair_is_no_evidence(self) -> None:
+        assert mcnemar_exact(0, 0) == 1.0
+
+    def test_refuses_negative_counts(self) -> None:
+        with pytest.raises(InvalidInputError, match="at least 0"):
+            mcnemar_exact(-1, 2)
+
+
+def tango_reference(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Tango's interval from its definition: the nuisance parameter by numerical maximisation, the limits by Brent."""
+    z = stats.norm.ppf(0.5 + confidence / 2)
+
+    def score(difference: float) -> float:
+        def negative_log_likelihood(q: float) -> float:
+            cells = ((b, q + difference), (c, q), (n - b - c, 1 - 2 * q - difference))
+            return -sum(count * math.log(max(p, 1e-300)) for count, p in cells if count)
+
+        bounds = (max(0.0, -difference), (1 - difference) / 2)
+        q = optimize.minimize_scalar(
+            negative_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-13}
+        ).x
+        return float((b - c - n * difference) / math.sqrt(n * (2 * q + difference * (1 - difference))))
+
+    estimate = (b - c) / n
+    high = optimize.brentq(lambda d: score(d) + z, estimate + 1e-9, 1 - 1e-9)
+    low = optimize.brentq(lambda d: score(d) - z, -1 + 1e-9, estimate - 1e-9)
+    return float(low), float(high)
+
+
+class TestPairedDifference:
+    def test_equals_the_published_table(self) -> None:
+        # Fagerland, Lydersen, Laake, chapter 8, and its R package: Cavo et al. 2012, n = (59, 6; 16, 80).
+        assert paired_difference_interval(6, 16, 161) == pytest.approx((-0.1240, -0.0054), abs=5e-5)
+
+    @pytest.mark.parametrize(
+        ("b", "c", "n"), [(6, 16, 161), (1, 7, 21), (40, 20, 160), (3, 0, 40), (0, 9, 40), (5, 5, 12), (2, 3, 400)]
+    )
+    def test_equals_brute_force(self, b: int, c: int, n: int) -> None:
+        # The bounded minimiser finds q to about 1e-8 (square root of float64 precision); the limit inherits that.
+        assert paired_difference_interval(b, c, n) == pytest.approx(tango_reference(b, c, n), abs=2e-6)
+
+    def test_without_discordant_pairs_the_limits_have_a_closed_form(self) -> None:
+        # T(d)^2 = n d / (1 - d) when q = 0, so |T| <= z up to d = z^2 / (n + z^2).
+        z = stats.norm.ppf(0.975)
+        for n in (1, 40, 400):
+            limit = z * z / (n + z * z)
+            assert paired_difference_interval(0, 0, n) == pytest.approx((-limit, limit), rel=1e-12)
+
+    def test_all_pairs_discordant_one_way(self) -> None:
+        low, high = paired_difference_interval(10, 0, 10)
+        assert high == 1.0
+        assert 0.0 < low < 1.0
+
+    def test_exact_coverage_over_the_trinomial(self) -> None:
+        n = 40
+        counts = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+        limits = np.array([paired_difference_interval(b, c, n) for b, c in counts])
+        table = np.array([(b, c, n - b - c) for b, c in counts])
+        coverage = []
+        for first, second in ((0.05, 0.05), (0.1, 0.02), (0.15, 0.05), (0.3, 0.1), (0.02, 0.2), (0.25, 0.25)):
+            probability = stats.multinomial.pmf(table, n, (first, second, 1 - first - second))
+            inside = (limits[:, 0] <= first - second) & (first - second <= limits[:, 1])
+            coverage.append(float(probability @ inside))
+        # Newcombe 1998 (Stat. Med. 17:2635) asks of a good method a mean near 0.95 and no collapse anywhere.
+        assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
+        assert min(coverage) > 0.92
+
+    @pytest.mark.parametrize(("b", "c", "n"), [(1, 1, 0), (3, 2, 4), (-1, 2, 4)])
+    def test_refuses_impossible_counts(self, b: int, c: int, n: int) -> None:
+        with pytest.raises(InvalidInputError, match="must be"):
+            paired_difference_interval(b, c, n)
+
+
+def mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+class TestBootstrap:
+    def test_equals_enumeration_of_all_resamples(self) -> None:
+        # Three clusters have 27 equally likely resamples: the percentile interval of a mean can be listed.
+        groups = ([1.0, 2.0], [10.0], [4.0, 5.0, 6.0])
+        values = np.array([value for group in groups for value in group])
+        clusters = np.repeat([7, 3, 5], [len(group) for group in groups])
+        listed = [np.mean(np.concatenate(pick)) for pick in product(groups, repeat=3)]
+        low, high = bootstrap_interval(values, clusters, mean, seed=0, resamples=20_000, confidence=0.5)
+        # The quartiles of 27 atoms do not move when each atom's probability 1/27 is known to 0.2 percent.
+        assert (low, high) == pytest.approx(tuple(np.quantile(np.repeat(listed, 999), [0.25, 0.75])), abs=1e-12)
+
+    def test_covers_the_mean_of_clustered_values(self) -> None:
+        generator = np.random.default_rng(0)
+        clusters = np.repeat(np.arange(40), 3)
+        hits = {"clustered": 0, "independent": 0}
+        for trial in range(200):
+            values = np.repeat(generator.standard_normal(40), 3) + 0.1 * generator.standard_normal(120)
+            for kind, groups in (("clustered", clusters), ("independent", np.arange(120))):
+                low, high = bootstrap_interval(values, groups, mean, seed=trial, resamples=300)
+                hits[kind] += low <= 0.0 <= high
+        # 200 trials: standard error 1.5 points. Ignoring the clusters would cover about 74 percent only.
+        assert 0.89 <= hits["clustered"] / 200 <= 0.99
+        assert hits["independent"] / 200 < 0.85
+
+    def test_same_seed_same_interval(self) -> None:
+        values, clusters = np.random.default_rng(1).standard_normal(30), np.arange(30)
+        first = bootstrap_interval(values, clusters, mean, seed=5)
+        assert first == bootstrap_interval(values, clusters, mean, seed=5)
+        assert first != bootstrap_interval(values, clusters, mean, seed=6)
+
+    def test_all_zero_stays_exactly_zero(self) -> None:
+        assert bootstrap_interval(np.zeros(9), np.arange(9), mean, seed=0) == (0.0, 0.0)
+
+    def test_refuses_empty_and_ragged_input(self) -> None:
+        with pytest.raises(InvalidInputError, match="equally long"):
+            bootstrap_interval(np.zeros(0), np.zeros(0, dtype=np.int64), mean, seed=0)
+        with pytest.raises(InvalidInputError, match="equally long"):
+            bootstrap_interval(np.zeros(3), np.arange(2), mean, seed=0)

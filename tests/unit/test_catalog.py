@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from daptq import catalog
+from daptq.catalog import ENVIRONMENTS, METHODS, POLICIES, SOURCES, Catalog
+from daptq.errors import InvalidInputError, UnknownNameError
+
+BOOM = "raise RuntimeError('imported')\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package `shelf`: two things, one as a folder, a private module and shared mathematics."""
+    folder = tmp_path / "shelf"
+    (folder / "in_folder").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "good_one.py").write_text("def make() -> int:\n    return 1\n")
+    (folder / "bad.py").write_text("make = 1\n" + BOOM)
+    (folder / "_private.py").write_text("def make() -> int:\n    return 2\n")
+    (folder / "mathematics.py").write_text("def solve() -> int:\n    return 3\n")
+    (folder / "in_folder" / "__init__.py").write_text("from shelf._private import make\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "shelf"
+    for name in [name for name in sys.modules if name.split(".")[0] == "shelf"]:
+        del sys.modules[name]
+
+
+def test_names_lists_without_importing(package: str) -> None:
+    assert Catalog("thing", package, provides="make").names() == ("bad", "good-one", "in-folder")
+    assert not any(name.startswith("shelf.") for name in sys.modules)
+
+
+def test_load_imports_one_file_on_demand(package: str) -> None:
+    module = Catalog("thing", package, provides="make").load("good-one")
+    assert module.make() == 1
+    assert "shelf.in_folder" not in sys.modules
+
+
+def test_a_broken_file_fails_only_when_loaded(package: str) -> None:
+    with pytest.raises(RuntimeError, match="imported"):
+        Catalog("thing", package, provides="make").load("bad")
+
+
+def test_the_factory_may_carry_the_file_name(package: str, tmp_path: Path) -> None:
+    (tmp_path / "shelf" / "solver.py").write_text("def solver() -> int:\n    return 4\n")
+    assert Catalog("thing", package, provides="{module}").names() == ("solver",)
+
+
+@pytest.mark.parametrize("name", ["goood-one", "good_one", "Good-One"])
+def test_unknown_name_suggests(package: str, name: str) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'good-one'"):
+        Catalog("thing", package, provides="make").load(name)
+
+
+@pytest.mark.parametrize("name", ["", "mathematics", "-private", "_private", "..errors"])
+def test_what_is_no_name_is_refused(package: str, name: str) -> None:
+    with pytest.raises(UnknownNameError):
+        Catalog("thing", package, provides="make").load(name)
+
+
+def test_a_package_that_does_not_exist() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        Catalog("thing", "no_such_package", provides="make").names()
+
+
+def _plug_in(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(name, value, group) for name, value in points] if group == "daptq.some_thing" else []
+
+    monkeypatch.setattr(catalog, "entry_points", entry_points)
+
+
+def test_other_distributions_add_names(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _plug_in(monkeypatch, ("json-thing", "json"))
+    things = Catalog("some thing", package, provides="make")
+    assert things.names() == ("bad", "good-one", "in-folder", "json-thing")
+    assert things.load("json-thing").__name__ == "json"
+    assert "json-thing" not in Catalog("other", package, provides="make").names()
+
+
+def test_a_name_provided_twice_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _plug_in(monkeypatch, ("good-one", "json"))
+    with pytest.raises(InvalidInputError, match=r"'good-one' must be provided once, got json, shelf.good_one"):
+        Catalog("some thing", package, provides="make").load("good-one")
+
+
+def test_what_ships() -> None:
+    assert "cogact" in POLICIES.names()
+    assert "tabletop" in ENVIRONMENTS.names()
+    assert "tabletop" in SOURCES.names()
+    assert {"da-ptq", "round-to-nearest"} <= set(METHODS.names())
+
+
+@pytest.mark.parametrize("shelf", [POLICIES, ENVIRONMENTS, SOURCES, METHODS, catalog.DRIFT_MODELS, catalog.KERNELS])
+def test_everything_listed_loads_and_provides_its_factory(shelf: Catalog) -> None:
+    assert shelf.names()
+    for name in shelf.names():
+        assert hasattr(shelf.load(name), shelf.provides.format(module=name.replace("-", "_")))
