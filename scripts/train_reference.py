@@ -7,9 +7,9 @@
     python scripts/train_reference.py joint --steps 500            # optional
     python scripts/train_reference.py export --output src/daptq/policies/reference
 
-Phase *perception* trains everything up to the cognition feature with a direct chunk regression and privileged labels, whose
-heads are dropped afterwards. Phase *action* caches cognition features and trains the diffusion head on them alone. Phase
-*joint* tunes both. Every phase checkpoints into the work folder and continues where it was killed.
+Phase *perception* trains everything up to the cognition feature with a direct chunk regression and privileged labels,
+whose heads are dropped afterwards. Phase *action* caches cognition features and trains the diffusion head on them
+alone. Phase *joint* tunes both. Every phase checkpoints into the work folder and continues where it was killed.
 """
 
 from __future__ import annotations
@@ -17,105 +17,39 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
+from reference_data import Frames, instruction_corpus, record_recoveries
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.artifacts import Artifact, read_artifact
-from daptq.calibration._demonstrations import CHUNK_SIZE, IMAGE_SIZE, OBJECTS, DemonstrationSet
-from daptq.environments._tabletop_objects import TASKS
-from daptq.policies._base import IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.artifacts import provenance, read_json, write_artifact, write_json
+from daptq.calibration._demonstrations import CHUNK_SIZE, IMAGE_SIZE, KIND, OBJECTS, DemonstrationSet, shard_tensors
+from daptq.policies._base import STATE, Batch
 from daptq.policies._diffusion import add_noise
 from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
-from daptq.policies.cogact import CogACTConfig, CogACTPolicy, initialize
+from daptq.policies.cogact import TOKENIZER_FILE, CogACTConfig, CogACTPolicy, initialize
 
 SEED = 20261123
 BATCH = 64
 ACTION_BATCH = 512
 NOISE_DRAWS = 4
-SHIFT = {"front": 2, "wrist": 2}
-VERBS = ("put the {a} on the {b}", "put the {a} in the {b}", "stack the {a} on the {b}", "move the {a} near the {b}",
-         "pick up the {a}", "place the {a} next to the {b}", "take the {a} off the {b}", "push the {a} to the {b}")
-NOUNS = ("spoon", "towel", "carrot", "plate", "green block", "yellow block", "red block", "blue block", "eggplant",
-         "basket", "cup", "bowl", "knife", "sponge", "can", "drawer")
 
 
-def instruction_corpus() -> Iterator[str]:
-    """Instructions from which the tokenizer learns its merges: the benchmark's and their like."""
-    for task in TASKS.values():
-        yield from [task.instruction] * 8
-    for verb in VERBS:
-        for a in NOUNS:
-            for b in NOUNS:
-                if a != b:
-                    yield verb.format(a=a, b=b)
+def reference_tokenizer() -> Tokenizer:
+    """The tokenizer of the reference policy."""
+    return train_tokenizer(instruction_corpus(), 512)
 
 
-def successful_frames(shard: Artifact) -> dict[str, Tensor]:
-    """The tensors of a shard without the episodes that the expert failed."""
-    tensors = dict(shard.tensors())
-    kept = torch.tensor(shard.metadata["success"])[tensors["episode_index"]]
-    return {key: value[kept] for key, value in tensors.items()}
-
-
-class Frames:
-    """All frames of the demonstrations, in memory."""
-
-    def __init__(self, folders: list[Path], limit: int | None = None) -> None:
-        paths = [path for folder in folders for path in sorted(folder.glob("shard-?????"))][:limit]
-        shards = [successful_frames(read_artifact(path, kind="demonstrations")) for path in paths]
-        self.tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
-        self.shards = len(shards)
-        self.instructions = [task.instruction for task in TASKS.values()]
-        names = list(OBJECTS)
-        self.source = torch.tensor([names.index(task.source) for task in TASKS.values()])
-        self.target = torch.tensor([names.index(task.target) for task in TASKS.values()])
-
-    def __len__(self) -> int:
-        return len(self.tensors["action"])
-
-    def batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Batch, dict[str, Tensor]]:
-        """A policy batch (augmented when a generator is given) and privileged labels for the frames `index`."""
-        rows = {key: value[index] for key, value in self.tensors.items()}
-        batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
-        for camera in IMAGE_SIZE:
-            image = rows[IMAGE_PREFIX + camera].permute(0, 3, 1, 2).float().div_(255.0)
-            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT[camera], generator) if generator else image
-        here = rows[STATE][:, None, :3]
-        positions, yaws = rows["object_positions"], rows["object_yaws"]
-        each = torch.arange(len(index))
-        source, target = self.source[rows["task_index"]], self.target[rows["task_index"]]
-        angles = torch.stack([torch.sin(2 * yaws), torch.cos(2 * yaws)], dim=-1)
-        scene = torch.cat([10 * (positions - torch.tensor([0.28, 0.0, 0.0])), angles], dim=-1)
-        relative = 10 * (positions - here)
-        goal = torch.cat([relative[each, source], angles[each, source], relative[each, target]], dim=-1)
-        valid = torch.arange(CHUNK_SIZE) < rows["valid"][:, None]
-        labels = {"action": rows["action"], "valid": valid.float().unsqueeze(-1), "scene": scene.flatten(1), "goal": goal}
-        return batch, labels
-
-
-def augment(image: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Random shift by up to `shift` pixels, brightness and contrast, per sample."""
-    count, _, height, width = image.shape
-    padded = F.pad(image, (shift,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator).tolist()
-    shifted = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
-    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
-    bias = 0.1 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
-    noise = 0.01 * torch.randn(shifted.shape, generator=generator)
-    return (shifted * gain + bias + noise).clamp_(0, 1)
-
-
-def build_policy(frames: Frames) -> CogACTPolicy:
-    """The untrained reference policy, with normalisation statistics of the demonstrations."""
-    tokenizer = train_tokenizer(instruction_corpus(), 512)
+def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
+    """The sizes of the reference policy, with normalisation statistics of the demonstrations."""
     actions = frames.tensors["action"][:, 0].double()
     floor = torch.tensor([0.005] * 3 + [0.02] * 3 + [1.0], dtype=torch.float64)
     low = torch.minimum(actions.quantile(0.01, dim=0), -floor)
@@ -135,7 +69,7 @@ def build_policy(frames: Frames) -> CogACTPolicy:
         language_depth=4,
         language_heads=4,
         language_mlp=512,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocab_size,
         action_width=192,
         action_depth=6,
         action_heads=4,
@@ -148,10 +82,7 @@ def build_policy(frames: Frames) -> CogACTPolicy:
         n_action_steps=4,
         prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
     )
-    torch.manual_seed(SEED)
-    policy = CogACTPolicy(config, tokenizer)
-    initialize(policy)
-    return policy
+    return asdict(config)
 
 
 class Learner(nn.Module):
@@ -162,7 +93,9 @@ class Learner(nn.Module):
         self.policy = policy
         width = policy.settings.language_width
         tokens = sum((size // 32) ** 2 + 1 for size in policy.cameras.values())
-        self.regression = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim))
+        self.regression = nn.Sequential(
+            nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim)
+        )
         self.scene = nn.Sequential(nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, len(OBJECTS) * 5))
         self.goal = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 8))
 
@@ -172,7 +105,9 @@ class Learner(nn.Module):
         chunk = self.regression(cognition).view(-1, CHUNK_SIZE, self.policy.action_dim)
         wanted = self.policy.normalize(labels["action"])
         valid = labels["valid"]
-        action = (F.smooth_l1_loss(chunk, wanted, reduction="none", beta=0.1) * valid).sum() / valid.sum() / chunk.shape[-1]
+        action = (
+            (F.smooth_l1_loss(chunk, wanted, reduction="none", beta=0.1) * valid).sum() / valid.sum() / chunk.shape[-1]
+        )
         seen = ~labels["scene"].isnan()
         scene = F.smooth_l1_loss(self.scene(image_tokens.flatten(1))[seen], labels["scene"][seen], beta=0.1)
         goal = F.smooth_l1_loss(self.goal(cognition), labels["goal"], beta=0.1)
@@ -248,8 +183,6 @@ class Run:
         temporary.replace(self.path)
 
     def _restore(self) -> None:
-        from safetensors import safe_open
-
         with safe_open(self.path, "pt") as file:
             metadata = file.metadata()
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
@@ -272,7 +205,16 @@ class Run:
         return learner
 
 
-PERCEPTION = ("policy.vision", "policy.projector", "policy.keypoint", "policy.state", "policy.llm", "regression", "scene", "goal")
+PERCEPTION = (
+    "policy.vision",
+    "policy.projector",
+    "policy.keypoint",
+    "policy.state",
+    "policy.llm",
+    "regression",
+    "scene",
+    "goal",
+)
 ACTION_HEAD = ("policy.action_model",)
 
 
@@ -318,13 +260,24 @@ def demonstrations(shards: int, first: int, split: str) -> None:
 
 
 def setup(work: Path) -> tuple[Frames, Learner]:
-    """Frames and an untrained learner."""
+    """Frames and an untrained learner; its normalisation is settled by the frames of the first call."""
     frames = Frames(folders(work))
     click.echo(f"{frames.shards} shards, {len(frames)} frames")
-    learner = Learner(build_policy(frames))
+    path = work / "config.json"
+    if not path.exists():
+        write_json(path, reference_config(frames, vocab_size=reference_tokenizer().get_vocab_size()))
+    learner = new_learner(path)
     count = sum(p.numel() for p in learner.policy.parameters())
     click.echo(f"{count / 1e6:.2f} M parameters, {len(learner.policy.linear_layers())} linear layers")
     return frames, learner
+
+
+def new_learner(config: Path) -> Learner:
+    """An untrained learner for a saved configuration; the same one every time."""
+    torch.manual_seed(SEED)
+    policy = CogACTPolicy.from_config(read_json(config), {TOKENIZER_FILE: reference_tokenizer().to_str().encode()})
+    initialize(policy)
+    return Learner(policy)
 
 
 @main.command()
@@ -403,13 +356,54 @@ def joint(work: Path, steps: int, rate: float) -> None:
         generator = torch.Generator().manual_seed(SEED + run.step)
         batch, labels = frames.batch(indices(len(frames), BATCH, SEED + run.step), generator)
         loss, cognition, parts = learner.perception_loss(batch, labels)
-        repeated = [tensor.repeat(NOISE_DRAWS, *[1] * (tensor.ndim - 1)) for tensor in (cognition, labels["action"], labels["valid"])]
+        repeated = [
+            tensor.repeat(NOISE_DRAWS, *[1] * (tensor.ndim - 1))
+            for tensor in (cognition, labels["action"], labels["valid"])
+        ]
         diffusion = learner.diffusion_loss(*repeated, generator)
         run.update(loss + diffusion)
         if run.step % 20 == 0:
-            click.echo(f"{run.step} diffusion {diffusion.item():.4f} " + " ".join(f"{k} {v:.4f}" for k, v in parts.items()))
+            click.echo(
+                f"{run.step} diffusion {diffusion.item():.4f} " + " ".join(f"{k} {v:.4f}" for k, v in parts.items())
+            )
         if run.step % 100 == 0 or run.step == steps:
             run.save()
+
+
+@main.command()
+@click.option("--shards", default=8, show_default=True)
+@click.option("--first", default=0, show_default=True)
+@click.option("--phase", type=click.Choice(["action", "joint"]), default="action", show_default=True)
+@click.pass_obj
+def recoveries(work: Path, shards: int, first: int, phase: str) -> None:
+    """Records episodes in which the expert takes over from the policy of a finished phase."""
+    learner = new_learner(work / "config.json")
+    load_averaged(learner, work / f"{phase}.safetensors")
+    for index in range(first, first + shards):
+        episodes = record_recoveries(learner.policy.eval(), index)
+        metadata = {"success": [e.success for e in episodes], "seeds": [e.seed for e in episodes], "phase": phase}
+        path = work / "recoveries" / f"shard-{index:05d}"
+        write_artifact(path, kind=KIND, tensors=shard_tensors(episodes), metadata=metadata)
+        click.echo(f"shard {index}: {sum(metadata['success'])}/{len(episodes)} episodes succeed")
+
+
+@main.command()
+@click.option("--phase", type=click.Choice(["action", "joint"]), default="joint", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.pass_obj
+def export(work: Path, phase: str, output: Path) -> None:
+    """Writes the averaged weights of a finished phase as a policy folder."""
+    frames, learner = setup(work)
+    load_averaged(learner, work / f"{phase}.safetensors")
+    phases = {}
+    for path in sorted(work.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            phases[path.stem] = {key: round(float(value)) for key, value in file.metadata().items()}
+    training = {"phases": phases, "shards": frames.shards, "frames": len(frames), "seed": SEED, "batch": BATCH}
+    from daptq.packing.checkpoint import save_policy
+
+    save_policy(learner.policy, output, provenance=provenance(seed=SEED) | {"training": training})
+    click.echo(f"wrote {output}: {training}")
 
 
 if __name__ == "__main__":

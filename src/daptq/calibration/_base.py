@@ -1,7 +1,8 @@
 """The contract of a calibration source, and the checks that every batch passes before any long work.
 
-A source yields batches of demonstration states: the keys of a policy's batch (see `daptq.policies._base`) plus ``action``,
-float32 (b, chunk_size, action_dim) in physical units. This module does not know where the states come from.
+A source yields batches of demonstration states: the keys of a policy's batch (see `daptq.policies._base`) plus
+``action``, float32 (b, chunk_size, action_dim) in physical units. This module does not know where the states come
+from.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ def _check_tensor(value: object, shape: tuple[int | None, ...], key: str, place:
     expected = "(" + ", ".join("b" if length is None else str(length) for length in shape) + ")"
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = f"dtype {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise CalibrationDataError(f"{key} of {place} must be a float tensor of shape {expected}, got {got}. Convert it.")
+        raise CalibrationDataError(
+            f"{key} of {place} must be a float tensor of shape {expected}, got {got}. Convert it."
+        )
     fits = value.dim() == len(shape) and all(w is None or w == g for w, g in zip(shape, value.shape, strict=True))
     if not fits:
         raise CalibrationDataError(

@@ -1,7 +1,7 @@
-"""Demonstrations of the scripted `tabletop` expert, recorded into shards that are made on first use and kept in a cache.
+"""Demonstrations of the scripted `tabletop` expert, recorded into shards on first use and kept in a cache.
 
-An episode is disturbed now and then by a burst of random actions, so that recoveries are demonstrated too; the labels are
-always what the expert would do. The module knows nothing of policies or of calibration batches.
+An episode is disturbed now and then by a burst of random actions, so that recoveries are demonstrated too; the labels
+are always what the expert would do. The module knows nothing of policies or of calibration batches.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ EPISODES_PER_SHARD = 40
 IMAGE_SIZE: Mapping[str, int] = {"front": 96, "wrist": 64}
 CHUNK_SIZE = 16
 FIRST_SEED: Mapping[str, int] = {"train": 0, "validation": 500_000}
+SHARDS: Mapping[str, int] = {"train": 48, "validation": 4}
 OBJECTS: tuple[str, ...] = tuple(spec.name for scene in SCENES.values() for spec in scene)
 HOLD_STEPS = 6
 
@@ -53,9 +54,9 @@ class Disturbance:
     yaw: float = 0.15
     flip_probability: float = 0.2
 
-    def schedule(self, rng: np.random.Generator, horizon: int) -> dict[int, NDArray[np.float32] | None]:
-        """Maps disturbed step indices to float32 (7,) offsets; the gripper entry is -1 where the command is reversed."""
-        offsets: dict[int, NDArray[np.float32] | None] = {}
+    def schedule(self, rng: np.random.Generator, horizon: int) -> dict[int, NDArray[np.float32]]:
+        """Maps disturbed steps to float32 (7,) offsets; the gripper entry is -1 where the command is reversed."""
+        offsets: dict[int, NDArray[np.float32]] = {}
         for _ in range(rng.integers(0, self.max_bursts + 1)):
             start = int(rng.integers(0, horizon // 2))
             gripper = -1.0 if rng.random() < self.flip_probability else 1.0
@@ -164,7 +165,7 @@ def action_chunks(actions: NDArray[np.float32], chunk_size: int = CHUNK_SIZE) ->
 
 
 def shard_tensors(episodes: list[Episode]) -> dict[str, Tensor]:
-    """Joins episodes into one set of tensors with `action` as chunks and int64 `episode_index`, `task_index`, `frame_index`."""
+    """Joins episodes: `action` becomes chunks; int64 `episode_index`, `task_index` and `frame_index` are added."""
     tasks = list(TASKS)
     joined: dict[str, list[NDArray[Any]]] = {}
     for index, episode in enumerate(episodes):
@@ -199,12 +200,16 @@ class DemonstrationSet:
 
     def __init__(self, split: str, folder: Path | None = None) -> None:
         if split not in FIRST_SEED:
-            raise UnknownNameError(f"split of tabletop must be one of {', '.join(FIRST_SEED)}, got {split!r}.")
+            raise UnknownNameError("split of tabletop", split, FIRST_SEED)
         self.split = split
         self.folder = (folder or cache_folder()) / split
 
     def shard(self, index: int) -> Artifact:
-        """Reads shard `index`, recording it first when it is missing or damaged."""
+        """Reads shard `index`, recording it first when it is missing.
+
+        Raises:
+            ArtifactError: The recording in the cache is damaged; delete its folder to have it recorded again.
+        """
         path = self.folder / f"shard-{index:05d}"
         if path.exists():
             return read_artifact(path, kind=KIND)

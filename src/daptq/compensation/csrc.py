@@ -15,11 +15,10 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from daptq.compensation._affine import AffineMap
+from daptq.compensation._alignment import Alignment
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = [
@@ -32,12 +31,7 @@ __all__ = [
     "variance_ratio_weight",
 ]
 
-Array = NDArray[np.float64]
 Selection = Literal["held-out", "always"]
-
-# Converged when the gradient is this small beside the gradient's own scale, 4 fit |W|^2 |Sigma_FP| |Sigma_Q|.
-GRADIENT_TOLERANCE = 1e-8
-MAX_ITERATIONS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +146,7 @@ def align_covariance(
         f(M) = fit_weight ||W (Sigma_FP - M Sigma_Q M^T)||_F^2 + identity_weight ||M - I||_F^2
 
     W is diagonal; its product scales row i of the symmetric residual by w_i (scaling the columns gives the same norm).
-    A trust-region Newton method in float64 starts from the better of the identity and the optimal-transport map, the
+    A preconditioned Newton method in float64 starts from the better of the identity and the optimal-transport map, the
     closed-form zero of the first term.
 
     Args:
@@ -176,51 +170,15 @@ def align_covariance(
             f"covariances must be square and of one size, got {tuple(cov_fp.shape)} and {tuple(cov_q.shape)}. "
             "Observe the same channels."
         )
-    target: Array = _symmetric(cov_fp).numpy()
-    source: Array = _symmetric(cov_q).numpy()
-    squared: Array = _diagonal(weight, size).square().numpy()
-    identity = np.eye(size)
-
-    def residual(m: Array) -> Array:
-        r: Array = target - m @ source @ m.T
-        return r
-
-    def weighted(r: Array) -> Array:
-        """Sym(W^2 R), the derivative of ||W R||_F^2 / 2 for a symmetric R."""
-        s: Array = 0.5 * (squared[:, None] * r + r * squared[None, :])
-        return s
-
-    def objective(flat: Array) -> float:
-        m = flat.reshape(size, size)
-        r = residual(m)
-        return float(fit_weight * (squared[:, None] * r * r).sum() + identity_weight * ((m - identity) ** 2).sum())
-
-    def gradient(flat: Array) -> Array:
-        m = flat.reshape(size, size)
-        g: Array = -4.0 * fit_weight * weighted(residual(m)) @ m @ source + 2.0 * identity_weight * (m - identity)
-        return g.ravel()
-
-    def hessian_product(flat: Array, direction: Array) -> Array:
-        m, v = flat.reshape(size, size), direction.reshape(size, size)
-        moved = v @ source @ m.T
-        change = weighted(-(moved + moved.T)) @ m + weighted(residual(m)) @ v
-        h: Array = -4.0 * fit_weight * change @ source + 2.0 * identity_weight * v
-        return h.ravel()
-
-    start = min(
-        (identity.ravel(), optimal_transport_map(cov_fp, cov_q).numpy().ravel()),
-        key=objective,
+    problem = Alignment(
+        _symmetric(cov_fp).numpy(),
+        _symmetric(cov_q).numpy(),
+        _diagonal(weight, size).numpy(),
+        fit=fit_weight,
+        identity=identity_weight,
     )
-    scale = 4.0 * fit_weight * float(squared.max(initial=0.0)) * np.linalg.norm(target) * np.linalg.norm(source)
-    result = minimize(
-        objective,
-        start,
-        jac=gradient,
-        hessp=hessian_product,
-        method="trust-krylov",
-        options={"gtol": max(GRADIENT_TOLERANCE * float(scale), 1e-300), "maxiter": MAX_ITERATIONS},
-    )
-    return torch.from_numpy(np.ascontiguousarray(result.x.reshape(size, size)))
+    starts = [np.eye(size), optimal_transport_map(cov_fp, cov_q).numpy()]
+    return torch.from_numpy(np.ascontiguousarray(problem.solve(starts)))
 
 
 def variance_ratio_weight(variance_fp: Float[Tensor, " d"], variance_q: Float[Tensor, " d"]) -> Float[Tensor, " d"]:

@@ -1,1 +1,11 @@
-"""Benchmarks, one per file, behind the Gymnasium API. Importing this package imports no simulator."""
+"""Benchmark environments, one per file; `_base` holds their contract and the public conformance suite.
+
+Importing this package imports no simulator.
+"""
+
+import os
+import sys
+
+# MuJoCo chooses its graphics library when it is first imported, and without a screen its default choice cannot draw.
+if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")

@@ -71,6 +71,17 @@ class TabletopWorld:
         self.data.qpos[self._finger] = FINGER_OPEN
         self.data.qpos[self._finger + 1] = -FINGER_OPEN
         self.data.ctrl[len(ARM_JOINTS)] = FINGER_OPEN
+        self._place_objects(generator)
+        while any(
+            0 <= one < other for one, other in self._contacts
+        ):  # the discs keep apart, but a corner may stick out
+            self._place_objects(generator)
+        self.data.qacc_warmstart[:] = 0.0
+        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
+        self.data.time = 0.0
+        self.refresh()
+
+    def _place_objects(self, generator: np.random.Generator) -> None:
         places = self._draw_places(generator)
         for spec, (x, y), fraction in zip(self.objects, places, generator.uniform(-1, 1, len(places)), strict=True):
             yaw = spec.yaw_range * fraction
@@ -81,8 +92,6 @@ class TabletopWorld:
             else:
                 mocap = int(self.model.body_mocapid[self._body[spec.name]])
                 self.data.mocap_pos[mocap], self.data.mocap_quat[mocap] = pose[:3], pose[3:]
-        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
-        self.data.time = 0.0
         self.refresh()
 
     def _draw_places(self, generator: np.random.Generator) -> Float[np.ndarray, "objects 2"]:

@@ -7,8 +7,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from daptq.evaluation._svg import Estimate, bar, growth_plot, interval_track, key
-from daptq.evaluation.table import mebibytes
+from daptq.evaluation._svg import Estimate, bar, growth_plot, interval_track, key, scale
+from daptq.evaluation.table import mebibytes, rate_text
 
 Json = Mapping[str, Any]
 
@@ -79,18 +79,31 @@ def _verdicts(result: Json) -> str:
     for comparison in result["comparisons"]:
         headline, detail = verdict(comparison)
         rate = rates[comparison["policy"]]
-        own = f"Success {_rate(rate)}; {comparison['against']}: {_rate(rates[comparison['against']])}."
+        own = f"Success {rate_text(rate)}; {comparison['against']}: {rate_text(rates[comparison['against']])}."
         cards.append(
             f'<div class="verdict"><strong>{escape(comparison["policy"])}: {headline.lower()}</strong>'
-            f"<p>{escape(detail)}</p><p>{escape(own)}</p></div>"
+            f"<p>{escape(detail)}</p><p>{escape(own)}{escape(_drift_sentence(comparison))}</p></div>"
         )
     if not cards:
         cards = [
-            f'<div class="verdict"><strong>{escape(name)}: success {_rate(rate)}</strong>'
+            f'<div class="verdict"><strong>{escape(name)}: success {rate_text(rate)}</strong>'
             "<p>No baseline was given, so nothing is said about a loss.</p></div>"
             for name, rate in rates.items()
         ]
     return "".join(cards)
+
+
+def _drift_sentence(comparison: Json) -> str:
+    """How far the end-effector is off after the longest branch, or nothing when no state was saved."""
+    branches = _branches(comparison)["after_steps"]
+    if not branches:
+        return ""
+    last = branches[-1]
+    position, rotation = last["position_mm"]["median"], last["rotation_deg"]["median"]
+    return (
+        f" After {last['steps']} steps from an identical state the end-effector is off by {_estimate(position)} mm and "
+        f"{_estimate(rotation)} deg (median)."
+    )
 
 
 def _success(result: Json, series: Mapping[str, int]) -> str:
@@ -101,18 +114,25 @@ def _success(result: Json, series: Mapping[str, int]) -> str:
             rate = policy if task is None else policy["per_task"][task]
             estimate = Estimate(value=rate["success_rate"], low=rate["low"], high=rate["high"])
             track = interval_track(estimate, series=series[policy["name"]], low=0.0, high=1.0)
-            rows.append(_row(policy["name"], track, f"{_rate(rate)}, n = {rate['n']}"))
-        groups.append(f'<div class="group"><h3>{escape(_task_name(task))}</h3>{"".join(rows)}</div>')
+            rows.append(_row(policy["name"], track, rate_text(rate)))
+        count = result["policies"][0]["n"] if task is None else result["policies"][0]["per_task"][task]["n"]
+        heading = f"<h3>{escape(_task_name(task))}, n = {count}</h3>"
+        groups.append(f'<div class="group">{heading}{"".join(rows)}</div>')
     header = ("policy", "at any step", "at the last step", "did another task")
     table = _table(
         header,
         (
-            (escape(policy["name"]), _rate(policy), _rate(policy["at_last_step"]), _rate(policy["other_task"]))
+            (
+                escape(policy["name"]),
+                rate_text(policy),
+                rate_text(policy["at_last_step"]),
+                rate_text(policy["other_task"]),
+            )
             for policy in result["policies"]
         ),
     )
     return (
-        f"<h2>Success</h2>{_legend(series)}{''.join(groups)}"
+        f"<h2>Success</h2>{_legend(series)}{''.join(groups)}{_scale_row('0 %', '50 %', '100 %')}"
         f"<h3>By both rules</h3>{table}"
         '<p class="soft">"Did another task": the robot fulfilled an instruction of the scene that was not given.</p>'
     )
@@ -137,6 +157,7 @@ def _pairs(result: Json, series: Mapping[str, int]) -> str:
         for word, name in (("lost", "only_baseline_episodes"), ("won", "only_candidate_episodes")):
             numbers = ", ".join(map(str, paired[name])) or "none"
             episodes.append(f'<p class="soft">{escape(one["policy"])}, episodes {word}: {numbers}</p>')
+    rows.append(_scale_row(_points(-reach), "0", _points(reach)))
     baseline = escape(comparisons[0]["against"])
     header = ("policy", "both succeed", "only baseline", "only this", "neither", "McNemar p", "difference at last step")
     return (
@@ -168,7 +189,7 @@ def _drift(result: Json, series: Mapping[str, int]) -> str:
     )
     cells = [(escape(one["policy"]), *_drift_cells(one)) for one in comparisons]
     steps = [f"after {entry['steps']}" for entry in first["after_steps"]]
-    header = ("policy", *steps, "whole episode, RMS", "median episode, RMS")
+    header = ("policy", *steps, "episode RMS", "median of episodes")
     return (
         f"<h2>Drift of the end-effector</h2><p>{note}Table cells: position [mm], rotation [deg].</p>"
         f"{_legend({name: index for name, index in series.items() if index})}"
@@ -235,6 +256,11 @@ def _row(name: str, track: str, text: str) -> str:
     return f'<div class="row"><span>{escape(name)}</span>{track}<span>{escape(text)}</span></div>'
 
 
+def _scale_row(left: str, middle: str, right: str) -> str:
+    """What the ends and the middle of the tracks above mean."""
+    return f'<div class="row scale"><span></span>{scale(left, middle, right)}<span></span></div>'
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of ready HTML cells."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
@@ -272,10 +298,6 @@ def _drift_cells(comparison: Json) -> list[str]:
 
 def _estimate(value: Json) -> str:
     return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
-
-
-def _rate(rate: Json) -> str:
-    return f"{100 * rate['success_rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def _points(value: float) -> str:

@@ -76,6 +76,15 @@ def interval_track(estimate: Estimate, *, series: int, low: float, high: float, 
     return f'<svg height="24" aria-hidden="true">{"".join(parts)}</svg>'
 
 
+def scale(left: str, middle: str, right: str) -> str:
+    """Labels under the ends and the middle of interval tracks."""
+    places = ((left, "0%", "start"), (middle, "50%", "middle"), (right, "100%", "end"))
+    parts = [
+        f'<text class="soft" x="{x}" y="13" text-anchor="{side}">{escape(text)}</text>' for text, x, side in places
+    ]
+    return f'<svg height="18" aria-hidden="true">{"".join(parts)}</svg>'
+
+
 def bar(value: float, largest: float, *, series: int) -> str:
     """One horizontal bar from zero; `largest` fills the width."""
     width = 0.0 if largest <= 0 else 100.0 * value / largest

@@ -21,13 +21,14 @@ def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, 
     Returns:
         `family`; `weights` with `bytes_on_disk` (None without a folder), `bytes_in_memory` (parameters and buffers) and
         `sha256` of the state dict; `layers`, one entry per linear layer in execution order with `name`, `role`,
-        `num_bits` (of the stored weight) and `parameters` (number of weights).
+        `num_bits` (of the stored weight), `parameters` (number of weights), `activation_bits` (None: floating point).
     """
     layers = []
     for name, role in policy.linear_layers().items():
         module = policy.get_submodule(name)
         parameters = cast("int", module.in_features) * cast("int", module.out_features)
-        layers.append({"name": name, "role": role, "num_bits": weight_bits(module), "parameters": parameters})
+        entry = {"name": name, "role": role, "num_bits": weight_bits(module), "parameters": parameters}
+        layers.append({**entry, "activation_bits": getattr(module, "activation_bits", None)})
     weights = {
         "bytes_on_disk": None if directory is None else bytes_on_disk(directory),
         "bytes_in_memory": bytes_in_memory(policy),

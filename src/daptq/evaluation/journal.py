@@ -6,6 +6,7 @@ when the process was killed is dropped. The module does not know what the record
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,8 @@ class Journal:
 
     Args:
         path: File to continue or to create; None keeps the records in memory only.
-        identity: JSON object that says what is evaluated; records of another evaluation must not be mixed in.
+        identity: JSON object that says what is evaluated. The file keeps its hash, so that records of another
+            evaluation are not mixed in.
 
     Attributes:
         records: The records so far, by key.
@@ -37,7 +39,8 @@ class Journal:
         self.records: dict[tuple[str, int, int | None], Record] = {}
         if path is None:
             return
-        header = json.dumps({"journal": identity}, sort_keys=True)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        header = json.dumps({"evaluation": digest})
         lines = _complete_lines(path)
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ def evaluate_many(
         asked,
         episodes=episodes,
         seed=seed,
-        drift_states=(episodes if drift_states is None else drift_states) if baseline else 0,
+        drift_states=(episodes if drift_states is None else drift_states) if baseline is not None else 0,
         possible_steps=range(0, horizon - max(DRIFT_HORIZONS) + 1, stride),
     )
     settings = {
@@ -126,8 +126,7 @@ def evaluate_many(
         "episodes": episodes,
         "seed": seed,
     }
-    hashes = {label: description["weights"]["sha256"] for label, description in descriptions.items()}
-    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": hashes})
+    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": descriptions})
     del loaded
     try:
         with Crew(place, workers) as crew:
@@ -208,10 +207,10 @@ def _run(
             if (label, episode.index, None) not in records.records
         ]
 
-    first = [baseline] if baseline else []
+    first = [] if baseline is None else [baseline]
     run([job for label in first for job in missing(label)])
     jobs = [job for label in labels for job in missing(label)]
-    for episode in plan if baseline else ():
+    for episode in plan if baseline is not None else ():
         source = records.records[baseline or "", episode.index, None]
         assert isinstance(source, EpisodeRecord)
         for step, state in source.states.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -41,7 +41,7 @@ def table_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
         rows.append(
             (
                 policy["name"],
-                f"{100 * policy['success_rate']:.1f} % [{100 * policy['low']:.1f}, {100 * policy['high']:.1f}]",
+                rate_text(policy),
                 *_comparison_cells(comparisons.get(policy["name"]), furthest),
                 mebibytes(weights["bytes_on_disk"]),
                 mebibytes(weights["bytes_in_memory"]),
@@ -65,14 +65,35 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def markdown_table(result: Mapping[str, Any]) -> str:
     """The table in Markdown, without a trailing newline."""
-    header, rows = table_rows(result)
-    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return _markdown(*table_rows(result))
+
+
+def task_table(result: Mapping[str, Any]) -> str:
+    """Success of each policy on each task by both rules, in Markdown, without a trailing newline."""
+    header = ("task", "n", *(policy["name"] for policy in result["policies"]))
+    rows = []
+    for task in result["tasks"]:
+        rates = [policy["per_task"][task] for policy in result["policies"]]
+        cells = [
+            f"{rate_text(rate)}, at last step {100 * rate['at_last_step']['success_rate']:.1f} %" for rate in rates
+        ]
+        rows.append((task, str(rates[0]["n"]), *cells))
+    return _markdown(header, rows)
+
+
+def rate_text(rate: Mapping[str, Any]) -> str:
+    """A success rate with its interval, in percent."""
+    return f"{100 * rate['success_rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def mebibytes(count: int | None) -> str:
     """A number of bytes in MiB, two decimals."""
     return MISSING if count is None else f"{count / _MEBIBYTE:.2f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _comparison_cells(comparison: Mapping[str, Any] | None, furthest: int) -> tuple[str, str, str]:

@@ -1,13 +1,14 @@
 """The contract of a Vision-Language-Action policy, as every later stage sees it.
 
-A family (one file beside this one) provides the structure that quantization needs (linear layers in execution order, each
-with a role, and the perception-to-action interface), the action head's noise prediction for given noise, and the
+A family (one file beside this one) provides the structure that quantization needs (linear layers in execution order,
+each with a role, and the perception-to-action interface), the action head's noise prediction for given noise, and the
 prediction of an action chunk. This module knows nothing of quantization and of any particular family.
 
 A *batch* is a dict with LeRobot's keys; `b` is the batch size:
 
 - ``observation.images.<camera>``: float32 (b, 3, height, width) in [0, 1], one entry per camera of the policy;
-- ``observation.state``: float32 (b, state_dim), end-effector position [m], intrinsic XYZ Euler angles [rad], gripper in [0, 1];
+- ``observation.state``: float32 (b, state_dim), end-effector position [m], intrinsic XYZ Euler angles [rad],
+  gripper in [0, 1];
 - ``task``: list of b instructions;
 - ``action`` (calibration and training only): float32 (b, chunk_size, action_dim), physical units.
 """

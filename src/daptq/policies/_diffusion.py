@@ -20,14 +20,14 @@ MAX_BETA = 0.999
 
 
 def squared_cosine_alphas(num_steps: int) -> NDArray[np.float64]:
-    """Cumulative products alpha_bar_t, float64 (num_steps,), of the squared-cosine schedule with betas capped at 0.999."""
+    """Cumulative products alpha_bar_t, float64 (num_steps,): squared cosine, betas capped at 0.999."""
 
     def alpha_bar(time: float) -> float:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps = range(num_steps)
     betas = [min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), MAX_BETA) for i in steps]
-    alphas: NDArray[np.float64] = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))
+    alphas: NDArray[np.float64] = np.cumprod(1.0 - np.array(betas), dtype=np.float64)
     return alphas
 
 
@@ -48,7 +48,10 @@ def ddim_timesteps(num_steps: int, num_samples: int) -> tuple[int, ...]:
 
 
 def add_noise(
-    sample: Float[Tensor, "b t a"], noise: Float[Tensor, "b t a"], timesteps: Int[Tensor, " b"], alphas: NDArray[np.float64]
+    sample: Float[Tensor, "b t a"],
+    noise: Float[Tensor, "b t a"],
+    timesteps: Int[Tensor, " b"],
+    alphas: NDArray[np.float64],
 ) -> Float[Tensor, "b t a"]:
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise."""
     alpha = torch.from_numpy(alphas)[timesteps.cpu()].to(sample).view(-1, 1, 1)

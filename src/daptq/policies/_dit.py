@@ -1,7 +1,7 @@
 """The diffusion transformer of CogACT, with the public model's parameter names and arithmetic.
 
-Plain pre-norm transformer blocks; the condition (cognition feature plus timestep) is one token in front of the noisy actions.
-The module does not know where the cognition feature comes from, nor the diffusion schedule.
+Plain pre-norm transformer blocks; the condition (cognition feature plus timestep) is one token in front of the noisy
+actions. The module does not know where the cognition feature comes from, nor the diffusion schedule.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(FREQUENCY_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b hidden"]:
         features = timestep_embedding(timesteps, FREQUENCY_SIZE)
@@ -111,8 +109,8 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t hidden"]:
         x = x + self.attn(self.norm1(x))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        output: Tensor = x + self.mlp(self.norm2(x))
+        return output
 
 
 class FinalLayer(nn.Module):
@@ -166,14 +164,12 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (
-            self.x_embedder.linear,
-            self.history_embedder.linear,
-            self.z_embedder.linear,
-            self.t_embedder.mlp[0],
-            self.t_embedder.mlp[2],
+        embedders = (self.x_embedder.linear, self.history_embedder.linear, self.z_embedder.linear)
+        for weight in (
+            *(layer.weight for layer in embedders),
+            *(w for w in self.t_embedder.parameters() if w.ndim == 2),
         ):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(weight, std=0.02)
         nn.init.normal_(self.z_embedder.uncondition, std=0.02)
         nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
         nn.init.zeros_(self.final_layer.linear.weight)

@@ -1,7 +1,7 @@
 """Executes action chunks one control step at a time: every `n_action_steps` a new chunk, or an adaptive ensemble.
 
-The diffusion noise of a prediction depends on the episode's seed and the step index only, so two policies that act in the
-same episode see the same noise whenever they predict at the same step.
+The diffusion noise of a prediction depends on the episode's seed and the step index only, so two policies that act in
+the same episode see the same noise whenever they predict at the same step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def observation_batch(policy: Policy, observation: Mapping[str, Any], instructio
     return batch
 
 
-def ensemble_weights(predictions: Float[Tensor, "k action"], alpha: float) -> Float[Tensor, "k"]:
+def ensemble_weights(predictions: Float[Tensor, "k action"], alpha: float) -> Float[Tensor, " k"]:
     """Weights exp(alpha cos(prediction_i, newest)), summing to one; the newest prediction is the last row."""
     newest = predictions[-1]
     norms = predictions.norm(dim=-1) * newest.norm()

@@ -1,10 +1,12 @@
 """A small vision tower: convolutional stem, transformer blocks on its coarse grid, and spatial-softmax keypoints.
 
-The stem gives the bias towards localisation that a patch embedding would have to learn; the keypoints give image coordinates
-finer than a token. The tower knows nothing of instructions.
+The stem gives the bias towards localisation that a patch embedding would have to learn; the keypoints give image
+coordinates finer than a token. The tower knows nothing of instructions.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -58,7 +60,14 @@ class VisionTower(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: int, channels: tuple[int, int, int, int], depth: int, num_heads: int, mlp_ratio: float, keypoints: int
+        self,
+        *,
+        image_size: int,
+        channels: tuple[int, int, int, int],
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        keypoints: int,
     ) -> None:
         super().__init__()
         width = channels[-1]
@@ -74,7 +83,7 @@ class VisionTower(nn.Module):
             num_attention_heads=num_heads,
         )
         config._attn_implementation = "sdpa"
-        self.encoder = SiglipEncoder(config)
+        self.encoder = SiglipEncoder(cast("Any", config))  # annotated with the joint text-and-image configuration
         self.post_layernorm = nn.LayerNorm(width)
 
     def forward(
@@ -91,7 +100,7 @@ class VisionTower(nn.Module):
 
 
 def pixel_shuffle(tokens: Float[Tensor, "b tokens width"], grid: int) -> Float[Tensor, "b fewer wider"]:
-    """Joins each 2 x 2 neighbourhood of a row-major `grid` x `grid` token map into one token of four times the width."""
+    """Joins each 2 x 2 neighbourhood of a row-major `grid` x `grid` map into one token of four times the width."""
     batch, _, width = tokens.shape
     half = grid // 2
     blocks = tokens.view(batch, half, 2, half, 2, width).permute(0, 1, 3, 2, 4, 5)

@@ -1,15 +1,15 @@
 """The CogACT family: vision towers, projector, Llama language model, and a DiT on the cognition feature.
 
-The language model reads image tokens, proprioception (optional; the public model has none) and the prompt; its last hidden
-state at the last prompt token, the *cognition feature*, is all that the action head sees. This module knows nothing of
-quantization; it only names the layers and the interface between perception and action.
+The language model reads image tokens, proprioception (optional; the public model has none) and the prompt; its last
+hidden state at the last prompt token, the *cognition feature*, is all that the action head sees. This module knows
+nothing of quantization; it only names the layers and the interface between perception and action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -21,97 +21,13 @@ from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
 from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch, Block, Interface, NoisePrediction, Policy
-from daptq.policies._diffusion import add_noise, ddim_sample, ddim_timesteps, squared_cosine_alphas
+from daptq.policies._cogact_config import CogACTConfig
+from daptq.policies._diffusion import add_noise, ddim_sample, squared_cosine_alphas
 from daptq.policies._dit import DiT
 from daptq.policies._tokenizer import SPECIAL_TOKENS, prompt, train_tokenizer
-from daptq.policies._vision import STEM_STRIDE, VisionTower, pixel_shuffle
+from daptq.policies._vision import VisionTower, pixel_shuffle
 
 TOKENIZER_FILE = "tokenizer.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CogACTConfig:
-    """Sizes and conventions of one CogACT policy.
-
-    Attributes:
-        name: Name of the policy.
-        cameras: Image edge length [px] per camera, each a multiple of 32.
-        state_dim: Size of the proprioception; 0 for none (as the public model).
-        vision_channels, vision_depth, vision_heads, vision_mlp_ratio, keypoints: The vision towers.
-        language_width, language_depth, language_heads, language_mlp: The Llama-style language model.
-        vocab_size: Size of the tokenizer's vocabulary.
-        prompt_prefix, prompt_suffix: Token ids before and after the prompt; the last one reads out the cognition feature.
-        action_width, action_depth, action_heads: The DiT.
-        action_dim, chunk_size, n_action_steps: The action chunk and how much of it is executed.
-        diffusion_steps, denoising_steps, guidance_scale: Training steps, DDIM steps, classifier-free guidance.
-        action_low, action_high: 1 % and 99 % quantiles of the actions, physical units, per dimension.
-        action_mask: Dimensions mapped from [-1, 1] to [low, high]; the others (gripper) are thresholded at 0.5.
-        state_mean, state_std: Normalisation of the proprioception.
-    """
-
-    name: str
-    cameras: Mapping[str, int]
-    state_dim: int
-    vision_channels: tuple[int, int, int, int]
-    vision_depth: int
-    vision_heads: int
-    vision_mlp_ratio: float
-    keypoints: int
-    language_width: int
-    language_depth: int
-    language_heads: int
-    language_mlp: int
-    vocab_size: int
-    action_width: int
-    action_depth: int
-    action_heads: int
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    action_mask: tuple[bool, ...]
-    state_mean: tuple[float, ...] = ()
-    state_std: tuple[float, ...] = ()
-    action_dim: int = 7
-    chunk_size: int = 16
-    n_action_steps: int = 4
-    diffusion_steps: int = 100
-    denoising_steps: int = 10
-    guidance_scale: float = 1.5
-    prompt_prefix: tuple[int, ...] = (1,)
-    prompt_suffix: tuple[int, ...] = (3, 2)
-
-    def __post_init__(self) -> None:
-        for camera, size in self.cameras.items():
-            if size <= 0 or size % (2 * STEM_STRIDE):
-                raise InvalidInputError(
-                    f"image size of camera {camera!r} must be a positive multiple of {2 * STEM_STRIDE}, got {size}. "
-                    "Choose for example 96."
-                )
-        for label, values, length in (
-            ("action_low", self.action_low, self.action_dim),
-            ("action_high", self.action_high, self.action_dim),
-            ("action_mask", self.action_mask, self.action_dim),
-            ("state_mean", self.state_mean, self.state_dim),
-            ("state_std", self.state_std, self.state_dim),
-        ):
-            if len(values) != length:
-                raise InvalidInputError(f"{label} must have {length} entries, got {len(values)}. Recompute the statistics.")
-        if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise InvalidInputError(
-                f"n_action_steps must be between 1 and chunk_size = {self.chunk_size}, got {self.n_action_steps}. "
-                "Execute at most what is predicted."
-            )
-        ddim_timesteps(self.diffusion_steps, self.denoising_steps)
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> CogACTConfig:
-        """Builds the configuration from a JSON object, naming what is missing or unknown."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(config) - known):
-            raise InvalidInputError(f"CogACT configuration must have known keys only, got {unknown}. Remove them.")
-        try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items()})
-        except TypeError as error:
-            raise InvalidInputError(f"CogACT configuration must be complete: {error}. Add what is missing.") from error
 
 
 class Projector(nn.Module):
@@ -124,6 +40,7 @@ class Projector(nn.Module):
         self.fc3 = nn.Linear(out_features, out_features)
 
     def forward(self, x: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b tokens language"]:
+        """Features of joined patches to language-model tokens."""
         hidden = nn.functional.gelu(self.fc2(nn.functional.gelu(self.fc1(x))))
         projected: Tensor = self.fc3(hidden)
         return projected
@@ -141,6 +58,11 @@ class CogACTPolicy(Policy):
     """A CogACT policy; see `CogACTConfig` for its sizes."""
 
     family: ClassVar[str] = "cogact"
+    action_low: Tensor
+    action_high: Tensor
+    action_mask: Tensor
+    state_mean: Tensor
+    state_std: Tensor
 
     def __init__(self, config: CogACTConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -178,8 +100,8 @@ class CogACTPolicy(Policy):
             num_key_value_heads=config.language_heads,
             max_position_embeddings=2048,
             use_cache=False,
-            attn_implementation="sdpa",
         )
+        self.llm_config._attn_implementation = "sdpa"
         self.llm_backbone = LlamaModel(self.llm_config)
         self.action_model = ActionModel(
             DiT(
@@ -199,7 +121,9 @@ class CogACTPolicy(Policy):
         """(Re)creates what is not a parameter; after construction on the meta device these must become real."""
         self.llm_backbone.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config)
         for label in ("action_low", "action_high", "state_mean", "state_std"):
-            self.register_buffer(label, torch.tensor(getattr(self.settings, label), dtype=torch.float32), persistent=False)
+            self.register_buffer(
+                label, torch.tensor(getattr(self.settings, label), dtype=torch.float32), persistent=False
+            )
         self.register_buffer("action_mask", torch.tensor(self.settings.action_mask, dtype=torch.bool), persistent=False)
 
     @classmethod
@@ -207,10 +131,14 @@ class CogACTPolicy(Policy):
         """See `Policy.from_config`."""
         settings = CogACTConfig.from_json(config)
         if TOKENIZER_FILE not in files:
-            raise InvalidInputError(f"a CogACT policy must come with {TOKENIZER_FILE}, got {sorted(files)}. Add the file.")
+            raise InvalidInputError(
+                f"a CogACT policy must come with {TOKENIZER_FILE}, got {sorted(files)}. Add the file."
+            )
         tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode())
         if not empty:
-            return cls(settings, tokenizer)
+            policy = cls(settings, tokenizer)
+            initialize(policy)
+            return policy
         with torch.device("meta"):
             policy = cls(settings, tokenizer)
         policy._create_buffers()
@@ -252,9 +180,7 @@ class CogACTPolicy(Policy):
             ),
         )
 
-    def perceive(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "b language"], Float[Tensor, "b image_tokens language"]]:
+    def perceive(self, batch: Batch) -> tuple[Float[Tensor, "b language"], Float[Tensor, "b image_tokens language"]]:
         """The cognition feature, and the projected image tokens that the language model read."""
         image_tokens = self._image_tokens(batch)
         ids, last = self._prompt_ids(batch[TASK])
@@ -293,7 +219,7 @@ class CogACTPolicy(Policy):
         def predict(sample: Tensor, timestep: int) -> Tensor:
             timesteps = torch.full((len(sample),), timestep, device=sample.device)
             if scale == 1.0:
-                return net(sample, timesteps, condition)
+                return net.forward(sample, timesteps, condition)
             return net.guided(sample, timesteps, condition, scale)
 
         return ddim_sample(predict, noise, self.alphas, self.settings.denoising_steps)
@@ -303,7 +229,9 @@ class CogACTPolicy(Policy):
         cognition, _ = self.perceive(batch)
         actions = self.normalize(batch[ACTION])
         noise = torch.randn(actions.shape, generator=generator).to(actions)
-        timesteps = torch.randint(0, self.settings.diffusion_steps, (len(actions),), generator=generator).to(actions.device)
+        timesteps = torch.randint(0, self.settings.diffusion_steps, (len(actions),), generator=generator).to(
+            actions.device
+        )
         noisy = add_noise(actions, noise, timesteps, self.alphas)
         predicted = self.action_model.net(noisy, timesteps, cognition.unsqueeze(1))
         return NoisePrediction(predicted=predicted, noise=noise)
@@ -329,16 +257,19 @@ class CogACTPolicy(Policy):
         batch[ACTION] = self.unnormalize(uniform)
         return batch
 
+    def towers(self) -> dict[str, VisionTower]:
+        """The vision tower of each camera."""
+        return {camera: cast("VisionTower", tower) for camera, tower in self.vision_backbone.items()}
+
     def _image_tokens(self, batch: Batch) -> Float[Tensor, "b image_tokens language"]:
         tokens = []
-        for camera, size in self.cameras.items():
-            image = batch[IMAGE_PREFIX + camera]
+        for camera, tower in self.towers().items():
+            image, size = batch[IMAGE_PREFIX + camera], self.cameras[camera]
             if image.shape[1:] != (3, size, size):
                 raise InvalidInputError(
                     f"images of camera {camera!r} must have shape (b, 3, {size}, {size}), got {tuple(image.shape)}. "
                     "Render or resize them to the policy's size."
                 )
-            tower = self.vision_backbone[camera]
             features, keypoints = tower(image)
             tokens.append(self.projector(pixel_shuffle(features, tower.grid)))
             tokens.append(self.keypoint_projector[camera](keypoints).unsqueeze(1))
@@ -398,5 +329,5 @@ def tiny(seed: int = 0) -> CogACTPolicy:
 def initialize(policy: CogACTPolicy) -> None:
     """Initialises the parameters that torch and transformers leave unset, from torch's global generator."""
     policy.action_model.net.initialize()
-    for tower in policy.vision_backbone.values():
+    for tower in policy.towers().values():
         nn.init.normal_(tower.position_embedding, std=0.02)

@@ -1,0 +1,159 @@
+"""What the `reference` policy is trained on.
+
+Frames of the demonstrations with privileged labels, augmented; and the instructions from which its tokenizer learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from daptq.artifacts import Artifact, read_artifact
+from daptq.calibration._demonstrations import (
+    CHUNK_SIZE,
+    EPISODES_PER_SHARD,
+    IMAGE_SIZE,
+    OBJECTS,
+    Episode,
+    record_episode,
+)
+from daptq.environments._tabletop_expert import TabletopExpert
+from daptq.environments._tabletop_objects import TASKS
+from daptq.environments.tabletop import TabletopEnvironment
+from daptq.policies._base import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.policies._execution import ChunkExecutor
+
+SHIFT = {"front": 2, "wrist": 2}
+FIRST_RECOVERY_SEED = 200_000
+VERBS = (
+    "put the {a} on the {b}",
+    "put the {a} in the {b}",
+    "stack the {a} on the {b}",
+    "move the {a} near the {b}",
+    "pick up the {a}",
+    "place the {a} next to the {b}",
+    "take the {a} off the {b}",
+    "push the {a} to the {b}",
+)
+NOUNS = (
+    "spoon",
+    "towel",
+    "carrot",
+    "plate",
+    "green block",
+    "yellow block",
+    "red block",
+    "blue block",
+    "eggplant",
+    "basket",
+    "cup",
+    "bowl",
+    "knife",
+    "sponge",
+    "can",
+    "drawer",
+)
+
+
+def instruction_corpus() -> Iterator[str]:
+    """Instructions from which the tokenizer learns its merges: the benchmark's and their like."""
+    for task in TASKS.values():
+        yield from [task.instruction] * 8
+    for verb in VERBS:
+        for a in NOUNS:
+            for b in NOUNS:
+                if a != b:
+                    yield verb.format(a=a, b=b)
+
+
+def successful_frames(shard: Artifact) -> dict[str, Tensor]:
+    """The tensors of a shard without the episodes that the expert failed."""
+    tensors = dict(shard.tensors())
+    kept = torch.tensor(shard.metadata["success"])[tensors["episode_index"]]
+    return {key: value[kept] for key, value in tensors.items()}
+
+
+class Frames:
+    """All frames of the demonstrations, in memory."""
+
+    def __init__(self, folders: list[Path], limit: int | None = None) -> None:
+        paths = [path for folder in folders for path in sorted(folder.glob("shard-?????"))][:limit]
+        shards = [successful_frames(read_artifact(path, kind="demonstrations")) for path in paths]
+        self.tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+        self.shards = len(shards)
+        self.instructions = [task.instruction for task in TASKS.values()]
+        names = list(OBJECTS)
+        self.source = torch.tensor([names.index(task.source) for task in TASKS.values()])
+        self.target = torch.tensor([names.index(task.target) for task in TASKS.values()])
+
+    def __len__(self) -> int:
+        return len(self.tensors["action"])
+
+    def batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Batch, dict[str, Tensor]]:
+        """A policy batch (augmented when a generator is given) and privileged labels for the frames `index`."""
+        rows = {key: value[index] for key, value in self.tensors.items()}
+        batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
+        for camera in IMAGE_SIZE:
+            image = rows[IMAGE_PREFIX + camera].permute(0, 3, 1, 2).float().div_(255.0)
+            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT[camera], generator) if generator else image
+        here = rows[STATE][:, None, :3]
+        positions, yaws = rows["object_positions"], rows["object_yaws"]
+        each = torch.arange(len(index))
+        source, target = self.source[rows["task_index"]], self.target[rows["task_index"]]
+        angles = torch.stack([torch.sin(2 * yaws), torch.cos(2 * yaws)], dim=-1)
+        scene = torch.cat([10 * (positions - torch.tensor([0.28, 0.0, 0.0])), angles], dim=-1)
+        relative = 10 * (positions - here)
+        goal = torch.cat([relative[each, source], angles[each, source], relative[each, target]], dim=-1)
+        valid = torch.arange(CHUNK_SIZE) < rows["valid"][:, None]
+        labels = {
+            "action": rows["action"],
+            "valid": valid.float().unsqueeze(-1),
+            "scene": scene.flatten(1),
+            "goal": goal,
+        }
+        return batch, labels
+
+
+def augment(image: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Random shift by up to `shift` pixels, brightness and contrast, per sample."""
+    count, _, height, width = image.shape
+    padded = F.pad(image, (shift,) * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator).tolist()
+    shifted = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
+    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    bias = 0.1 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    noise = 0.01 * torch.randn(shifted.shape, generator=generator)
+    return (shifted * gain + bias + noise).clamp_(0, 1)
+
+
+def record_recoveries(policy: Policy, index: int) -> list[Episode]:
+    """One shard of episodes that `policy` begins and the expert, taking over at a random step, finishes."""
+    environment = TabletopEnvironment(image_size=IMAGE_SIZE)
+    expert, episodes = TabletopExpert(), []
+    try:
+        for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
+            seed, task = FIRST_RECOVERY_SEED + number, list(TASKS)[number % len(TASKS)]
+            executor = ChunkExecutor(policy, seed=seed)
+            instruction = TASKS[task].instruction
+            takeover = int(np.random.default_rng(seed).integers(2, 28))
+            episodes.append(
+                record_episode(
+                    environment,
+                    expert,
+                    task=task,
+                    seed=seed,
+                    disturbance=None,
+                    lead_in=lambda observation, step, executor=executor, instruction=instruction: executor.action(
+                        observation, instruction, step
+                    ),
+                    takeover=takeover,
+                )
+            )
+    finally:
+        environment.close()
+    return episodes

@@ -1,0 +1,1 @@
+"""Rounding of float weights to integers, one method per file."""

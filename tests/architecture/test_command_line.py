@@ -1,0 +1,69 @@
+"""The commands and their options are frozen: scripts that people wrote keep working."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+
+from daptq.cli import main
+
+FROZEN: dict[str, dict[str, Any]] = {
+    "quantize": {
+        "POLICY": "required",
+        "--output": "required",
+        "--method": "da-ptq",
+        "--data": "tabletop:train",
+        "--weight-bits": None,
+        "--activation-bits": None,
+        "--keep-fraction": None,
+        "--calibration-states": None,
+        "--seed": 0,
+        "--json": None,
+    },
+    "evaluate": {
+        "POLICY": "required",
+        "--against": None,
+        "--environment": "tabletop",
+        "--task": None,
+        "--episodes": 100,
+        "--seed": 0,
+        "--workers": 1,
+        "--json": None,
+    },
+    "inspect": {"DIRECTORY": "required", "--json": None},
+    "report": {"FILE": "required", "--output": "required", "--json": None},
+    "list": {"KIND": "required", "--json": None},
+}
+
+
+def shape(command: click.Command) -> dict[str, Any]:
+    """Name and default of every parameter of a command."""
+    found: dict[str, Any] = {}
+    for parameter in command.to_info_dict(click.Context(command))["params"]:
+        name = parameter["opts"][0] if parameter["param_type_name"] == "option" else parameter["name"].upper()
+        if name != "--help":
+            found[name] = "required" if parameter["required"] else parameter["default"]
+    return found
+
+
+def test_commands_are_frozen() -> None:
+    assert {name: shape(command) for name, command in main.commands.items()} == FROZEN
+
+
+@pytest.mark.parametrize("name", list(FROZEN))
+def test_every_option_is_explained(name: str) -> None:
+    command = main.commands[name]
+    assert command.help
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None)
+
+
+def test_the_freeze_can_fail() -> None:
+    @click.command()
+    @click.argument("policy")
+    @click.option("--colour", default="red")
+    def painted(policy: str, colour: str) -> None: ...
+
+    assert shape(painted) == {"POLICY": "required", "--colour": "red"}

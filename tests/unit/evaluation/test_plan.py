@@ -1,0 +1,76 @@
+"""Which episodes are run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daptq.errors import InvalidInputError
+from daptq.evaluation.plan import plan_episodes
+
+TASKS = ("a", "b", "c")
+
+
+@given(
+    tasks=st.integers(1, 6),
+    extra=st.integers(0, 40),
+    places=st.integers(1, 12),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 10_000),
+)
+def test_tasks_and_states_are_spread_evenly(tasks: int, extra: int, places: int, fraction: float, seed: int) -> None:
+    episodes, steps = tasks + extra, range(0, 4 * places, 4)
+    states = int(fraction * episodes * places)
+    names = [f"task-{index}" for index in range(tasks)]
+    plan = plan_episodes(names, episodes=episodes, seed=seed, drift_states=states, possible_steps=steps)
+    per_task = Counter(episode.task for episode in plan)
+    assert sum(per_task.values()) == episodes
+    assert max(per_task.values()) - min(per_task.values()) <= 1
+    counts = [len(episode.branch_steps) for episode in plan]
+    assert sum(counts) == states
+    assert max(counts) - min(counts) <= 1
+    for episode in plan:
+        assert list(episode.branch_steps) == sorted(set(episode.branch_steps))
+        assert set(episode.branch_steps) <= set(steps)
+
+
+def test_a_shorter_run_is_the_start_of_a_longer_one() -> None:
+    long = plan_episodes(TASKS, episodes=30, seed=4, drift_states=60, possible_steps=range(0, 44, 4))
+    short = plan_episodes(TASKS, episodes=10, seed=4, drift_states=20, possible_steps=range(0, 44, 4))
+    assert long[:10] == short
+
+
+def test_more_states_keep_those_of_fewer() -> None:
+    few = plan_episodes(TASKS, episodes=10, seed=4, drift_states=10, possible_steps=range(0, 44, 4))
+    many = plan_episodes(TASKS, episodes=10, seed=4, drift_states=35, possible_steps=range(0, 44, 4))
+    assert all(set(one.branch_steps) <= set(other.branch_steps) for one, other in zip(few, many, strict=True))
+
+
+def test_no_seed_is_one_of_training_or_of_another_run() -> None:
+    seeds = [episode.seed for seed in (0, 1, 2) for episode in plan_episodes(TASKS, episodes=500, seed=seed)]
+    assert len(set(seeds)) == 1500
+    assert min(seeds) == 10_000_000  # demonstrations stay below 1 000 000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"episodes": 2}, r"episodes must be between 3 \(one per task\)"),
+        ({"episodes": 1_000_001}, "and 1000000, got 1000001"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"drift_states": 21}, r"between 0 and 20 \(2 per episode\), got 21"),
+        ({"drift_states": -1}, "drift_states must be"),
+    ],
+)
+def test_impossible_plans_are_refused(change: dict[str, int], message: str) -> None:
+    settings = {"episodes": 10, "seed": 0, "drift_states": 0, **change}
+    with pytest.raises(InvalidInputError, match=message):
+        plan_episodes(TASKS, possible_steps=(0, 4), **settings)
+
+
+def test_no_task_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="episodes must be between 1"):
+        plan_episodes((), episodes=0, seed=0)

@@ -1,0 +1,59 @@
+"""Counts and rates out of records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from daptq.evaluation.rollout import EpisodeRecord, Motion
+from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.evaluation.summary import paired_summary, success_summary
+
+
+def records(outcomes: str, *, policy: str = "p") -> list[EpisodeRecord]:
+    """One record per letter, tasks "a" and "b" in turn: `.` never, `x` on the way, `#` to the end, `o` another task."""
+    motion = Motion(positions=np.zeros((1, 3)), rotations=np.eye(3)[None])
+    return [
+        EpisodeRecord(
+            policy=policy,
+            index=index,
+            task="ab"[index % 2],
+            seed=index,
+            success_any_step=letter in "x#",
+            success_last_step=letter == "#",
+            first_success=1 if letter in "x#" else None,
+            other_tasks=("c",) if letter == "o" else (),
+            motion=motion,
+        )
+        for index, letter in enumerate(outcomes)
+    ]
+
+
+def test_success_by_rule_and_task() -> None:
+    summary = success_summary(records("##x.#o"))
+    low, high = wilson_interval(4, 6)
+    assert [summary[name] for name in ("n", "successes", "success_rate", "low", "high")] == [6, 4, 4 / 6, low, high]
+    assert summary["at_last_step"]["successes"] == 3
+    assert summary["other_task"]["successes"] == 1
+    assert summary["per_task"]["a"]["successes"] == 3
+    assert summary["per_task"]["a"]["at_last_step"]["successes"] == 2
+    assert (summary["per_task"]["b"]["successes"], summary["per_task"]["b"]["n"]) == (1, 3)
+
+
+def test_pairs_are_counted_each_way() -> None:
+    paired = paired_summary(records("##..x#.#"), records("#x#.x..."))
+    # any step: baseline 1 1 0 0 1 1 0 1, candidate 1 1 1 0 1 0 0 0
+    counts = {name: paired[name] for name in ("n", "both", "neither", "only_candidate", "only_baseline")}
+    assert counts == {"n": 8, "both": 3, "neither": 2, "only_candidate": 1, "only_baseline": 2}
+    assert (paired["only_candidate_episodes"], paired["only_baseline_episodes"]) == ([2], [5, 7])
+    assert paired["difference"] == -12.5
+    assert (paired["low"], paired["high"]) == pytest.approx([100 * end for end in paired_difference_interval(1, 2, 8)])
+    assert paired["mcnemar_p"] == mcnemar_exact(1, 2)
+    # last step: baseline 1 1 0 0 0 1 0 1, candidate 1 0 1 0 0 0 0 0
+    last = paired["at_last_step"]
+    assert (last["both"], last["only_candidate"], last["only_baseline"], last["difference"]) == (1, 1, 3, -25.0)
+
+
+def test_records_of_unequal_number_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        paired_summary(records("##"), records("#"))
