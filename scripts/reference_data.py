@@ -20,6 +20,7 @@ from daptq.calibration._demonstrations import (
     IMAGE_SIZE,
     OBJECTS,
     Episode,
+    LeadIn,
     record_episode,
 )
 from daptq.environments._tabletop_expert import TabletopExpert
@@ -131,6 +132,12 @@ def augment(image: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     return (shifted * gain + bias + noise).clamp_(0, 1)
 
 
+def follow(policy: Policy, instruction: str, seed: int) -> LeadIn:
+    """A controller that does what the policy says."""
+    executor = ChunkExecutor(policy, seed=seed)
+    return lambda observation, step: executor.action(observation, instruction, step)
+
+
 def record_recoveries(policy: Policy, index: int) -> list[Episode]:
     """One shard of episodes that `policy` begins and the expert, taking over at a random step, finishes."""
     environment = TabletopEnvironment(image_size=IMAGE_SIZE)
@@ -138,8 +145,6 @@ def record_recoveries(policy: Policy, index: int) -> list[Episode]:
     try:
         for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
             seed, task = FIRST_RECOVERY_SEED + number, list(TASKS)[number % len(TASKS)]
-            executor = ChunkExecutor(policy, seed=seed)
-            instruction = TASKS[task].instruction
             takeover = int(np.random.default_rng(seed).integers(2, 28))
             episodes.append(
                 record_episode(
@@ -148,9 +153,7 @@ def record_recoveries(policy: Policy, index: int) -> list[Episode]:
                     task=task,
                     seed=seed,
                     disturbance=None,
-                    lead_in=lambda observation, step, executor=executor, instruction=instruction: executor.action(
-                        observation, instruction, step
-                    ),
+                    lead_in=follow(policy, TASKS[task].instruction, seed),
                     takeover=takeover,
                 )
             )

@@ -17,113 +17,23 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-import torch.nn.functional as F
-from reference_data import Frames, instruction_corpus, record_recoveries
+from reference_data import Frames, record_recoveries
+from reference_model import SEED, Learner, new_learner, reference_config, reference_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.artifacts import provenance, read_json, write_artifact, write_json
-from daptq.calibration._demonstrations import CHUNK_SIZE, IMAGE_SIZE, KIND, OBJECTS, DemonstrationSet, shard_tensors
-from daptq.policies._base import STATE, Batch
-from daptq.policies._diffusion import add_noise
-from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
-from daptq.policies.cogact import TOKENIZER_FILE, CogACTConfig, CogACTPolicy, initialize
+from daptq.artifacts import provenance, write_artifact, write_json
+from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, DemonstrationSet, shard_tensors
 
-SEED = 20261123
 BATCH = 64
-ACTION_BATCH = 512
+ACTION_BATCH = 256
 NOISE_DRAWS = 4
-
-
-def reference_tokenizer() -> Tokenizer:
-    """The tokenizer of the reference policy."""
-    return train_tokenizer(instruction_corpus(), 512)
-
-
-def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
-    """The sizes of the reference policy, with normalisation statistics of the demonstrations."""
-    actions = frames.tensors["action"][:, 0].double()
-    floor = torch.tensor([0.005] * 3 + [0.02] * 3 + [1.0], dtype=torch.float64)
-    low = torch.minimum(actions.quantile(0.01, dim=0), -floor)
-    high = torch.maximum(actions.quantile(0.99, dim=0), floor)
-    state = frames.tensors[STATE].double()
-    std = state.std(dim=0).clamp_min(0.02)
-    config = CogACTConfig(
-        name="reference",
-        cameras=dict(IMAGE_SIZE),
-        state_dim=7,
-        vision_channels=(24, 48, 96, 192),
-        vision_depth=2,
-        vision_heads=4,
-        vision_mlp_ratio=3.0,
-        keypoints=32,
-        language_width=192,
-        language_depth=4,
-        language_heads=4,
-        language_mlp=512,
-        vocab_size=vocab_size,
-        action_width=192,
-        action_depth=6,
-        action_heads=4,
-        action_low=tuple(low.float().tolist()),
-        action_high=tuple(high.float().tolist()),
-        action_mask=(True,) * 6 + (False,),
-        state_mean=tuple(state.mean(dim=0).float().tolist()),
-        state_std=tuple(std.float().tolist()),
-        chunk_size=CHUNK_SIZE,
-        n_action_steps=4,
-        prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
-    )
-    return asdict(config)
-
-
-class Learner(nn.Module):
-    """The policy with the training-only heads: chunk regression, scene, goal."""
-
-    def __init__(self, policy: CogACTPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-        width = policy.settings.language_width
-        tokens = sum((size // 32) ** 2 + 1 for size in policy.cameras.values())
-        self.regression = nn.Sequential(
-            nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim)
-        )
-        self.scene = nn.Sequential(nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, len(OBJECTS) * 5))
-        self.goal = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 8))
-
-    def perception_loss(self, batch: Batch, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Loss, cognition feature, and its parts for the log."""
-        cognition, image_tokens = self.policy.perceive(batch)
-        chunk = self.regression(cognition).view(-1, CHUNK_SIZE, self.policy.action_dim)
-        wanted = self.policy.normalize(labels["action"])
-        valid = labels["valid"]
-        action = (
-            (F.smooth_l1_loss(chunk, wanted, reduction="none", beta=0.1) * valid).sum() / valid.sum() / chunk.shape[-1]
-        )
-        seen = ~labels["scene"].isnan()
-        scene = F.smooth_l1_loss(self.scene(image_tokens.flatten(1))[seen], labels["scene"][seen], beta=0.1)
-        goal = F.smooth_l1_loss(self.goal(cognition), labels["goal"], beta=0.1)
-        parts = {"action": action.item(), "scene": scene.item(), "goal": goal.item()}
-        return action + scene + goal, cognition, parts
-
-    def diffusion_loss(self, cognition: Tensor, action: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise, with the condition dropped for one sample in ten."""
-        policy, net = self.policy, self.policy.action_model.net
-        noise = torch.randn(action.shape, generator=generator)
-        timesteps = torch.randint(0, policy.settings.diffusion_steps, (len(action),), generator=generator)
-        dropped = torch.rand(len(action), 1, generator=generator) < 0.1
-        condition = torch.where(dropped, net.z_embedder.uncondition, cognition).unsqueeze(1)
-        predicted = net(add_noise(policy.normalize(action), noise, timesteps, policy.alphas), timesteps, condition)
-        error = (predicted - noise).square() * valid
-        return error.sum() / valid.sum() / action.shape[-1]
 
 
 @dataclass
@@ -166,7 +76,8 @@ class Run:
         self.step += 1
         decay = min(0.998, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), self.parameters, 1 - decay)
+            averages: list[Tensor] = list(self.average.values())
+            torch._foreach_lerp_(averages, [*self.parameters], 1 - decay)
 
     def save(self) -> None:
         """Writes everything needed to continue, to a temporary name that is then renamed."""
@@ -272,14 +183,6 @@ def setup(work: Path) -> tuple[Frames, Learner]:
     return frames, learner
 
 
-def new_learner(config: Path) -> Learner:
-    """An untrained learner for a saved configuration; the same one every time."""
-    torch.manual_seed(SEED)
-    policy = CogACTPolicy.from_config(read_json(config), {TOKENIZER_FILE: reference_tokenizer().to_str().encode()})
-    initialize(policy)
-    return Learner(policy)
-
-
 @main.command()
 @click.option("--steps", default=5000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True)
@@ -356,11 +259,11 @@ def joint(work: Path, steps: int, rate: float) -> None:
         generator = torch.Generator().manual_seed(SEED + run.step)
         batch, labels = frames.batch(indices(len(frames), BATCH, SEED + run.step), generator)
         loss, cognition, parts = learner.perception_loss(batch, labels)
-        repeated = [
+        repeated, actions, valid = (
             tensor.repeat(NOISE_DRAWS, *[1] * (tensor.ndim - 1))
             for tensor in (cognition, labels["action"], labels["valid"])
-        ]
-        diffusion = learner.diffusion_loss(*repeated, generator)
+        )
+        diffusion = learner.diffusion_loss(repeated, actions, valid, generator)
         run.update(loss + diffusion)
         if run.step % 20 == 0:
             click.echo(
@@ -381,7 +284,11 @@ def recoveries(work: Path, shards: int, first: int, phase: str) -> None:
     load_averaged(learner, work / f"{phase}.safetensors")
     for index in range(first, first + shards):
         episodes = record_recoveries(learner.policy.eval(), index)
-        metadata = {"success": [e.success for e in episodes], "seeds": [e.seed for e in episodes], "phase": phase}
+        metadata: dict[str, Any] = {
+            "success": [e.success for e in episodes],
+            "seeds": [e.seed for e in episodes],
+            "phase": phase,
+        }
         path = work / "recoveries" / f"shard-{index:05d}"
         write_artifact(path, kind=KIND, tensors=shard_tensors(episodes), metadata=metadata)
         click.echo(f"shard {index}: {sum(metadata['success'])}/{len(episodes)} episodes succeed")

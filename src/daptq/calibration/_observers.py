@@ -1,7 +1,8 @@
 """Watches the representation at the perception-to-action interfaces while a policy runs, without changing what it computes.
 
-A forward pre-hook on each interface's observed module hands every representation that passes to a sink. The module keeps
-nothing itself: what is kept, and for how long, is the sink's business.
+A forward pre-hook on each interface's observed module hands every representation that passes to a sink. `InterfaceStatistics`
+is a pair of sinks: one streams into mean and covariance, the other keeps what was held out, in order, so that the same states
+of two policies can be compared.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from daptq.numerics.moments import Moments
 from daptq.policies._base import Policy
 
-__all__ = ["Sink", "observe_interfaces"]
+__all__ = ["InterfaceStatistics", "Sink", "observe_interfaces"]
 
 Sink = Callable[[str, Float[Tensor, "n d"]], None]
 
@@ -42,3 +45,29 @@ def observe_interfaces(policy: Policy, sink: Sink) -> Iterator[None]:
             module = policy.get_submodule(interface.observed)
             hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
         yield
+
+
+class InterfaceStatistics:
+    """What calibration sees at the interfaces of one policy; interfaces are named by their observed module.
+
+    Attributes:
+        moments: Streaming mean and covariance of the states that maps are fitted to.
+    """
+
+    def __init__(self) -> None:
+        self.moments: dict[str, Moments] = {}
+        self._held_out: dict[str, list[Tensor]] = {}
+
+    def fit(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
+        """Sink for states that maps are fitted to."""
+        if observed not in self.moments:
+            self.moments[observed] = Moments(representation.shape[1])
+        self.moments[observed].update(representation)
+
+    def hold_out(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
+        """Sink for states that maps are judged by."""
+        self._held_out.setdefault(observed, []).append(representation.to("cpu", torch.float32, copy=True))
+
+    def held_out(self) -> dict[str, Float[Tensor, "n d"]]:
+        """Float32 (n, d) representations of the held-out states, in the order they were seen."""
+        return {observed: torch.cat(parts) for observed, parts in self._held_out.items()}

@@ -71,7 +71,9 @@ def searched_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tens
     return best
 
 
-def _squared_error(weight: Float[Tensor, "out in"], scale: Float[Tensor, "out 1"], limit: int) -> Float[Tensor, "out 1"]:
+def _squared_error(
+    weight: Float[Tensor, "out in"], scale: Float[Tensor, "out 1"], limit: int
+) -> Float[Tensor, "out 1"]:
     """Sum over each row of (weight - scale * integer)^2, float64 (out, 1)."""
     exact = scale.to(torch.float64)
     rounded = torch.round(weight / exact).clamp_(-limit, limit).mul_(exact)

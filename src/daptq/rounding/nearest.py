@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.errors import RecipeError
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale, searched_scale
 
@@ -56,13 +55,8 @@ def round_weight(
         Integers int8 (out, in) and scale float32 (out, 1); the weight is about scale * integers.
 
     Raises:
-        InvalidInputError: The weight is not a finite matrix.
+        InvalidInputError: The weight is not a finite, non-empty matrix, or there is no grid of `num_bits`.
     """
-    if weight.dim() != 2 or not bool(torch.isfinite(weight).all()):
-        raise InvalidInputError(
-            f"weight must be a finite matrix, got shape {tuple(weight.shape)}"
-            f"{'' if weight.dim() != 2 else ' with NaN or infinity'}. Check the policy's weights."
-        )
     values = weight.detach().float()
     channel_scale = searched_scale(values, num_bits) if scale == "searched" else absmax_scale(values, num_bits)
     return quantize_symmetric(values, channel_scale, num_bits), channel_scale

@@ -1,0 +1,90 @@
+"""The drift profile: everything that one pass over calibration data says about a full-precision policy.
+
+It is written as an artifact between the stages, so that a killed run continues after it and another method can start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.artifacts import Artifact
+from daptq.errors import ForeignArtifactError
+from daptq.numerics.moments import Moments
+
+__all__ = ["PROFILE_KIND", "DriftProfile"]
+
+PROFILE_KIND = "profile"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DriftProfile:
+    """Statistics of a full-precision policy; interfaces are named by their observed module.
+
+    Attributes:
+        drift_weights: float64 (action_dim,), weight of every action dimension, mean 1.
+        scores: Sensitivity phi of each layer in scope.
+        steps: Number of calibration steps R behind the scores.
+        states: Number of calibration states.
+        moments: Mean and covariance of the representation over the states that maps are fitted to.
+        held_out: float32 (n, d) representations of the states that maps are judged by, in order.
+        judged_on_fit: Whether the held-out states are, for want of others, the fitted ones.
+    """
+
+    drift_weights: Float[Tensor, " action"]
+    scores: Mapping[str, float]
+    steps: int
+    states: int
+    moments: Mapping[str, Moments]
+    held_out: Mapping[str, Float[Tensor, "n d"]]
+    judged_on_fit: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the artifact."""
+        content = {"drift_weights": self.drift_weights}
+        for observed, moments in self.moments.items():
+            content |= {f"{observed}/{key}": value for key, value in moments.tensors().items()}
+            content[f"{observed}/held_out"] = self.held_out[observed]
+        return content
+
+    def metadata(self) -> dict[str, Any]:
+        """The JSON object of the artifact."""
+        return {
+            "scores": dict(self.scores),
+            "steps": self.steps,
+            "states": self.states,
+            "interfaces": list(self.moments),
+            "judged_on_fit": self.judged_on_fit,
+        }
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> DriftProfile:
+        """The profile that an artifact of kind ``"profile"`` holds.
+
+        Raises:
+            ForeignArtifactError: The artifact is of another kind.
+        """
+        if artifact.kind != PROFILE_KIND:
+            raise ForeignArtifactError(
+                f"{artifact.directory} must hold a drift profile, got an artifact of kind {artifact.kind!r}. "
+                "Pass the folder of the right stage."
+            )
+        data = artifact.metadata
+
+        def moments(observed: str) -> Moments:
+            return Moments.from_tensors({k: artifact.tensor(f"{observed}/{k}") for k in ("count", "mean", "scatter")})
+
+        return cls(
+            drift_weights=artifact.tensor("drift_weights").to(torch.float64),
+            scores=data["scores"],
+            steps=data["steps"],
+            states=data["states"],
+            moments={observed: moments(observed) for observed in data["interfaces"]},
+            held_out={observed: artifact.tensor(f"{observed}/held_out") for observed in data["interfaces"]},
+            judged_on_fit=data["judged_on_fit"],
+        )

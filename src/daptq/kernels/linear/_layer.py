@@ -1,0 +1,280 @@
+"""`QuantizedLinear`: a linear layer whose weight is packed integers and whose activations are quantized to 8 bits on the fly.
+
+The layer keeps its weight in one form: packed until it is first called, afterwards as its backend multiplies it. It has no
+gradient: take gradients of the full-precision policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from daptq.errors import InvalidInputError
+from daptq.kernels.linear._arithmetic import ACTIVATION_BITS
+from daptq.kernels.linear._picker import AUTO, choose, prepare
+from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+from daptq.numerics.grid import dequantize
+
+__all__ = ["QuantizedLinear"]
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + b with W = weight_scale * integers and x quantized to 8 bits per token, see ``daptq::linear_w4a8``.
+
+    The state dict holds ``weight_packed``, ``weight_scale``, ``weight_shape`` and ``bias``.
+
+    Args:
+        weight: The packed integers.
+        scale: float32 (out, 1), positive.
+        bias: (out,), or None.
+        backend: Name of a kernel, or ``"auto"`` for the fastest at the shape of the first call.
+
+    Attributes:
+        in_features: Input channels.
+        out_features: Output channels.
+        num_bits: Bits of a weight.
+        activation_bits: Bits of an activation, 8.
+        weight_scale: float32 (out, 1). Scale and bias stay float32 when the module is cast.
+        weight_shape: int64 (2,), (out_features, in_features).
+        bias: float32 (out,), or None.
+    """
+
+    weight_scale: Float[Tensor, "out 1"]
+    weight_shape: Tensor
+    bias: Float[Tensor, " out"] | None
+    _packed: UInt8[Tensor, "out bytes"] | None
+
+    def __init__(
+        self,
+        weight: PackedWeight,
+        scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None = None,
+        *,
+        backend: str = AUTO,
+    ) -> None:
+        super().__init__()
+        self.in_features = weight.in_features
+        self.out_features = weight.out_features
+        self.num_bits = weight.num_bits
+        self.activation_bits = ACTIVATION_BITS
+        if tuple(scale.shape) != (self.out_features, 1):
+            raise InvalidInputError(
+                f"weight_scale must have shape ({self.out_features}, 1), got {tuple(scale.shape)}. "
+                "Give one scale per output channel."
+            )
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise InvalidInputError(
+                f"bias must have shape ({self.out_features},), got {tuple(bias.shape)}. Give one per output channel."
+            )
+        self.register_buffer("_packed", weight.packed, persistent=False)
+        self.register_buffer("weight_scale", scale.detach().to(torch.float32))
+        self.register_buffer("weight_shape", torch.tensor([self.out_features, self.in_features], dtype=torch.int64))
+        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        self._prepared: PreparedLinear | None = None
+        self._backend: str | None = None
+        self.register_state_dict_post_hook(_add_packed)
+        self.register_load_state_dict_pre_hook(_take_packed)
+        self.use_backend(backend)
+
+    @classmethod
+    def from_integers(
+        cls,
+        integers: Int8[Tensor, "out in"],
+        scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None = None,
+        *,
+        num_bits: int = 4,
+        backend: str = AUTO,
+    ) -> Self:
+        """Packs integers into a layer.
+
+        Args:
+            integers: int8 (out, in) on the grid of `num_bits`.
+            scale: (out, 1), positive.
+            bias: (out,), or None.
+            num_bits: 2, 3, 4 or 8.
+            backend: Name of a kernel, or ``"auto"``.
+
+        Raises:
+            InvalidInputError: The integers do not fit into `num_bits`, or the shapes do not belong together.
+            UnknownNameError: There is no such kernel.
+            BackendUnavailableError: The kernel cannot run here or cannot take this weight.
+        """
+        return cls(PackedWeight.from_integers(integers, num_bits), scale, bias, backend=backend)
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Multiplies in integers; the result has the dtype of `x`.
+
+        Raises:
+            InvalidInputError: The last axis of `x` is not `in_features` long.
+        """
+        if x.shape[-1] != self.in_features:
+            raise InvalidInputError(
+                f"input must have {self.in_features} features, got shape {tuple(x.shape)}. Check the layer before."
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            result: Tensor = _NoGradient.apply(x, self._multiply)  # type: ignore[no-untyped-call]
+            return result
+        return self._multiply(x)
+
+    def _multiply(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        rows = x.reshape(-1, self.in_features).to(torch.float32)
+        if self._prepared is None:
+            self._hold(*choose(self.packed_weight(), self.weight_scale, self.bias, rows))
+        assert self._prepared is not None
+        product = self._prepared.run(rows, self.weight_scale, self.bias)
+        return product.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the kernel that multiplies; None as long as ``"auto"`` has not chosen."""
+        return self._backend
+
+    def use_backend(self, name: str) -> None:
+        """Multiplies with another kernel from now on.
+
+        Args:
+            name: Name of a kernel, or ``"auto"`` for the fastest at the shape of the next call.
+
+        Raises:
+            UnknownNameError: There is no such kernel.
+            BackendUnavailableError: The kernel cannot run here or cannot take this weight.
+        """
+        if name == AUTO:
+            self._release()
+        else:
+            self._hold(name, prepare(name, self.packed_weight()))
+
+    def packed_weight(self) -> PackedWeight:
+        """The packed integers with what is needed to unpack them."""
+        if self._prepared is not None:
+            return self._prepared.weight()
+        assert self._packed is not None
+        return PackedWeight(packed=self._packed, in_features=self.in_features, num_bits=self.num_bits)
+
+    @property
+    def weight_packed(self) -> UInt8[Tensor, "out bytes"]:
+        """uint8 (out, ceil(in_features num_bits / 8)), see `daptq.numerics.pack`."""
+        return self.packed_weight().packed
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape, dtype (float32) and device of the weight, for code that asks for them; it holds no values.
+
+        Reading a value raises InvalidInputError; `dequantize` gives the values.
+        """
+        return _WeightWithoutValues((self.out_features, self.in_features), self.weight_scale.device)
+
+    def integers(self) -> Int8[Tensor, "out in"]:
+        """The integers of the weight."""
+        return self.packed_weight().integers()
+
+    def dequantize(self) -> Float[Tensor, "out in"]:
+        """The weight that the integers stand for, float32 (out, in): a copy that the layer does not keep."""
+        return dequantize(self.integers(), self.weight_scale)
+
+    def resident_bytes(self) -> int:
+        """Bytes that the layer keeps in memory in its present form: weight with padding, scale, shape and bias."""
+        form = self._prepared.resident_bytes() if self._prepared is not None else self.packed_weight().packed.nbytes
+        bias = 0 if self.bias is None else self.bias.nbytes
+        return form + self.weight_scale.nbytes + self.weight_shape.nbytes + bias
+
+    def extra_repr(self) -> str:
+        """Sizes, bits and kernel."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"num_bits={self.num_bits}, activation_bits={self.activation_bits}, backend={self._backend or AUTO}"
+        )
+
+    def _hold(self, name: str, prepared: PreparedLinear) -> None:
+        """Keeps the weight as the backend multiplies it, and in no other form."""
+        self._prepared, self._backend, self._packed = prepared, name, None
+
+    def _release(self) -> None:
+        """Keeps the weight packed, and in no other form."""
+        self._packed = self.packed_weight().packed
+        self._prepared = self._backend = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the layer; a cast leaves scale and bias in float32."""
+        scale, bias = self.weight_scale, self.bias
+        chosen = self._backend
+        self._release()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        assert self._packed is not None
+        device = self._packed.device
+        self.weight_scale = scale.to(device)
+        self.bias = None if bias is None else bias.to(device)
+        if chosen is not None and device == scale.device:
+            self.use_backend(chosen)
+        return self
+
+
+class _NoGradient(torch.autograd.Function):
+    """Runs a product inside a graph, and says so when a gradient is asked of it instead of returning zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ARG004
+        return multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # noqa: ARG004
+        raise InvalidInputError(
+            "a quantized layer must not be differentiated, got a backward pass through one. "
+            "Take gradients of the full-precision policy."
+        )
+
+
+class _WeightWithoutValues(Tensor):
+    """A tensor with shape, dtype and device but without memory; every operation on it raises."""
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, int], device: torch.device) -> _WeightWithoutValues:
+        made: _WeightWithoutValues = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=device)
+        return made
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        """Nothing is kept."""
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # noqa: ARG002
+        return f"<weight of a quantized layer, shape {tuple(self.shape)}, device {self.device}, no values>"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+        raise InvalidInputError(
+            f"weight of a quantized layer must be read for its shape, dtype and device only, got {func}. "
+            "Call dequantize() for its values."
+        )
+
+
+def _add_packed(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _: object) -> None:
+    """Puts the packed weight into a state dict, whatever form the layer keeps."""
+    assert isinstance(module, QuantizedLinear)
+    state_dict[f"{prefix}weight_packed"] = module.weight_packed
+
+
+def _take_packed(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, _: object, __: object, missing: list[str], *___: object
+) -> None:
+    """Takes the packed weight out of a state dict."""
+    assert isinstance(module, QuantizedLinear)
+    packed = state_dict.pop(f"{prefix}weight_packed", None)
+    if packed is None:
+        missing.append(f"{prefix}weight_packed")
+        return
+    weight = PackedWeight(
+        packed=packed.to(module.weight_scale.device, copy=True),
+        in_features=module.in_features,
+        num_bits=module.num_bits,
+    )
+    if weight.out_features != module.out_features:
+        raise InvalidInputError(
+            f"{prefix}weight_packed must have {module.out_features} rows, got {weight.out_features}. Check the checkpoint."
+        )
+    module._release()
+    module._packed = weight.packed

@@ -1,0 +1,141 @@
+"""Which backend multiplies a layer: the one that was asked for, or the fastest at the layer's real shape.
+
+Every candidate is timed once per process and shape on the real activations, after its result was compared with the
+reference bit by bit; one that differs is never taken, so a choice that falls differently on a busy machine changes the time
+and nothing else. A form that needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.catalog import KERNELS
+from daptq.errors import BackendUnavailableError
+from daptq.kernels.linear._prepared import Backend, PackedWeight, PreparedLinear
+
+__all__ = ["AUTO", "REFERENCE", "choose", "load_backend", "prepare"]
+
+AUTO = "auto"
+REFERENCE = "reference"
+
+ROUNDS = 5
+BYTES_PER_BFLOAT16 = 2
+
+_log = logging.getLogger("daptq.kernels")
+
+Shape = tuple[int, int, int, int, str, int]
+_choices: dict[Shape, str] = {}
+
+
+def load_backend(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        UnknownNameError: There is no such backend.
+        BackendUnavailableError: It cannot run on this machine.
+    """
+    backend = cast("Backend", KERNELS.load(name))
+    if reason := backend.unavailable():
+        raise BackendUnavailableError(f"kernel {name!r} must be able to run here, but {reason}. Choose {AUTO!r}.")
+    return backend
+
+
+def prepare(name: str, weight: PackedWeight) -> PreparedLinear:
+    """Prepares a weight for the backend that was asked for.
+
+    Raises:
+        UnknownNameError: There is no such backend.
+        BackendUnavailableError: It cannot run on this machine, or cannot take this weight.
+    """
+    backend = load_backend(name)
+    if reason := backend.unsupported(weight):
+        raise BackendUnavailableError(f"kernel {name!r} must support the layer, but {reason}. Choose {AUTO!r}.")
+    return backend.prepare(weight)
+
+
+def choose(
+    weight: PackedWeight,
+    weight_scale: Float[Tensor, "out 1"],
+    bias: Float[Tensor, " out"] | None,
+    x: Float[Tensor, "m in"],
+) -> tuple[str, PreparedLinear]:
+    """Takes the fastest backend for a layer at the shape of `x`, and logs it the first time a shape is seen.
+
+    Args:
+        weight: The layer's packed weight.
+        weight_scale: float32 (out, 1).
+        bias: float32 (out,), or None.
+        x: float32 (m, in), the activations that the layer is about to multiply.
+
+    Returns:
+        Name of the backend and the weight in its form.
+    """
+    shape = (len(x), weight.in_features, weight.out_features, weight.num_bits, str(x.device), torch.get_num_threads())
+    if shape in _choices:
+        name = _choices[shape]
+        return name, prepare(name, weight)
+    expected = _reference(weight, weight_scale, bias, x)
+    times: dict[str, float] = {}
+    candidates: dict[str, PreparedLinear] = {}
+    for name, prepared in _candidates(weight):
+        # The comparison is the warm-up, too.
+        if not torch.equal(prepared.run(x, weight_scale, bias).cpu().nan_to_num(), expected):
+            _log.warning("kernel %s differs from the reference at %s: not used", name, _describe(shape))
+            continue
+        candidates[name] = prepared
+        times[name] = float("inf")
+    for _ in range(ROUNDS):
+        for name, prepared in candidates.items():
+            times[name] = min(times[name], _time(prepared, weight_scale, bias, x))
+    fastest = min(times, key=lambda name: times[name])
+    _choices[shape] = fastest
+    listed = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in sorted(times.items(), key=lambda t: t[1]))
+    _log.info("kernel for %s: %s (%s)", _describe(shape), fastest, listed)
+    return fastest, candidates[fastest]
+
+
+def _candidates(weight: PackedWeight) -> Iterator[tuple[str, PreparedLinear]]:
+    """Backends that can take the weight without needing more memory than bfloat16 would."""
+    limit = BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features
+    for name in KERNELS.names():
+        backend = cast("Backend", KERNELS.load(name))
+        if backend.unavailable() is None and backend.unsupported(weight) is None:
+            prepared = backend.prepare(weight)
+            if prepared.resident_bytes() <= limit:
+                yield name, prepared
+
+
+def _reference(
+    weight: PackedWeight, weight_scale: Tensor, bias: Tensor | None, x: Float[Tensor, "m in"]
+) -> Float[Tensor, "m out"]:
+    """The reference's result, on the CPU whatever the layer's device; NaN compares unequal and is replaced."""
+    packed = PackedWeight(packed=weight.packed.cpu(), in_features=weight.in_features, num_bits=weight.num_bits)
+    moved = None if bias is None else bias.cpu()
+    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), moved).nan_to_num()
+
+
+def _time(prepared: PreparedLinear, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> float:
+    """Seconds of one call."""
+    _wait(x.device)
+    start = time.perf_counter()
+    prepared.run(x, weight_scale, bias)
+    _wait(x.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    """Waits until a device that works asynchronously has finished."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _describe(shape: Shape) -> str:
+    rows, in_features, out_features, num_bits, device, threads = shape
+    return f"{rows} x {in_features} x {out_features}, {num_bits} bits, {device}, {threads} threads"

@@ -1,0 +1,79 @@
+"""Backend: exact integer products carried by float32 matrix multiplication.
+
+Integers and their partial sums up to 2^24 are exact in float32, so torch's float32 matrix product of int8 values *is* the
+integer product as long as 127 * largest weight * in_features stays below that: 16,513 input features at 4 bits. Longer rows
+(1,032 at 8 bits) are multiplied in pieces and added as int32. Lower internal precisions of torch (TF32, bfloat16) change
+nothing, because the operands have 8 significant bits and the sums are kept in float32.
+
+The weight is resident as int8 (1 byte each); one layer at a time is copied to float32 inside a call. Keeping 4 bits resident
+instead would cost another unpacking in every call. It runs on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.kernels.linear._arithmetic import LARGEST_ACTIVATION, quantize_activations, rescale
+from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+
+__all__ = ["exact_length", "prepare", "unavailable", "unsupported"]
+
+
+def exact_length(num_bits: int) -> int:
+    """Largest number of products of any 8-bit activation and `num_bits` weight whose sum is exact in float32."""
+    # Packed integers may use the most negative value, which the symmetric grid does not.
+    return int(2**24 // (LARGEST_ACTIVATION * 2 ** (num_bits - 1)))
+
+
+class Float32CarriedLinear(PreparedLinear):
+    """An int8 weight and the length up to which float32 sums are exact."""
+
+    def __init__(self, weight: PackedWeight) -> None:
+        self._integers = weight.integers()
+        self._num_bits = weight.num_bits
+        self._exact_length = exact_length(weight.num_bits)
+
+    def run(
+        self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "m out"]:
+        """See `PreparedLinear.run`."""
+        integers, scale = quantize_activations(x)
+        if integers.shape[1] <= self._exact_length:
+            accumulators = torch.mm(integers, self._integers.to(torch.float32).t())
+        else:
+            accumulators = self._in_pieces(integers)
+        return rescale(accumulators, scale, weight_scale, bias)
+
+    def _in_pieces(self, integers: Float[Tensor, "m in"]) -> Float[Tensor, "m out"]:
+        total = torch.zeros(len(integers), len(self._integers), dtype=torch.int32, device=integers.device)
+        pieces = zip(
+            integers.split(self._exact_length, dim=1), self._integers.split(self._exact_length, dim=1), strict=True
+        )
+        for left, right in pieces:
+            total += torch.mm(left, right.to(torch.float32).t()).to(torch.int32)
+        return total.to(torch.float32)
+
+    def weight(self) -> PackedWeight:
+        """See `PreparedLinear.weight`."""
+        return PackedWeight.from_integers(self._integers, self._num_bits)
+
+    def resident_bytes(self) -> int:
+        """See `PreparedLinear.resident_bytes`."""
+        return self._integers.nbytes
+
+
+def unavailable() -> str | None:
+    """None: torch is all it needs."""
+    return None
+
+
+def unsupported(weight: PackedWeight) -> str | None:  # noqa: ARG001  (a backend's signature)
+    """None: it takes every weight."""
+    return None
+
+
+def prepare(weight: PackedWeight) -> Float32CarriedLinear:
+    """Unpacks the weight to int8."""
+    return Float32CarriedLinear(weight)

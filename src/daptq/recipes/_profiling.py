@@ -1,0 +1,137 @@
+"""Stage 1, drift profiling on the full-precision policy: check the data, then one forward and backward pass per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daptq.calibration._base import CalibrationSource, batch_size, check_batch, limited
+from daptq.calibration._observers import InterfaceStatistics, Sink, observe_interfaces
+from daptq.drift._profile import DriftProfile
+from daptq.drift.sensitivity import Sensitivity, only_gradients_of
+from daptq.drift.virtual_chain import drift_loss
+from daptq.errors import CalibrationDataError
+from daptq.policies._base import ACTION, Batch, Policy
+from daptq.policies._execution import noise_generator
+from daptq.recipes._recipe import Recipe
+
+__all__ = ["Calibration", "Progress", "evaluating", "observe", "profile_policy"]
+
+Progress = Callable[[str, int, int], None]
+
+# One batch in four is not used for fitting maps, only for judging them.
+HOLD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Calibration data that has passed every check.
+
+    Attributes:
+        source: Where the batches come from.
+        limit: Largest number of states.
+        seed: Seed of the diffusion noise; batch i sees the same noise whichever policy reads it.
+        batches: Number of batches.
+        states: Number of states.
+        actions: float32 (n, action_dim), every action of every chunk, physical units.
+    """
+
+    source: CalibrationSource
+    limit: int
+    seed: int
+    batches: int
+    states: int
+    actions: Float[Tensor, "n action"]
+
+    @classmethod
+    def checked(
+        cls, source: CalibrationSource, policy: Policy, *, limit: int, seed: int, progress: Progress
+    ) -> Calibration:
+        """Reads all batches once and checks each.
+
+        Raises:
+            CalibrationDataError: The source is empty, or a batch is not fit for the policy; the message names it.
+        """
+        actions: list[Tensor] = []
+        states = 0
+        for index, batch in enumerate(_checked_batches(source, policy, limit)):
+            actions.append(batch[ACTION].reshape(-1, policy.action_dim).float())
+            states += batch_size(batch)
+            progress("check", states, limit)
+        if not states:
+            raise CalibrationDataError(
+                f"calibration data must hold at least one state, got none from {source.description!r}. Choose other data."
+            )
+        return cls(
+            source=source, limit=limit, seed=seed, batches=len(actions), states=states, actions=torch.cat(actions)
+        )
+
+    def __iter__(self) -> Iterator[tuple[Batch, torch.Generator]]:
+        """Every batch with the generator of its noise."""
+        for index, batch in enumerate(limited(self.source, self.limit)):
+            yield batch, noise_generator(self.seed, index)
+
+    def fits(self, index: int) -> bool:
+        """Whether maps are fitted to this batch."""
+        return self.batches == 1 or not self._held(index)
+
+    def judges(self, index: int) -> bool:
+        """Whether maps are judged by this batch; a single batch has to do both."""
+        return self.batches == 1 or self._held(index)
+
+    def _held(self, index: int) -> bool:
+        every = min(HOLD_OUT_EVERY, self.batches)
+        return index % every == every - 1
+
+
+def _checked_batches(source: CalibrationSource, policy: Policy, limit: int) -> Iterator[Batch]:
+    """The batches that will be used, each checked before it is cut to the limit."""
+
+    class Checked(CalibrationSource):
+        hash, licence, description = source.hash, source.licence, source.description
+
+        def __iter__(self) -> Iterator[Batch]:
+            for index, batch in enumerate(source):
+                check_batch(batch, policy, index)
+                yield batch
+
+    yield from limited(Checked(), limit)
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Within the block the policy is in evaluation mode."""
+    before = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(before)
+
+
+def observe(
+    policy: Policy,
+    calibration: Calibration,
+    step: Callable[[Batch, torch.Generator], None],
+    *,
+    progress: Callable[[int, int], None],
+) -> InterfaceStatistics:
+    """Runs `step` over all batches and collects what passes the interfaces of `policy`."""
+    statistics = InterfaceStatistics()
+    for index, (batch, generator) in enumerate(calibration):
+
+        def sink(observed: str, representation: Tensor, index: int = index) -> None:
+            if calibration.fits(index):
+                statistics.fit(observed, representation)
+            if calibration.judges(index):
+                statistics.hold_out(observed, representation)
+
+        with observe_interfaces(policy, sink):
+            step(batch, generator)
+        progress(index + 1, calibration.batches)
+    return statistics

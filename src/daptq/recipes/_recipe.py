@@ -1,0 +1,166 @@
+"""A recipe: every setting of one quantization run as plain data, validated when built, that survives a trip through JSON.
+
+A recipe says what is done, stage by stage; it knows neither a policy nor data. A stage that is None is left out.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from daptq.allocation._plan import WEIGHT_BITS
+from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.compensation.csrc import CsrcConfig
+from daptq.drift.sensitivity import SensitivityConfig
+from daptq.drift.virtual_chain import VirtualChainConfig
+from daptq.errors import RecipeError
+from daptq.policies._base import Role
+from daptq.rounding.nearest import NearestConfig
+
+__all__ = ["Folding", "Order", "Recipe", "RoleBits"]
+
+Order = Literal["compensation-first", "allocation-first"]
+Folding = Literal["auto", "consumer", "producer"]
+
+@dataclass(frozen=True, kw_only=True)
+class RoleBits:
+    """Bits of the weights by role; None leaves the role in bfloat16.
+
+    Attributes:
+        vision: Vision towers.
+        connector: Projections into the language model.
+        language: Language model.
+        action_head: Action decoder.
+    """
+
+    vision: int | None = None
+    connector: int | None = None
+    language: int | None = 4
+    action_head: int | None = 4
+
+    def __post_init__(self) -> None:
+        for role in fields(self):
+            bits = getattr(self, role.name)
+            if bits is not None and (type(bits) is not int or bits not in WEIGHT_BITS):
+                raise RecipeError(
+                    f"weight_bits of {role.name} must be one of {', '.join(map(str, WEIGHT_BITS))}, or None for bfloat16, "
+                    f"got {bits}. Choose one of these."
+                )
+
+    def of(self, role: Role) -> int | None:
+        """Bits of one role."""
+        bits: int | None = getattr(self, role)
+        return bits
+
+
+# Methods that a stage can be done with; the key "method" of a stage's JSON names one.
+_STAGES: Mapping[str, tuple[type[Any], ...]] = {
+    "weight_bits": (RoleBits,),
+    "rounding": (NearestConfig,),
+    "drift": (VirtualChainConfig,),
+    "sensitivity": (SensitivityConfig,),
+    "allocation": (TopFractionConfig,),
+    "compensation": (CsrcConfig,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete quantization run.
+
+    Attributes:
+        name: Name of the recipe in the catalog.
+        weight_bits: Bits of the weights by role.
+        activation_bits: Bits of the activations that a quantized layer multiplies with, rounded per token; 8.
+        rounding: How weights are rounded.
+        calibration_states: Number of calibration states.
+        drift: Drift model.
+        sensitivity: How layers are scored.
+        compensation: Compensation of the perception-to-action interface, or None.
+        allocation: Which layers stay in bfloat16 for their score, or None for none.
+        order: Whether compensation is solved with every layer quantized and then bits are allocated (Algorithm 1 of
+            arXiv 2604.11572), or the other way round (its section 3.5).
+        folding: Where a compensating map goes: into the layer that consumes the representation, into the one that
+            produces it, or ``"auto"``: into the consumer when that stays in floating point, else into the producer
+            when its output is the representation itself, else into the consumer before that is rounded. With
+            compensation first nothing is allocated yet, so a consumer that is needed is kept in floating point.
+    """
+
+    name: str
+    weight_bits: RoleBits = field(default_factory=RoleBits)
+    activation_bits: int = 8
+    rounding: NearestConfig = field(default_factory=NearestConfig)
+    calibration_states: int = 512
+    drift: VirtualChainConfig = field(default_factory=VirtualChainConfig)
+    sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
+    compensation: CsrcConfig | None = None
+    allocation: TopFractionConfig | None = None
+    order: Order = "compensation-first"
+    folding: Folding = "auto"
+
+    def __post_init__(self) -> None:
+        if self.activation_bits != 8 or type(self.activation_bits) is not int:
+            raise RecipeError(
+                f"activation_bits must be 8, got {self.activation_bits}. The kernels multiply with 8-bit activations."
+            )
+        if type(self.calibration_states) is not int or self.calibration_states < 1:
+            raise RecipeError(
+                f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
+            )
+        for label, choices in (("order", get_args(Order)), ("folding", get_args(Folding))):
+            if getattr(self, label) not in choices:
+                raise RecipeError(
+                    f"{label} must be one of {', '.join(choices)}, got {getattr(self, label)!r}. Choose one of these."
+                )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the run looks at calibration data."""
+        return self.compensation is not None or self.allocation is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as a JSON object; each stage names its method."""
+        obj = asdict(self)
+        for stage in _STAGES:
+            config = getattr(self, stage)
+            if hasattr(config, "method"):
+                obj[stage] = {"method": config.method, **obj[stage]}
+        return obj
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            RecipeError: A key is unknown or missing, or a value is outside its range.
+        """
+        values = dict(obj)
+        for stage, methods in _STAGES.items():
+            if isinstance(values.get(stage), Mapping):
+                values[stage] = _stage_from_json(stage, methods, values[stage])
+        return _build(cls, values, "recipe")
+
+
+def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[str, Any]) -> Any:
+    """The configuration of one stage."""
+    values = dict(obj)
+    name = values.pop("method", None)
+    by_name = {getattr(method, "method", None): method for method in methods}
+    if name not in by_name:
+        raise RecipeError(
+            f"method of {stage} must be one of {', '.join(map(str, by_name))}, got {name!r}. Choose one of these."
+        )
+    return _build(by_name[name], values, stage)
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
+    """Builds a configuration, naming what is unknown or missing."""
+    known = typing.get_type_hints(kind).keys() & {entry.name for entry in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise RecipeError(f"{label} must have known settings only, got {unknown}. Choose from {', '.join(sorted(known))}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{label} must be complete and of the right types: {error}. Correct the setting.") from error

@@ -1,0 +1,107 @@
+"""The working folder of one quantization run: every finished stage is an artifact in it, so a killed run continues.
+
+The folder is `<output>.partial`, beside the output. It is stamped with a digest of everything that decides the result; a run
+with other inputs starts over. This module does not know what the stages compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from daptq._atomic import writing
+from daptq.artifacts import Artifact, read_artifact, read_json, write_artifact, write_json
+from daptq.errors import ArtifactError
+
+__all__ = ["StageContent", "Workspace", "digest"]
+
+LOG = logging.getLogger(__name__)
+
+STAMP = "stamp.json"
+
+StageContent = tuple[Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], Mapping[str, Any]]
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+class Workspace:
+    """Opens the working folder of an output, continuing in it when its stamp fits.
+
+    Args:
+        output: Final folder of the run.
+        inputs: Digest of everything that decides the result.
+        provenance: Describes a run that starts now; a continued run keeps the description of its start, so that it
+            writes the same bytes as if it had never been killed.
+
+    Attributes:
+        path: The working folder.
+        provenance: Description of the run that started this folder.
+
+    Raises:
+        OutputWriteError: The disk refused a write.
+    """
+
+    def __init__(self, output: Path, inputs: str, provenance: Callable[[], dict[str, Any]]) -> None:
+        self.path = output.parent / f"{output.name}.partial"
+        stamp = self._stamp()
+        if stamp is not None and stamp.get("inputs") == inputs:
+            LOG.info("continuing the run of %s in %s", stamp["provenance"].get("time", "unknown time"), self.path)
+        else:
+            if self.path.exists():
+                LOG.info("starting over: %s belongs to a run with other inputs", self.path)
+            self.remove()
+            stamp = {"inputs": inputs, "provenance": provenance()}
+            with writing(self.path):
+                self.path.mkdir(parents=True)
+            write_json(self.path / STAMP, stamp)
+        self.provenance: dict[str, Any] = {**stamp["provenance"], "inputs": inputs}
+
+    def _stamp(self) -> dict[str, Any] | None:
+        """What the folder says it belongs to, or None when it says nothing."""
+        try:
+            return read_json(self.path / STAMP)
+        except ArtifactError:
+            return None
+
+    def stage(self, name: str, kind: str, compute: Callable[[], StageContent]) -> Artifact:
+        """The artifact of a stage: read when a former run finished it, otherwise computed and written.
+
+        Args:
+            name: Folder of the stage.
+            kind: Kind of the artifact.
+            compute: Returns tensors and metadata.
+
+        Raises:
+            OutputWriteError: The disk refused a write.
+        """
+        folder = self.path / name
+        if folder.exists():
+            try:
+                return read_artifact(folder, kind=kind)
+            except ArtifactError as error:
+                LOG.warning("computing stage %s again: %s", name, error)
+                with writing(folder):
+                    shutil.rmtree(folder)
+        tensors, metadata = compute()
+        write_artifact(folder, kind=kind, tensors=tensors, metadata=metadata)
+        return read_artifact(folder, kind=kind)
+
+    def remove(self) -> None:
+        """Deletes the working folder.
+
+        Raises:
+            OutputWriteError: The disk refused it.
+        """
+        with writing(self.path):
+            if self.path.exists():
+                shutil.rmtree(self.path)

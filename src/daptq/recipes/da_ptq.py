@@ -1,0 +1,66 @@
+"""Drift-aware post-training quantization, Algorithm 1 of arXiv 2604.11572 with the paper's defaults.
+
+Language model and action head become W4A8, the vision tower and the connector stay bfloat16; the representation at the
+perception-to-action interface is compensated (eq. 4-9), and of the action head the 30 % most drift-sensitive layers (eq. 19-20)
+and the last two transformer blocks stay bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.compensation.csrc import CsrcConfig
+from daptq.errors import RecipeError
+from daptq.recipes._recipe import Folding, Order, Recipe, RoleBits
+from daptq.rounding.nearest import NearestConfig, ScaleRule
+
+__all__ = ["Compensation", "da_ptq"]
+
+Compensation = Literal["cross-channel", "per-channel", "none"]
+
+
+def da_ptq(
+    *,
+    weight_bits: int = 4,
+    activation_bits: int = 8,
+    keep_fraction: float = 0.3,
+    keep_last_blocks: int = 2,
+    compensation: Compensation = "cross-channel",
+    order: Order = "compensation-first",
+    folding: Folding = "auto",
+    scale: ScaleRule = "searched",
+    calibration_states: int = 512,
+) -> Recipe:
+    """The paper's method; `dataclasses.replace` on the result reaches every other setting.
+
+    Args:
+        weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
+        activation_bits: Bits of the activations: 8.
+        keep_fraction: Fraction of the action head's linear layers that stay bfloat16 for their sensitivity, in [0, 1].
+        keep_last_blocks: Number of last blocks of the action head that are never quantized.
+        compensation: ``"cross-channel"``: gain and shift per channel, then the matrix of eq. 7; ``"per-channel"``: the
+            first alone; ``"none"``: neither.
+        order: Whether to compensate or to allocate first.
+        folding: Where the compensating map goes, see `Recipe`.
+        scale: How the scale of each output channel is chosen.
+        calibration_states: Number of demonstration states.
+
+    Raises:
+        RecipeError: A setting is outside its range.
+    """
+    if compensation not in get_args(Compensation):
+        raise RecipeError(
+            f"compensation must be one of {', '.join(get_args(Compensation))}, got {compensation!r}. Choose one of these."
+        )
+    return Recipe(
+        name="da-ptq",
+        weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
+        activation_bits=activation_bits,
+        rounding=NearestConfig(scale=scale),
+        calibration_states=calibration_states,
+        compensation=None if compensation == "none" else CsrcConfig(cross_channel=compensation == "cross-channel"),
+        allocation=TopFractionConfig(fraction=keep_fraction, keep_last_blocks=keep_last_blocks),
+        order=order,
+        folding=folding,
+    )

@@ -1,0 +1,124 @@
+"""Evaluation in the real environment, in one process and in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daptq.environments import tabletop
+from daptq.errors import DaptqError, UnknownNameError
+from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.plan import plan_episodes
+from daptq.evaluation.rollout import run_branch, run_episode
+from daptq.evaluation.workers import Crew, EpisodeJob, Workplace
+from daptq.policies.cogact import tiny
+
+TASKS = ("spoon_on_towel", "eggplant_in_basket")
+SETTINGS: dict[str, Any] = {"tasks": TASKS, "episodes": 2, "seed": 3, "drift_states": 2}
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_a_policy_equals_itself() -> None:
+    def run(workers: int) -> dict[str, Any]:
+        candidates = {"same": tiny(0), "other": tiny(1)}
+        result = evaluate_many(candidates, against=tiny(0), workers=workers, **SETTINGS)
+        del result["provenance"]
+        return result
+
+    alone, together = run(1), run(2)
+    assert together == alone
+    same, other = alone["comparisons"]
+    assert same["paired"]["difference"] == 0.0
+    assert same["drift"]["whole_episode"]["position_mm"]["rms"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    for entry in same["drift"]["identical_states"]["after_steps"]:
+        assert entry["position_mm"]["rms"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert entry["rotation_deg"]["rms"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    # Two random networks: the comparison can tell policies apart.
+    assert other["drift"]["identical_states"]["after_steps"][0]["position_mm"]["rms"]["value"] > 0.1
+
+
+def test_a_branch_continues_the_episode_bit_for_bit() -> None:
+    policy = tiny()
+    (episode,) = plan_episodes(TASKS[:1], episodes=1, seed=0, drift_states=3, possible_steps=range(0, 12, 4))
+    environment = tabletop.make(image_size=policy.cameras)
+    environment.horizon = 14
+    try:
+        record = run_episode(environment, policy, episode, label="p")
+        for step, state in record.states.items():
+            branch = run_branch(environment, policy, episode, step=step, state=state, steps=6, label="p")
+            assert np.array_equal(branch.motion.positions, record.motion.positions[step : step + 6])
+            assert np.array_equal(branch.motion.rotations, record.motion.rotations[step : step + 6])
+    finally:
+        environment.close()
+
+
+def crew(sources: dict[str, Any]) -> Crew:
+    return Crew(Workplace(environment_name="tabletop", image_size={"front": 64}, sources=sources), workers=2)
+
+
+def test_a_dead_worker_is_one_clear_error() -> None:
+    episodes = plan_episodes(TASKS, episodes=40, seed=0)
+    with crew({"p": tiny()}) as running:
+        records = running.run([EpisodeJob(policy="p", episode=episode) for episode in episodes])
+        next(records)
+        victim = multiprocessing.active_children()[0].pid
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(DaptqError, match="worker processes must live to the end"):
+            list(records)
+
+
+def test_an_error_in_a_worker_arrives_as_it_was_raised() -> None:
+    episodes = plan_episodes(TASKS, episodes=4, seed=0)
+    with (
+        crew({"p": "refrence"}) as running,
+        pytest.raises(UnknownNameError, match="'refrence'"),
+    ):
+        list(running.run([EpisodeJob(policy="p", episode=episode) for episode in episodes]))
+
+
+DRIVER = """
+from daptq.evaluation.paired import evaluate
+from daptq.policies.cogact import tiny
+
+if __name__ == "__main__":
+    evaluate(tiny(), episodes=400, workers=2, progress=lambda *done: print(*done, flush=True))
+"""
+
+
+def children(pid: int) -> set[int]:
+    """Process ids of the workers that `pid` has spawned."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(after_name[1]) == pid and after_name[0] != "Z":
+            found.add(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_when_the_driver_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline().startswith(b"1 400")  # the workers are at work
+        workers = children(driver.pid)
+        assert len(workers) >= 2
+        driver.kill()
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
