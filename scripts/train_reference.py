@@ -19,6 +19,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -74,7 +75,7 @@ class Run:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(0.998, (1 + self.step) / (10 + self.step))
+        decay = min(1 - 6 / self.steps, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             averages: list[Tensor] = list(self.average.values())
             torch._foreach_lerp_(averages, [*self.parameters], 1 - decay)
@@ -205,27 +206,23 @@ def perception(work: Path, steps: int, rate: float) -> None:
 
 
 @torch.inference_mode()
-def cache_cognition(frames: Frames, learner: Learner, passes: int) -> tuple[Tensor, Tensor]:
-    """Cognition features of every frame under `passes` augmentations, and the frame of each."""
-    features, owners = [], []
-    for number in range(passes):
-        for index in torch.arange(len(frames)).split(256):
-            batch, _ = frames.batch(index, torch.Generator().manual_seed(SEED + number) if number else None)
-            features.append(learner.policy.perceive(batch)[0])
-            owners.append(index)
-    return torch.cat(features).clone(), torch.cat(owners)
+def cache_cognition(frames: Frames, learner: Learner, index: Tensor) -> Tensor:
+    """Cognition features, float32 (n, width), of the frames `index` as the robot sees them: without augmentation."""
+    parts = [learner.policy.perceive(frames.batch(part, None)[0])[0] for part in index.split(256)]
+    return torch.cat(parts).clone()
 
 
 @main.command()
 @click.option("--steps", default=8000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True)
-@click.option("--passes", default=2, show_default=True)
+@click.option("--frames", "count", default=40_000, show_default=True, help="frames whose feature is cached")
 @click.pass_obj
-def action(work: Path, steps: int, rate: float, passes: int) -> None:
+def action(work: Path, steps: int, rate: float, count: int) -> None:
     """Trains the diffusion head on cached cognition features."""
     frames, learner = setup(work)
     load_averaged(learner, work / "perception.safetensors")
-    features, owners = cache_cognition(frames, learner, passes)
+    owners = torch.randperm(len(frames), generator=torch.Generator().manual_seed(SEED))[:count]
+    features = cache_cognition(frames, learner, owners)
     click.echo(f"{len(features)} cognition features cached")
     run = Run(work / "action.safetensors", learner, steps, rate, ACTION_HEAD)
     actions, lengths = frames.tensors["action"], frames.tensors["valid"]

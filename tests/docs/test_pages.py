@@ -17,14 +17,15 @@ from daptq.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOLDERS = ("src/", "docs/", "tests/", "scripts/", "benchmarks/", ".ci/")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """The fenced blocks of one language; `""` for those without."""
+    return [block for name, block in FENCE.findall(text) if name == language]
 
 
 def missing_paths(text: str, page: Path) -> list[str]:
@@ -51,11 +52,11 @@ def check_calls(code: str) -> int:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every `daptq …` command in a page's shell blocks."""
-    for block in blocks(text, "(?:bash|sh|console)?"):
+    """The arguments of every `daptq …` command in a page's blocks without a language."""
+    for block in blocks(text, ""):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words and words[0] in {"daptq", ".venv/bin/daptq"}:
+            if words and words[0] == "daptq":
                 yield words[1:]
 
 

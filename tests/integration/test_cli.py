@@ -129,7 +129,9 @@ def test_bad_settings_of_quantize(tmp_path: Path, options: list[str], fragments:
 
 
 def test_unknown_policy(tmp_path: Path) -> None:
-    refused(run("quantize", "refrence", "--output", tmp_path / "out"), "policy", "'refrence'", "Did you mean 'reference'")
+    refused(
+        run("quantize", "refrence", "--output", tmp_path / "out"), "policy", "'refrence'", "Did you mean 'reference'"
+    )
     refused(run("evaluate", "refrence", "--episodes", "4"), "policy", "'refrence'", "Did you mean 'reference'")
     assert list(tmp_path.iterdir()) == []
 

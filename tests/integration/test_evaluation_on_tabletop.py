@@ -20,16 +20,32 @@ from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.rollout import run_branch, run_episode
 from daptq.evaluation.workers import Crew, EpisodeJob, Workplace
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact import tiny
+from daptq.rounding.nearest import round_weight
 
 TASKS = ("spoon_on_towel", "eggplant_in_basket")
 SETTINGS: dict[str, Any] = {"tasks": TASKS, "episodes": 2, "seed": 3, "drift_states": 2}
 
 
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    """A folder with the tiny policy, its language model and action head rounded to 4 bits."""
+    policy = tiny()
+    layers = {}
+    for name, role in policy.linear_layers().items():
+        if role in ("language", "action_head"):
+            linear: Any = policy.get_submodule(name)
+            layers[name] = QuantizedLinear.from_integers(*round_weight(linear.weight.detach(), 4), linear.bias)
+    folder = tmp_path / "quantized"
+    return save_quantized(policy, folder, layers=layers, plan={}, folding={}, recipe={}, provenance={})
+
+
 @pytest.mark.slow
-def test_workers_change_nothing_and_a_policy_equals_itself() -> None:
+def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> None:
     def run(workers: int) -> dict[str, Any]:
-        candidates = {"same": tiny(0), "other": tiny(1)}
+        candidates = {"same": tiny(), "quantized": quantized}
         result = evaluate_many(candidates, against=tiny(0), workers=workers, **SETTINGS)
         del result["provenance"]
         return result
@@ -42,8 +58,11 @@ def test_workers_change_nothing_and_a_policy_equals_itself() -> None:
     for entry in same["drift"]["identical_states"]["after_steps"]:
         assert entry["position_mm"]["rms"] == {"value": 0.0, "low": 0.0, "high": 0.0}
         assert entry["rotation_deg"]["rms"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    # Two random networks: the comparison can tell policies apart.
-    assert other["drift"]["identical_states"]["after_steps"][0]["position_mm"]["rms"]["value"] > 0.1
+    # The comparison can tell policies apart.
+    assert other["drift"]["identical_states"]["after_steps"][-1]["position_mm"]["rms"]["value"] > 1e-3
+    described = alone["policies"][2]
+    assert {layer["num_bits"] for layer in described["layers"] if layer["role"] == "language"} == {4}
+    assert described["weights"]["bytes_on_disk"] < 1.5 * sum(layer["parameters"] for layer in described["layers"])
 
 
 def test_a_branch_continues_the_episode_bit_for_bit() -> None:

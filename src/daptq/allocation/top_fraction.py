@@ -2,9 +2,10 @@
 
     b_l = BF16 if l is among the top k % by phi_l, else W4
 
-The paper leaves open whether "k % of the layers" counts layers or parameters (both are selectable) and how the layers that
-are never quantized enter: here the ranking runs over all layers, and the layers of `keep` are kept in addition, so the number
-of layers kept *for their score* never exceeds the fraction. The module does not know where the scores come from.
+The paper leaves open whether "k % of the layers" counts layers or parameters (both are selectable) and how the layers
+that are never quantized enter: here the ranking runs over all layers, and the layers of `keep` are kept in addition,
+so the number of layers kept *for their score* never exceeds the fraction. The module does not know where the scores
+come from.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def allocate(
         scores: Sensitivity phi of each layer, finite.
         fraction: Largest fraction that is kept for its score, in [0, 1].
         keep: Layers that are kept whatever their score; a mapping gives the reason for each, otherwise ``"always"``.
-        by: ``"count"`` keeps the first floor(fraction * n) layers of the ranking; ``"parameters"`` the longest prefix of
-            the ranking whose sizes sum up to at most the fraction of all sizes.
+        by: ``"count"`` keeps the first floor(fraction * n) layers of the ranking; ``"parameters"`` the longest prefix
+            of the ranking whose sizes sum up to at most the fraction of all sizes.
         sizes: Number of weights of each layer; needed for ``"parameters"``.
         num_bits: Bits of the layers that are not kept.
 

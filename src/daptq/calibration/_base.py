@@ -8,16 +8,16 @@ from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from daptq.catalog import SOURCES
-from daptq.errors import CalibrationDataError
+from daptq.errors import CalibrationDataError, UnknownNameError
 from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch, Policy
 
-__all__ = ["CalibrationSource", "batch_size", "check_batch", "limited", "open_named_source"]
+__all__ = ["CalibrationSource", "batch_size", "check_batch", "checked", "limited", "open_named_source", "source_name"]
 
 
 class CalibrationSource(ABC):
@@ -50,13 +50,26 @@ def open_named_source(data: str, *, limit: int | None, seed: int) -> Calibration
         CalibrationDataError: `data` is not of the form ``name:split``.
         UnknownNameError: No source has this name, or it has no such split.
     """
-    name, colon, split = data.partition(":")
-    if not (name and colon and split):
+    name, split = source_name(data)
+    source: CalibrationSource = SOURCES.load(name).open_source(split, limit=limit, seed=seed)
+    return source
+
+
+def source_name(data: str) -> tuple[str, str]:
+    """The source and the split in ``"source:split"``; nothing is imported or opened.
+
+    Raises:
+        CalibrationDataError: `data` is not of this form.
+        UnknownNameError: No source has this name.
+    """
+    name, _, split = data.partition(":")
+    if not (name and split):
         raise CalibrationDataError(
             f"calibration data must be named 'source:split', got {data!r}. Write for example 'tabletop:train'."
         )
-    source: CalibrationSource = SOURCES.load(name).open_source(split, limit=limit, seed=seed)
-    return source
+    if name not in SOURCES.names():
+        raise UnknownNameError(SOURCES.kind, name, SOURCES.names())
+    return name, split
 
 
 def batch_size(batch: Batch) -> int:
@@ -64,14 +77,21 @@ def batch_size(batch: Batch) -> int:
     return len(batch[ACTION])
 
 
-def limited(source: CalibrationSource, limit: int) -> Iterator[Batch]:
-    """The batches of a source, the last one cut, until `limit` states have been seen."""
+def limited(batches: Iterable[Batch], limit: int) -> Iterator[Batch]:
+    """The batches, the last one cut, until `limit` states have been seen; no further batch is read."""
     remaining = limit
-    for batch in source:
-        if remaining <= 0:
-            return
+    for batch in batches:
         yield {key: value[:remaining] for key, value in batch.items()}
         remaining -= batch_size(batch)
+        if remaining <= 0:
+            return
+
+
+def checked(source: CalibrationSource, policy: Policy) -> Iterator[Batch]:
+    """The batches of a source, each one checked by `check_batch` when it is read."""
+    for index, batch in enumerate(source):
+        check_batch(batch, policy, index)
+        yield batch
 
 
 def check_batch(batch: Batch, policy: Policy, index: int) -> None:

@@ -1,8 +1,8 @@
-"""Watches the representation at the perception-to-action interfaces while a policy runs, without changing what it computes.
+"""Watches the representation at the perception-to-action interfaces while a policy runs, and changes nothing.
 
-A forward pre-hook on each interface's observed module hands every representation that passes to a sink. `InterfaceStatistics`
-is a pair of sinks: one streams into mean and covariance, the other keeps what was held out, in order, so that the same states
-of two policies can be compared.
+A forward pre-hook on each interface's observed module hands every representation that passes to a sink.
+`InterfaceStatistics` is a pair of sinks: one streams into mean and covariance, the other keeps what was held out, in
+order, so that the same states of two policies can be compared.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ import click
 from daptq import catalog
 from daptq.cli._console import json_option
 
-KINDS = {
-    "policies": catalog.POLICIES,
+CATALOGS = {
     "environments": catalog.ENVIRONMENTS,
     "methods": catalog.METHODS,
     "kernels": catalog.KERNELS,
@@ -19,14 +18,21 @@ KINDS = {
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", type=click.Choice(["policies", *CATALOGS]))
 @json_option
 def list_names(kind: str, json_path: Path | None) -> None:
-    """Lists the names of one KIND of thing, one per line."""
-    names = KINDS[kind].names()
+    """Lists the names of one KIND of thing, one per line; policies are those that ship with the package."""
+    names = CATALOGS[kind].names() if kind in CATALOGS else _packaged_policies()
     for name in names:
         click.echo(name)
     if json_path is not None:
         from daptq.artifacts import write_json
 
         write_json(json_path, {"schema_version": 1, "kind": kind, "names": list(names)})
+
+
+def _packaged_policies() -> tuple[str, ...]:
+    """Names that every command takes as POLICY without a folder."""
+    from daptq.packing._source import packaged_policies
+
+    return tuple(packaged_policies())

@@ -37,12 +37,19 @@ def quantize(
     recipe = _recipe(method, {name: value for name, value in settings.items() if value is not None})
     require_new_output(output)
     with reported_progress() as progress:
-        written = run(load_policy(policy), recipe, data=data, output=output, seed=seed, progress=progress)
-    click.echo(written)
+        run(
+            load_policy(policy),
+            recipe,
+            data=data,
+            output=output,
+            seed=seed,
+            progress=lambda stage, done, total: progress(done, total, stage),
+        )
+    click.echo(output)
     if json_path is not None:
-        from daptq.cli.inspect import description
+        from daptq.cli._policy_folder import describe
 
-        write_json(json_path, description(written))
+        write_json(json_path, describe(output))
 
 
 def _recipe(method: str, settings: dict[str, Any]) -> Any:

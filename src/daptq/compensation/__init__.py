@@ -1,1 +1,1 @@
-"""Compensation of the perception-to-action interface, one method per file, and how a compensating map folds into weights."""
+"""Compensation of the perception-to-action interface, one method per file, and the folding of a map into weights."""

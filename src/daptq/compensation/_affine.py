@@ -32,8 +32,8 @@ class AffineMap:
         size = len(self.shift)
         if self.matrix.shape != (size, size) or self.shift.dim() != 1:
             raise InvalidInputError(
-                f"matrix and shift of an affine map must have shapes (d, d) and (d,), got {tuple(self.matrix.shape)} and "
-                f"{tuple(self.shift.shape)}. Give both for the same channels."
+                f"matrix and shift of an affine map must have shapes (d, d) and (d,), got "
+                f"{tuple(self.matrix.shape)} and {tuple(self.shift.shape)}. Give both for the same channels."
             )
 
     @classmethod

@@ -2,16 +2,16 @@
 
     f(M) = fit ||W (A - M B M^T)||_F^2 + identity ||M - I||_F^2,  A, B symmetric, W diagonal
 
-f is a quartic in d^2 unknowns whose curvature spans the squares of B's eigenvalues, so it is solved in the eigenbasis of B,
-where the Hessian at W = 1, M = I, A = B splits into 2 x 2 blocks (entries ij and ji); its inverse square root is the
-preconditioner. Arrays are float64 (d, d); the module does not know what the matrices mean.
+f is a quartic in d^2 unknowns whose curvature spans the squares of B's eigenvalues, so it is solved in the eigenbasis
+of B, where the Hessian at W = 1, M = I, A = B splits into 2 x 2 blocks (entries ij and ji); its inverse square root
+is the preconditioner. Arrays are float64 (d, d); the module does not know what the matrices mean.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, minimize
+from scipy.optimize import OptimizeResult, minimize  # type: ignore[import-untyped]
 
 __all__ = ["Alignment"]
 
@@ -19,8 +19,8 @@ Array = NDArray[np.float64]
 
 # Converged when the gradient is this small beside its own scale, 4 fit |W|^2 |A| |B|.
 GRADIENT_TOLERANCE = 1e-10
-# A start this close to stationary is the answer: with so small an identity weight the second term only chooses among maps
-# that fit equally well, and sliding along their valley would take very many iterations.
+# A start this close to stationary is the answer: with so small an identity weight the second term only chooses among
+# maps that fit equally well, and sliding along their valley would take very many iterations.
 START_TOLERANCE = 1e-8
 MAX_ITERATIONS = 200
 
@@ -100,7 +100,7 @@ class Alignment:
         return h
 
     def precondition(self, step: Array) -> Array:
-        """Inverse square root of the block-diagonal Hessian: stiff along (B_j, B_i) of each pair ij, ji, free across it."""
+        """Inverse square root of the block-diagonal Hessian: stiff along (B_j, B_i) of each pair, free across."""
         along = step * self._values
         share = (along + along.T) / self._pair_norm
         p: Array = self._free * step + (self._stiff - self._free) * share * self._values

@@ -1,9 +1,9 @@
 """Cross-Space Representation Compensation (arXiv 2604.11572, eq. 4-9).
 
 Two corrections of the representation at an interface, from its mean and covariance in full precision and after
-quantization: per channel a gain and a shift (eq. 4-5), across channels a matrix M near the identity that maps the quantized
-covariance onto the full-precision one (eq. 7), truncated to I + U V^T (eq. 8). Statistics only: the module does not see
-which inputs belong together, so it cannot tell noise that quantization added from a change of scale.
+quantization: per channel a gain and a shift (eq. 4-5), across channels a matrix M near the identity that maps the
+quantized covariance onto the full-precision one (eq. 7), truncated to I + U V^T (eq. 8). Statistics only: the module
+does not see which inputs belong together, so it cannot tell noise that quantization added from a change of scale.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class CsrcConfig:
         if self.rank is not None and self.rank < 0:
             raise RecipeError(f"rank of CSRC must be None or at least 0, got {self.rank}. Choose a small number.")
         if not self.max_condition >= 1:
-            raise RecipeError(f"max_condition of CSRC must be at least 1, got {self.max_condition}. Choose for example 1e3.")
+            raise RecipeError(
+                f"max_condition of CSRC must be at least 1, got {self.max_condition}. Choose for example 1e3."
+            )
         if self.selection not in get_args(Selection):
             raise RecipeError(
                 f"selection of CSRC must be one of {', '.join(get_args(Selection))}, got {self.selection!r}. "
@@ -105,8 +107,8 @@ def gain_and_shift(
         epsilon: Added to `std_q` before dividing.
 
     Returns:
-        g = clip(std_fp / (std_q + epsilon), gain_min, gain_max) and d = mean_fp - g mean_q, both float64 (d,). A channel
-        that is constant before and after quantization gets gain 1.
+        g = clip(std_fp / (std_q + epsilon), gain_min, gain_max) and d = mean_fp - g mean_q, both float64 (d,). A
+        channel that is constant before and after quantization gets gain 1.
     """
     constant = (std_q + epsilon == 0) & (std_fp == 0)
     ratio = std_fp.to(torch.float64) / (std_q.to(torch.float64) + epsilon)
@@ -131,7 +133,8 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     middle_values, middle_vectors = torch.linalg.eigh(_symmetric(half @ _symmetric(cov_fp) @ half))
     middle = (middle_vectors * middle_values.clamp_min(0).sqrt()) @ middle_vectors.mT
     idle = (vectors * (~alive).to(vectors)) @ vectors.mT
-    return inverse_half @ middle @ inverse_half + idle
+    transport: Tensor = inverse_half @ middle @ inverse_half + idle
+    return transport
 
 
 def align_covariance(
@@ -234,8 +237,10 @@ def solve(
     The cross-channel matrix is solved on top of the per-channel gain: M = (I + U V^T) diag(g).
 
     Args:
-        mean_fp, cov_fp: Mean (d,) and covariance (d, d) in full precision.
-        mean_q, cov_q: The same after quantization.
+        mean_fp: (d,) mean in full precision.
+        cov_fp: (d, d) covariance in full precision.
+        mean_q: (d,) mean after quantization.
+        cov_q: (d, d) covariance after quantization.
         config: Settings.
 
     Returns:
@@ -280,7 +285,7 @@ def _diagonal(weight: Tensor, size: int) -> Tensor:
         return exact.diagonal()
     if exact.shape != (size,):
         raise InvalidInputError(
-            f"weight must be a vector ({size},) or a diagonal matrix ({size}, {size}), got shape {tuple(weight.shape)}. "
-            "Pass the diagonal of W."
+            f"weight must be a vector ({size},) or a diagonal matrix ({size}, {size}), got shape "
+            f"{tuple(weight.shape)}. Pass the diagonal of W."
         )
     return exact

@@ -2,10 +2,11 @@
 
 - A gain and a shift per channel fold exactly into the scales and the bias of the quantized layer that produces z.
 - Any map folds exactly into a floating-point linear layer that consumes z: W' = W M, b' = b + W d.
-- Otherwise any map folds into the producer's float weight, which is rounded again; the error of that rounding is returned.
+- Otherwise any map folds into the producer's float weight, which is rounded again; the error of that rounding is
+  returned.
 
-Constants that the consumer reads in place of z (an unconditional vector) are moved so that the consumer answers as before.
-This module does not know which layers these are.
+Constants that the consumer reads in place of z (an unconditional vector) are moved so that the consumer answers as
+before. This module does not know which layers these are.
 """
 
 from __future__ import annotations
@@ -127,7 +128,6 @@ def fold_constant(constant: Float[Tensor, "... d"], affine: AffineMap) -> Float[
     Returns:
         Same shape, float32.
     """
-    moved = constant.detach().to(torch.float64) - affine.shift
-    return torch.linalg.solve(affine.matrix, moved.mT if moved.dim() > 1 else moved.unsqueeze(1)).mT.reshape(
-        constant.shape
-    ).float()
+    moved = (constant.detach().to(torch.float64) - affine.shift).reshape(-1, len(affine.shift))
+    unmapped: Tensor = torch.linalg.solve(affine.matrix, moved.mT).mT
+    return unmapped.reshape(constant.shape).float()

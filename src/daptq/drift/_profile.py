@@ -1,6 +1,7 @@
 """The drift profile: everything that one pass over calibration data says about a full-precision policy.
 
-It is written as an artifact between the stages, so that a killed run continues after it and another method can start from it.
+It is written as an artifact between the stages, so that a killed run continues after it and another method can start
+from it.
 """
 
 from __future__ import annotations

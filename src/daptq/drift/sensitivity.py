@@ -1,11 +1,11 @@
 """How much the drift loss changes with each layer's weight (arXiv 2604.11572, eq. 19).
 
-The paper writes phi_l = 1/R sum_r 1/d_out sum_i |dL_drift/dW_l|_i and leaves open how |.|_i reduces the gradient of output
-row i over its input columns. Three readings are selectable:
+The paper writes phi_l = 1/R sum_r 1/d_out sum_i |dL_drift/dW_l|_i and leaves open how |.|_i reduces the gradient of
+output row i over its input columns. Three readings are selectable:
 
-- ``"l2"`` (default): the Euclidean norm of the row. Independent rounding errors of equal size in a row change the loss, to
-  first order, by a random amount whose standard deviation is exactly proportional to this norm; it is the reading under
-  which phi predicts what rounding does.
+- ``"l2"`` (default): the Euclidean norm of the row. Independent rounding errors of equal size in a row change the
+  loss, to first order, by a random amount whose standard deviation is exactly proportional to this norm; it is the
+  reading under which phi predicts what rounding does.
 - ``"mean"``: the mean absolute value, which does not grow with the number of columns.
 - ``"l1"``: the sum of absolute values, the worst case over the signs of the rounding errors.
 
@@ -43,8 +43,8 @@ class SensitivityConfig:
     def __post_init__(self) -> None:
         if self.reduction not in get_args(Reduction):
             raise RecipeError(
-                f"reduction of the sensitivity must be one of {', '.join(get_args(Reduction))}, got {self.reduction!r}. "
-                "Choose one of these."
+                f"reduction of the sensitivity must be one of {', '.join(get_args(Reduction))}, got "
+                f"{self.reduction!r}. Choose one of these."
             )
 
 
@@ -59,7 +59,9 @@ def gradient_magnitude(gradient: Float[Tensor, "out in"], reduction: Reduction) 
         InvalidInputError: `gradient` is not a matrix.
     """
     if gradient.dim() != 2:
-        raise InvalidInputError(f"gradient must be a matrix (out, in), got shape {tuple(gradient.shape)}. Pass a weight's.")
+        raise InvalidInputError(
+            f"gradient must be a matrix (out, in), got shape {tuple(gradient.shape)}. Pass a weight's."
+        )
     values = gradient.detach().to(torch.float64)
     if reduction == "l2":
         rows = values.square().sum(dim=1).sqrt()
@@ -71,7 +73,7 @@ def gradient_magnitude(gradient: Float[Tensor, "out in"], reduction: Reduction) 
 
 
 @contextmanager
-def only_gradients_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def only_gradients_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block only the given parameters of `model` require gradients, so a backward pass stops early."""
     wanted = {id(parameter) for parameter in parameters.values()}
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -92,7 +94,7 @@ class Sensitivity:
         reduction: How a gradient row is reduced over its columns.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], reduction: Reduction) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], reduction: Reduction) -> None:
         self._weights = dict(weights)
         self._reduction = reduction
         self._sums = dict.fromkeys(self._weights, 0.0)
@@ -109,7 +111,8 @@ class Sensitivity:
         """
         if not bool(torch.isfinite(loss)):
             raise CalibrationDataError(
-                f"drift loss of calibration step {self.steps} must be finite, got {float(loss)}. Check the batch's values."
+                f"drift loss of calibration step {self.steps} must be finite, got {float(loss)}. "
+                "Check the batch's values."
             )
         gradients = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
         for name, gradient in zip(self._weights, gradients, strict=True):
@@ -123,7 +126,7 @@ class Sensitivity:
         self.steps += 1
 
     def scores(self) -> dict[str, float]:
-        """phi of every layer, the mean over calibration steps.
+        """Phi of every layer, the mean over calibration steps.
 
         Raises:
             InvalidInputError: No step was added.

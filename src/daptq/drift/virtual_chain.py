@@ -1,9 +1,9 @@
 """Drift weights of the action dimensions from a virtual planar chain (arXiv 2604.11572, eq. 12-18).
 
-A seven-dimensional action [dx, dy, dz, drx, dry, drz, dgripper] is read as seven joint increments of a planar chain with
-unit links; the weighted columns of the damped pseudo-inverse of the chain's Jacobian say how much a dimension matters.
-The module does not know the robot: no length, joint axis or unit of the real manipulator enters. The paper's remark that
-earlier dimensions always have the larger column norm holds for small angles only.
+A seven-dimensional action [dx, dy, dz, drx, dry, drz, dgripper] is read as seven joint increments of a planar chain
+with unit links; the weighted columns of the damped pseudo-inverse of the chain's Jacobian say how much a dimension
+matters. The module does not know the robot: no length, joint axis or unit of the real manipulator enters. The paper's
+remark that earlier dimensions always have the larger column norm holds for small angles only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class VirtualChainConfig:
         for label in ("damping", "translation_weight", "rotation_weight"):
             value = getattr(self, label)
             if not (math.isfinite(value) and value > 0):
-                raise RecipeError(f"{label} of the virtual chain must be positive, got {value}. Keep the paper's value.")
+                raise RecipeError(
+                    f"{label} of the virtual chain must be positive, got {value}. Keep the paper's value."
+                )
 
     def weights(self, actions: Float[Tensor, "n 7"]) -> Float[Tensor, " 7"]:
         """`drift_weights` with these settings."""
@@ -70,7 +72,9 @@ def jacobian(actions: Float[Tensor, "n 7"]) -> Float[Tensor, "n 3 7"]:
         )
     increments = actions.to(torch.float64)
     if not bool(torch.isfinite(increments).all()):
-        raise InvalidInputError("actions of the virtual chain must be finite, got NaN or infinity. Remove those actions.")
+        raise InvalidInputError(
+            "actions of the virtual chain must be finite, got NaN or infinity. Remove those actions."
+        )
     angles = increments.cumsum(dim=1)[:, : ACTION_DIM - 1]
     result = torch.zeros(len(increments), 3, ACTION_DIM, dtype=torch.float64, device=actions.device)
     result[:, 0, :-1] = -angles.sin().flip(1).cumsum(dim=1).flip(1)
@@ -108,7 +112,8 @@ def drift_weights(
         [translation_weight, translation_weight, rotation_weight], dtype=torch.float64, device=chain.device
     )
     raw = (pseudo_inverse.abs() @ axes).mean(dim=0)
-    return raw / raw.mean()
+    weights: Tensor = raw / raw.mean()
+    return weights
 
 
 def drift_loss(
@@ -132,7 +137,8 @@ def drift_loss(
     if predicted_noise.shape != noise.shape or noise.shape[-1:] != weights.shape:
         raise InvalidInputError(
             "predicted noise, noise and weights must have shapes (…, k), (…, k) and (k,), got "
-            f"{tuple(predicted_noise.shape)}, {tuple(noise.shape)} and {tuple(weights.shape)}. Give one weight per dimension."
+            f"{tuple(predicted_noise.shape)}, {tuple(noise.shape)} and {tuple(weights.shape)}. Give one weight per "
+            "dimension."
         )
     squared = (predicted_noise - noise).square() * weights.to(predicted_noise)
     return squared.sum(dim=-1).mean()

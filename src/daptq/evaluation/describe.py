@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import hash_tensors
-from daptq.policies._base import Policy
+from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
+from daptq.policies._base import ACTION, Batch, Policy
+from daptq.policies._execution import noise_generator
 
 
 def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, Any]:
-    """Describes a policy as a JSON object.
+    """Describes a policy as a JSON object, after one prediction.
+
+    A kernel may keep weights in another form than the one on disk from the first prediction on; what counts is the form
+    that the robot runs with.
 
     Args:
         policy: The loaded policy.
@@ -23,6 +29,8 @@ def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, 
         `sha256` of the state dict; `layers`, one entry per linear layer in execution order with `name`, `role`,
         `num_bits` (of the stored weight), `parameters` (number of weights), `activation_bits` (None: floating point).
     """
+    with torch.inference_mode():
+        policy.predict_chunk(single_observation(policy, 0), noise_generator(0, 0))
     layers = []
     for name, role in policy.linear_layers().items():
         module = policy.get_submodule(name)
@@ -30,32 +38,24 @@ def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, 
         entry = {"name": name, "role": role, "num_bits": weight_bits(module), "parameters": parameters}
         layers.append({**entry, "activation_bits": getattr(module, "activation_bits", None)})
     weights = {
-        "bytes_on_disk": None if directory is None else bytes_on_disk(directory),
-        "bytes_in_memory": bytes_in_memory(policy),
+        "bytes_on_disk": None if directory is None else weight_bytes_on_disk(directory),
+        "bytes_in_memory": weight_bytes_resident(policy),
         "sha256": hash_tensors(policy.state_dict()),
     }
     return {"family": policy.family, "weights": weights, "layers": layers}
 
 
+def single_observation(policy: Policy, seed: int) -> Batch:
+    """The first sample of the policy's example batch, on the policy's device, without the action."""
+    batch = {key: value[:1] for key, value in policy.example_batch(seed).items() if key != ACTION}
+    return {key: value.to(policy.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
 def weight_bits(module: nn.Module) -> int:
-    """Bits of one weight of a linear layer as it lies in memory: `num_bits` when quantized, else those of its dtype."""
+    """Bits of one weight of a linear layer: `num_bits` when quantized, else those of its dtype."""
     quantized = getattr(module, "num_bits", None)
     if isinstance(quantized, int):
         return quantized
     weight = module.weight
     assert isinstance(weight, Tensor)
     return 8 * weight.element_size()
-
-
-def bytes_in_memory(policy: nn.Module) -> int:
-    """Bytes of all parameters and buffers; storage that several of them share counts once."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in (*policy.parameters(), *policy.buffers())
-    }
-    return sum(storages.values())
-
-
-def bytes_on_disk(directory: Path) -> int:
-    """Bytes of all weight shards in a folder."""
-    return sum(shard.stat().st_size for shard in directory.glob("*.safetensors"))

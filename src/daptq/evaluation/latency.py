@@ -17,8 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.evaluation.describe import single_observation
 from daptq.evaluation.statistics import bootstrap_interval
-from daptq.policies._base import ACTION, Batch, Policy
+from daptq.policies._base import Batch, Policy
 from daptq.policies._execution import noise_generator
 
 
@@ -53,7 +54,7 @@ def measure_latency(
         raise InvalidInputError(message + " Name a policy and ask for more repeats.")
     if against is not None and against not in policies:
         raise UnknownNameError("baseline", against, policies)
-    batches = {label: _single_observation(policy, seed) for label, policy in policies.items()}
+    batches = {label: single_observation(policy, seed) for label, policy in policies.items()}
     times: NDArray[np.float64] = np.zeros((repeats, len(policies)))
     for turn in range(-warmup, repeats):
         for column, (label, policy) in enumerate(policies.items()):
@@ -69,12 +70,6 @@ def measure_latency(
             entry["ratio"] = _ratio(times[:, column] / times[:, list(policies).index(against)], seed)
         listed.append(entry)
     return {"threads": torch.get_num_threads(), "repeats": repeats, "policies": listed}
-
-
-def _single_observation(policy: Policy, seed: int) -> Batch:
-    """The first sample of the policy's example batch, on the policy's device, without the action."""
-    batch = {key: value[:1] for key, value in policy.example_batch(seed).items() if key != ACTION}
-    return {key: value.to(policy.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def _time_once(policy: Policy, batch: Batch, seed: int) -> float:

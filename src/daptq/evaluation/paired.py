@@ -21,7 +21,8 @@ from daptq.evaluation.plan import Episode, plan_episodes
 from daptq.evaluation.rollout import BranchRecord, EpisodeRecord
 from daptq.evaluation.statistics import CONFIDENCE
 from daptq.evaluation.summary import paired_summary, success_summary
-from daptq.evaluation.workers import BranchJob, Crew, EpisodeJob, Job, PolicySource, Workplace, open_policy
+from daptq.evaluation.workers import BranchJob, Crew, EpisodeJob, Job, PolicySource, Workplace, one_thread, open_policy
+from daptq.packing._source import locate
 from daptq.policies._base import Policy
 
 SCHEMA_VERSION = 1
@@ -103,7 +104,6 @@ def evaluate_many(
     plan_episodes(asked, episodes=episodes, seed=seed)  # Refuse bad counts before policies are loaded.
     sources, baseline = _labelled(candidates, against)
     loaded = {label: open_policy(source) for label, source in sources.items()}
-    descriptions = {label: describe_policy(policy) for label, policy in loaded.items()}
     place = Workplace(
         environment_name=environment,
         image_size=_image_size(loaded),
@@ -126,10 +126,14 @@ def evaluate_many(
         "episodes": episodes,
         "seed": seed,
     }
-    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": descriptions})
+    crew = Crew(place, workers)
+    with one_thread():
+        descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
     del loaded
+    identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
+    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": identity})
     try:
-        with Crew(place, workers) as crew:
+        with crew:
             _run(crew, plan, list(sources), baseline, records, progress)
     finally:
         place.close()
@@ -169,6 +173,10 @@ def _labelled(
 
 def _name(source: PolicySource) -> str:
     return source.name if isinstance(source, Policy) else str(source)
+
+
+def _directory(source: PolicySource) -> Path | None:
+    return None if isinstance(source, Policy) else locate(source)
 
 
 def _image_size(policies: Mapping[str, Policy]) -> dict[str, int]:

@@ -211,7 +211,7 @@ def _start_worker(environment: str, image_size: dict[str, int], sources: dict[st
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the parent answers it, and workers end with their current job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    #threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _workplace = Workplace(environment_name=environment, image_size=image_size, sources=sources)
 
 

@@ -1,1 +1,1 @@
-"""Pure tensor functions: integer grids, scales, bit packing, streaming moments. They know nothing of policies and layers."""
+"""Pure tensor functions: integer grids, scales, bit packing, streaming moments; none knows of policies or layers."""

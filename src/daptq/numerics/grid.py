@@ -1,7 +1,7 @@
 """Symmetric integer grids: rounding to them, the way back, and both in one step (fake quantization).
 
-A grid of b bits holds the integers -(2^(b-1) - 1) … 2^(b-1) - 1: the most negative two's-complement value is not used, so
-the grid is symmetric and zero is exact. The module does not know how a scale was found.
+A grid of b bits holds the integers -(2^(b-1) - 1) … 2^(b-1) - 1: the most negative two's-complement value is not used,
+so the grid is symmetric and zero is exact. The module does not know how a scale was found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Signed integers of 2 to 8 bits packed into bytes without gaps, and back.
 
-Integer i of a row occupies bits [i b, (i + 1) b) of the row's little-endian bit stream, in two's complement: at 4 bits two
-weights share a byte (the even one in the low half), at 3 bits eight weights share three bytes. Every row starts at a byte;
-its length must be remembered, because the last byte may be padded with zeros.
+Integer i of a row occupies bits [i b, (i + 1) b) of the row's little-endian bit stream, in two's complement: at 4 bits
+two weights share a byte (the even one in the low half), at 3 bits eight weights share three bytes. Every row starts at
+a byte; its length must be remembered, because the last byte may be padded with zeros.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def unpack(packed: UInt8[Tensor, "*rows bytes"], num_bits: int, length: int) -> 
     words = torch.zeros(*rows, groups, dtype=torch.int64, device=packed.device)
     for index in range(num_bits):
         words |= stream[..., index] << (8 * index)
-    fields = torch.stack([(words >> (index * num_bits)) & (2**num_bits - 1) for index in range(GROUP)], dim=-1)
-    sign = 2 ** (num_bits - 1)
-    signed = ((fields ^ sign) - sign).to(torch.int8)
+    mask, sign = 2**num_bits - 1, 2 ** (num_bits - 1)
+    fields = torch.stack([(words >> (index * num_bits)) & mask for index in range(GROUP)], dim=-1)
+    signed: Tensor = ((fields ^ sign) - sign).to(torch.int8)
     return signed.reshape(*rows, groups * GROUP)[..., :length].contiguous()
 
 
@@ -102,4 +102,5 @@ def _unpack_halves(packed: UInt8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows 
     """Two 4-bit integers of each byte, without the detour over 64-bit words: this one runs in every forward pass."""
     pairs = packed.to(torch.int16)
     pairs = (pairs | (pairs << 4)).bitwise_and_(0x0F0F).bitwise_xor_(0x0808)
-    return pairs.view(torch.int8).sub_(8)
+    integers: Tensor = pairs.view(torch.int8).sub_(8)
+    return integers

@@ -21,7 +21,7 @@ CANDIDATES = 91
 
 
 def absmax_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tensor, "out 1"]:
-    """max |weight| of each row over the largest integer; 1 for a row of zeros.
+    """The largest |weight| of each row over the largest integer; 1 for a row of zeros.
 
     Args:
         weight: (out, in) finite weight.

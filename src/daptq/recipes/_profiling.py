@@ -1,4 +1,4 @@
-"""Stage 1, drift profiling on the full-precision policy: check the data, then one forward and backward pass per batch."""
+"""Stage 1, drift profiling in full precision: check the data, then one forward and backward pass per batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from daptq.calibration._base import CalibrationSource, batch_size, check_batch, limited
-from daptq.calibration._observers import InterfaceStatistics, Sink, observe_interfaces
+from daptq.calibration._base import CalibrationSource, batch_size, checked, limited
+from daptq.calibration._observers import InterfaceStatistics, observe_interfaces
 from daptq.drift._profile import DriftProfile
 from daptq.drift.sensitivity import Sensitivity, only_gradients_of
 from daptq.drift.virtual_chain import drift_loss
 from daptq.errors import CalibrationDataError
 from daptq.policies._base import ACTION, Batch, Policy
 from daptq.policies._execution import noise_generator
+from daptq.recipes._allocation import float_linear, layers_in_scope
 from daptq.recipes._recipe import Recipe
 
 __all__ = ["Calibration", "Progress", "evaluating", "observe", "profile_policy"]
@@ -59,13 +60,14 @@ class Calibration:
         """
         actions: list[Tensor] = []
         states = 0
-        for index, batch in enumerate(_checked_batches(source, policy, limit)):
+        for batch in limited(checked(source, policy), limit):
             actions.append(batch[ACTION].reshape(-1, policy.action_dim).float())
             states += batch_size(batch)
             progress("check", states, limit)
         if not states:
             raise CalibrationDataError(
-                f"calibration data must hold at least one state, got none from {source.description!r}. Choose other data."
+                f"calibration data must hold at least one state, got none from {source.description!r}. "
+                "Choose other data."
             )
         return cls(
             source=source, limit=limit, seed=seed, batches=len(actions), states=states, actions=torch.cat(actions)
@@ -87,20 +89,6 @@ class Calibration:
     def _held(self, index: int) -> bool:
         every = min(HOLD_OUT_EVERY, self.batches)
         return index % every == every - 1
-
-
-def _checked_batches(source: CalibrationSource, policy: Policy, limit: int) -> Iterator[Batch]:
-    """The batches that will be used, each checked before it is cut to the limit."""
-
-    class Checked(CalibrationSource):
-        hash, licence, description = source.hash, source.licence, source.description
-
-        def __iter__(self) -> Iterator[Batch]:
-            for index, batch in enumerate(source):
-                check_batch(batch, policy, index)
-                yield batch
-
-    yield from limited(Checked(), limit)
 
 
 @contextmanager
@@ -135,3 +123,37 @@ def observe(
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics
+
+
+def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> DriftProfile:
+    """Drift weights, sensitivity of every layer in scope, and the representation's statistics, eq. 12-19.
+
+    Args:
+        policy: Full-precision policy.
+        recipe: Drift model, sensitivity and scope.
+        calibration: Checked data.
+        progress: Called as progress("profile", done, total) after every batch.
+    """
+    weights = recipe.drift.weights(calibration.actions)
+    parameters = {name: float_linear(policy, name).weight for name in layers_in_scope(policy, recipe)}
+    sensitivity = Sensitivity(parameters, recipe.sensitivity.reduction)
+
+    def step(batch: Batch, generator: torch.Generator) -> None:
+        if parameters:
+            noise = policy.predict_noise(batch, generator)
+            sensitivity.update(drift_loss(noise.predicted, noise.noise, weights))
+        else:
+            with torch.no_grad():
+                policy.predict_noise(batch, generator)
+
+    with evaluating(policy), only_gradients_of(policy, parameters):
+        statistics = observe(policy, calibration, step, progress=lambda done, total: progress("profile", done, total))
+    return DriftProfile(
+        drift_weights=weights,
+        scores=sensitivity.scores() if parameters else {},
+        steps=sensitivity.steps,
+        states=calibration.states,
+        moments=statistics.moments,
+        held_out=statistics.held_out(),
+        judged_on_fit=calibration.batches == 1,
+    )

@@ -1,4 +1,4 @@
-"""A recipe: every setting of one quantization run as plain data, validated when built, that survives a trip through JSON.
+"""A recipe: every setting of one quantization run as plain data, validated when built, that survives JSON.
 
 A recipe says what is done, stage by stage; it knows neither a policy nor data. A stage that is None is left out.
 """
@@ -24,6 +24,7 @@ __all__ = ["Folding", "Order", "Recipe", "RoleBits"]
 Order = Literal["compensation-first", "allocation-first"]
 Folding = Literal["auto", "consumer", "producer"]
 
+
 @dataclass(frozen=True, kw_only=True)
 class RoleBits:
     """Bits of the weights by role; None leaves the role in bfloat16.
@@ -45,8 +46,8 @@ class RoleBits:
             bits = getattr(self, role.name)
             if bits is not None and (type(bits) is not int or bits not in WEIGHT_BITS):
                 raise RecipeError(
-                    f"weight_bits of {role.name} must be one of {', '.join(map(str, WEIGHT_BITS))}, or None for bfloat16, "
-                    f"got {bits}. Choose one of these."
+                    f"weight_bits of {role.name} must be one of {', '.join(map(str, WEIGHT_BITS))}, or None for "
+                    f"bfloat16, got {bits}. Choose one of these."
                 )
 
     def of(self, role: Role) -> int | None:
@@ -140,7 +141,8 @@ class Recipe:
         for stage, methods in _STAGES.items():
             if isinstance(values.get(stage), Mapping):
                 values[stage] = _stage_from_json(stage, methods, values[stage])
-        return _build(cls, values, "recipe")
+        recipe: Recipe = _build(cls, values, "recipe")
+        return recipe
 
 
 def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[str, Any]) -> Any:
@@ -159,7 +161,9 @@ def _build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
     """Builds a configuration, naming what is unknown or missing."""
     known = typing.get_type_hints(kind).keys() & {entry.name for entry in fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise RecipeError(f"{label} must have known settings only, got {unknown}. Choose from {', '.join(sorted(known))}.")
+        raise RecipeError(
+            f"{label} must have known settings only, got {unknown}. Choose from {', '.join(sorted(known))}."
+        )
     try:
         return kind(**values)
     except TypeError as error:

@@ -1,7 +1,7 @@
 """The working folder of one quantization run: every finished stage is an artifact in it, so a killed run continues.
 
-The folder is `<output>.partial`, beside the output. It is stamped with a digest of everything that decides the result; a run
-with other inputs starts over. This module does not know what the stages compute.
+The folder is `<output>.partial`, beside the output. It is stamped with a digest of everything that decides the
+result; a run with other inputs starts over. This module does not know what the stages compute.
 """
 
 from __future__ import annotations
@@ -40,38 +40,37 @@ class Workspace:
     Args:
         output: Final folder of the run.
         inputs: Digest of everything that decides the result.
-        provenance: Describes a run that starts now; a continued run keeps the description of its start, so that it
-            writes the same bytes as if it had never been killed.
+        provenance: Describes a run that starts now.
 
     Attributes:
         path: The working folder.
-        provenance: Description of the run that started this folder.
+        provenance: Description of the run that started this folder, with the digest under ``inputs``. A continued run
+            keeps the description of its start, so that it writes the same bytes as if it had never been killed.
 
     Raises:
         OutputWriteError: The disk refused a write.
     """
 
-    def __init__(self, output: Path, inputs: str, provenance: Callable[[], dict[str, Any]]) -> None:
-        self.path = output.parent / f"{output.name}.partial"
-        stamp = self._stamp()
+    def __init__(self, output: Path, inputs: str, provenance: Mapping[str, Any]) -> None:
+        self.path = _working_folder(output)
+        stamp = _stamp(self.path)
         if stamp is not None and stamp.get("inputs") == inputs:
             LOG.info("continuing the run of %s in %s", stamp["provenance"].get("time", "unknown time"), self.path)
         else:
             if self.path.exists():
                 LOG.info("starting over: %s belongs to a run with other inputs", self.path)
             self.remove()
-            stamp = {"inputs": inputs, "provenance": provenance()}
+            stamp = {"inputs": inputs, "provenance": dict(provenance)}
             with writing(self.path):
                 self.path.mkdir(parents=True)
             write_json(self.path / STAMP, stamp)
         self.provenance: dict[str, Any] = {**stamp["provenance"], "inputs": inputs}
 
-    def _stamp(self) -> dict[str, Any] | None:
-        """What the folder says it belongs to, or None when it says nothing."""
-        try:
-            return read_json(self.path / STAMP)
-        except ArtifactError:
-            return None
+    @staticmethod
+    def belongs_to(output: Path, inputs: str) -> bool:
+        """Whether there is a working folder of `output` with this digest."""
+        stamp = _stamp(_working_folder(output))
+        return stamp is not None and stamp.get("inputs") == inputs
 
     def stage(self, name: str, kind: str, compute: Callable[[], StageContent]) -> Artifact:
         """The artifact of a stage: read when a former run finished it, otherwise computed and written.
@@ -105,3 +104,16 @@ class Workspace:
         with writing(self.path):
             if self.path.exists():
                 shutil.rmtree(self.path)
+
+
+def _working_folder(output: Path) -> Path:
+    absolute = output.absolute()
+    return absolute.parent / f"{absolute.name}.partial"
+
+
+def _stamp(folder: Path) -> dict[str, Any] | None:
+    """What a working folder says it belongs to, or None when it says nothing."""
+    try:
+        return read_json(folder / STAMP)
+    except ArtifactError:
+        return None

@@ -1,8 +1,8 @@
 """Drift-aware post-training quantization, Algorithm 1 of arXiv 2604.11572 with the paper's defaults.
 
-Language model and action head become W4A8, the vision tower and the connector stay bfloat16; the representation at the
-perception-to-action interface is compensated (eq. 4-9), and of the action head the 30 % most drift-sensitive layers (eq. 19-20)
-and the last two transformer blocks stay bfloat16.
+Language model and action head become W4A8, the vision tower and the connector stay bfloat16; the representation at
+the perception-to-action interface is compensated (eq. 4-9), and of the action head the 30 % most drift-sensitive
+layers (eq. 19-20) and the last two transformer blocks stay bfloat16.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def da_ptq(
     """
     if compensation not in get_args(Compensation):
         raise RecipeError(
-            f"compensation must be one of {', '.join(get_args(Compensation))}, got {compensation!r}. Choose one of these."
+            f"compensation must be one of {', '.join(get_args(Compensation))}, got {compensation!r}. "
+            "Choose one of these."
         )
     return Recipe(
         name="da-ptq",

@@ -1,7 +1,7 @@
 """Round-to-nearest: every weight goes to the nearest point of a symmetric grid with one scale per output channel.
 
-The scale is either the smallest that clips nothing or the one with the least squared error. The method sees one weight matrix
-and nothing else: no activations, no other layers.
+The scale is either the smallest that clips nothing or the one with the least squared error. The method sees one
+weight matrix and nothing else: no activations, no other layers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class NearestConfig:
     """How a weight is rounded.
 
     Attributes:
-        scale: ``"searched"``: the scale per output channel with the least squared error; ``"absmax"``: the largest weight
-            of the channel falls on the end of the grid.
+        scale: ``"searched"``: the scale per output channel with the least squared error; ``"absmax"``: the largest
+            weight of the channel falls on the end of the grid.
     """
 
     method: ClassVar[str] = "nearest"

@@ -68,8 +68,8 @@ def test_one_baseline_run_serves_every_candidate(make_pusher: Callable[..., Any]
     baseline = make_pusher()
     candidates = {"a": make_pusher(error=0.001), "b": make_pusher(error=-0.01), "c": make_pusher()}
     result = evaluate_many(candidates, against=baseline, drift_states=6, **SETTINGS)
-    # 6 chunks in each of 6 episodes and 4 in each of 6 branches, whatever the number of candidates.
-    assert len(baseline.predictions) == 6 * 6 + 6 * 4
+    # 6 chunks in each of 6 episodes and 4 in each of 6 branches, whatever the number of candidates; one to describe it.
+    assert len(baseline.predictions) == 6 * 6 + 6 * 4 + 1
     assert [one["policy"] for one in result["comparisons"]] == ["a", "b", "c"]
     assert result["paired"] == result["comparisons"][0]["paired"]
     assert [one["paired"]["difference"] for one in result["comparisons"]] == [0.0, -50.0, 0.0]
@@ -83,7 +83,7 @@ def test_without_a_baseline_there_are_rates_only(make_pusher: Callable[..., Any]
     result = evaluate(policy, **SETTINGS)
     assert (result["paired"], result["drift"], result["comparisons"]) == (None, None, [])
     assert result["policies"][0]["success_rate"] == 1.0
-    assert len(policy.predictions) == 36  # no branches
+    assert len(policy.predictions) == 36 + 1  # no branches; one to describe it
 
 
 def test_the_seed_decides_the_episodes(make_pusher: Callable[..., Any], point_world: list[Any]) -> None:

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from daptq.errors import InvalidInputError, UnknownNameError
-from daptq.evaluation.describe import bytes_in_memory, bytes_on_disk, describe_policy
+from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.latency import measure_latency
+from daptq.kernels.linear._bfloat16 import BFloat16Linear
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.packing.checkpoint import replace_module, save_policy
 from daptq.policies.cogact import tiny
 
 
@@ -26,32 +29,34 @@ def test_every_linear_layer_is_described_in_execution_order() -> None:
         assert layer["role"] == policy.linear_layers()[layer["name"]]
 
 
+def quantized(linear: Any) -> QuantizedLinear:
+    integers = torch.randint(-7, 8, linear.weight.shape, dtype=torch.int8)
+    return QuantizedLinear.from_integers(integers, torch.full((len(integers), 1), 0.01), linear.bias)
+
+
 def test_bits_follow_the_layer() -> None:
     policy = tiny()
-    names = list(policy.linear_layers())
-    half: Any = policy.get_submodule(names[0])
-    half.to(torch.bfloat16)
-    quantized: Any = policy.get_submodule(names[1])
-    quantized.num_bits, quantized.activation_bits = 4, 8
+    for name, build in zip(policy.linear_layers(), (BFloat16Linear.from_linear, quantized), strict=False):
+        replace_module(policy, name, build(policy.get_submodule(name)))
     layers = describe_policy(policy)["layers"]
     assert [layer["num_bits"] for layer in layers[:3]] == [16, 4, 32]
     assert [layer["activation_bits"] for layer in layers[:3]] == [None, 8, None]
 
 
-def test_bytes_in_memory_count_shared_storage_once() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Linear(8, 4, bias=False))
-    assert bytes_in_memory(module) == 2 * 4 * 8 * 4
-    module[1].weight = module[0].weight
-    assert bytes_in_memory(module) == 4 * 8 * 4
-    module.register_buffer("statistics", torch.zeros(3, dtype=torch.float64))
-    assert bytes_in_memory(module) == 4 * 8 * 4 + 24
-
-
-def test_bytes_on_disk_count_every_shard_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "tensors-00001.safetensors").write_bytes(b"1" * 100)
-    (tmp_path / "tensors-00002.safetensors").write_bytes(b"1" * 23)
-    (tmp_path / "tokenizer.json").write_bytes(b"1" * 1000)
-    assert bytes_on_disk(tmp_path) == 123
+def test_bytes_are_those_of_the_form_that_runs(tmp_path: Path) -> None:
+    save_policy(tiny(), tmp_path / "tiny")
+    weights = describe_policy(tiny(), tmp_path / "tiny")["weights"]
+    parameters = sum(parameter.numel() for parameter in tiny().parameters())
+    # bfloat16 on disk plus safetensors' header, float32 in memory plus a few small buffers.
+    assert 2 * parameters < weights["bytes_on_disk"] < 2.2 * parameters
+    assert 4 * parameters <= weights["bytes_in_memory"] < 4 * parameters + 1000
+    assert describe_policy(tiny())["weights"]["bytes_on_disk"] is None
+    layer = quantized(torch.nn.Linear(48, 48))
+    policy = tiny()
+    replace_module(policy, "llm_backbone.layers.0.self_attn.q_proj", layer)
+    after = describe_policy(policy)["weights"]["bytes_in_memory"]
+    assert layer.backend is not None  # a kernel was chosen before the bytes were counted
+    assert after == weights["bytes_in_memory"] - 4 * 48 * 48 + layer.resident_bytes()
 
 
 def test_the_hash_tells_weights_apart() -> None:

@@ -30,8 +30,8 @@ def quantize_activations(x: Float[Tensor, "m in"]) -> tuple[Float[Tensor, "m in"
         x: float32 (m, in).
 
     Returns:
-        Integers in [-127, 127], carried in float32 (m, in), and their scale, float32 (m, 1), positive. A row with NaN or
-        infinity gets a scale that is not finite, so its result is not finite either.
+        Integers in [-127, 127], carried in float32 (m, in), and their scale, float32 (m, 1), positive. A row with NaN
+        or infinity gets a scale that is not finite, so its result is not finite either.
     """
     scale = x.abs().amax(dim=1, keepdim=True).div_(_DIVISOR).clamp_min_(_SMALLEST_SCALE)
     return (x / scale).round_(), scale

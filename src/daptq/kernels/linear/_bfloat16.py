@@ -1,7 +1,8 @@
 """`BFloat16Linear`: a linear layer kept in bfloat16 that multiplies in the dtype of its activations.
 
-Processors without bfloat16 arithmetic multiply float32 faster, so the layer copies its own weight to the activations' dtype
-inside each call and drops the copy. The result is exactly that of a linear layer with the weight rounded to bfloat16.
+Processors without bfloat16 arithmetic multiply float32 faster, so the layer copies its own weight to the activations'
+dtype inside each call and drops the copy. The result is exactly that of a linear layer with the weight rounded to
+bfloat16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`QuantizedLinear`: a linear layer whose weight is packed integers and whose activations are quantized to 8 bits on the fly.
+"""`QuantizedLinear`: a linear layer of packed integers that quantizes its activations to 8 bits on the fly.
 
-The layer keeps its weight in one form: packed until it is first called, afterwards as its backend multiplies it. It has no
-gradient: take gradients of the full-precision policy.
+The layer keeps its weight in one form: packed until it is first called, afterwards as its backend multiplies it. It has
+no gradient: take gradients of the full-precision policy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from daptq.errors import InvalidInputError
 from daptq.kernels.linear._arithmetic import ACTIVATION_BITS
 from daptq.kernels.linear._picker import AUTO, choose, prepare
 from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+from daptq.kernels.linear._stand_in import WeightWithoutValues
 from daptq.numerics.grid import dequantize
 
 __all__ = ["QuantizedLinear"]
@@ -77,8 +78,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
         self._prepared: PreparedLinear | None = None
         self._backend: str | None = None
-        self.register_state_dict_post_hook(_add_packed)
-        self.register_load_state_dict_pre_hook(_take_packed)
+        self.register_state_dict_post_hook(_add_packed)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_packed)  # type: ignore[no-untyped-call]
         self.use_backend(backend)
 
     @classmethod
@@ -168,7 +169,7 @@ class QuantizedLinear(nn.Module):
 
         Reading a value raises InvalidInputError; `dequantize` gives the values.
         """
-        return _WeightWithoutValues((self.out_features, self.in_features), self.weight_scale.device)
+        return WeightWithoutValues((self.out_features, self.in_features), self.weight_scale.device)
 
     def integers(self) -> Int8[Tensor, "out in"]:
         """The integers of the weight."""
@@ -230,28 +231,6 @@ class _NoGradient(torch.autograd.Function):
         )
 
 
-class _WeightWithoutValues(Tensor):
-    """A tensor with shape, dtype and device but without memory; every operation on it raises."""
-
-    @staticmethod
-    def __new__(cls, shape: tuple[int, int], device: torch.device) -> _WeightWithoutValues:
-        made: _WeightWithoutValues = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=device)
-        return made
-
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        """Nothing is kept."""
-
-    def __repr__(self, *, tensor_contents: object = None) -> str:  # noqa: ARG002
-        return f"<weight of a quantized layer, shape {tuple(self.shape)}, device {self.device}, no values>"
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
-        raise InvalidInputError(
-            f"weight of a quantized layer must be read for its shape, dtype and device only, got {func}. "
-            "Call dequantize() for its values."
-        )
-
-
 def _add_packed(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _: object) -> None:
     """Puts the packed weight into a state dict, whatever form the layer keeps."""
     assert isinstance(module, QuantizedLinear)
@@ -274,7 +253,8 @@ def _take_packed(
     )
     if weight.out_features != module.out_features:
         raise InvalidInputError(
-            f"{prefix}weight_packed must have {module.out_features} rows, got {weight.out_features}. Check the checkpoint."
+            f"{prefix}weight_packed must have {module.out_features} rows, got {weight.out_features}. "
+            "Check the checkpoint."
         )
     module._release()
     module._packed = weight.packed

@@ -1,7 +1,7 @@
 """The schema of the operation ``daptq::linear_w4a8`` and its shape rule for tracing; `reference.py` implements it.
 
-W4A8 names the usual case: weights of 2, 3, 4 or 8 bits (`num_bits`), activations quantized to 8 bits inside. The operation
-has no gradient.
+W4A8 names the usual case: weights of 2, 3, 4 or 8 bits (`num_bits`), activations quantized to 8 bits inside. The
+operation has no gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake(NAME)
+@torch.library.register_fake(NAME)  # type: ignore[untyped-decorator]
 def _shape(
     x: Float[Tensor, "m in"],
     weight_packed: UInt8[Tensor, "out bytes"],

@@ -1,15 +1,16 @@
 """Which backend multiplies a layer: the one that was asked for, or the fastest at the layer's real shape.
 
 Every candidate is timed once per process and shape on the real activations, after its result was compared with the
-reference bit by bit; one that differs is never taken, so a choice that falls differently on a busy machine changes the time
-and nothing else. A form that needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
+reference bit by bit; one that differs is never taken, so a choice that falls differently on a busy machine changes the
+time and nothing else. A form that needs more memory than the bfloat16 weight it replaces is taken only when asked for
+by name.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -81,44 +82,49 @@ def choose(
     if shape in _choices:
         name = _choices[shape]
         return name, prepare(name, weight)
+    x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
     expected = _reference(weight, weight_scale, bias, x)
-    times: dict[str, float] = {}
     candidates: dict[str, PreparedLinear] = {}
-    for name, prepared in _candidates(weight):
+    remarks: dict[str, str] = {}
+    for name in KERNELS.names():
+        taken = _try(name, weight)
+        if isinstance(taken, str):
+            remarks[name] = taken
         # The comparison is the warm-up, too.
-        if not torch.equal(prepared.run(x, weight_scale, bias).cpu().nan_to_num(), expected):
+        elif torch.equal(taken.run(x, weight_scale, bias).cpu(), expected):
+            candidates[name] = taken
+        else:
             _log.warning("kernel %s differs from the reference at %s: not used", name, _describe(shape))
-            continue
-        candidates[name] = prepared
-        times[name] = float("inf")
+            remarks[name] = "differs from the reference"
+    times = dict.fromkeys(candidates, math.inf)
     for _ in range(ROUNDS):
         for name, prepared in candidates.items():
             times[name] = min(times[name], _time(prepared, weight_scale, bias, x))
     fastest = min(times, key=lambda name: times[name])
     _choices[shape] = fastest
-    listed = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in sorted(times.items(), key=lambda t: t[1]))
-    _log.info("kernel for %s: %s (%s)", _describe(shape), fastest, listed)
+    remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
+    listed = "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items()))
+    _log.info("kernel for %s is %s (%s)", _describe(shape), fastest, listed)
     return fastest, candidates[fastest]
 
 
-def _candidates(weight: PackedWeight) -> Iterator[tuple[str, PreparedLinear]]:
-    """Backends that can take the weight without needing more memory than bfloat16 would."""
+def _try(name: str, weight: PackedWeight) -> PreparedLinear | str:
+    """The weight in a backend's form, or why the backend is no candidate."""
+    backend = cast("Backend", KERNELS.load(name))
+    if reason := backend.unavailable() or backend.unsupported(weight):
+        return reason
+    prepared = backend.prepare(weight)
     limit = BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features
-    for name in KERNELS.names():
-        backend = cast("Backend", KERNELS.load(name))
-        if backend.unavailable() is None and backend.unsupported(weight) is None:
-            prepared = backend.prepare(weight)
-            if prepared.resident_bytes() <= limit:
-                yield name, prepared
+    return prepared if prepared.resident_bytes() <= limit else "needs more memory than bfloat16"
 
 
 def _reference(
     weight: PackedWeight, weight_scale: Tensor, bias: Tensor | None, x: Float[Tensor, "m in"]
 ) -> Float[Tensor, "m out"]:
-    """The reference's result, on the CPU whatever the layer's device; NaN compares unequal and is replaced."""
+    """The reference's result, on the CPU whatever the layer's device."""
     packed = PackedWeight(packed=weight.packed.cpu(), in_features=weight.in_features, num_bits=weight.num_bits)
     moved = None if bias is None else bias.cpu()
-    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), moved).nan_to_num()
+    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), moved)
 
 
 def _time(prepared: PreparedLinear, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> float:

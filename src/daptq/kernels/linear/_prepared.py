@@ -44,14 +44,15 @@ class PackedWeight:
     def __post_init__(self) -> None:
         if self.num_bits not in WEIGHT_BITS:
             raise InvalidInputError(
-                f"num_bits of a quantized layer must be one of {', '.join(map(str, WEIGHT_BITS))}, got {self.num_bits!r}. "
-                "Choose one of these."
+                f"num_bits of a quantized layer must be one of {', '.join(map(str, WEIGHT_BITS))}, "
+                f"got {self.num_bits!r}. Choose one of these."
             )
         row = packed_length(self.in_features, self.num_bits)
         if self.packed.dtype != torch.uint8 or self.packed.dim() != 2 or self.packed.shape[1] != row:
             raise InvalidInputError(
                 f"weight_packed must be uint8 of shape (out_features, {row}) for {self.in_features} input features at "
-                f"{self.num_bits} bits, got {self.packed.dtype} of shape {tuple(self.packed.shape)}. Check the checkpoint."
+                f"{self.num_bits} bits, got {self.packed.dtype} of shape {tuple(self.packed.shape)}. "
+                "Check the checkpoint."
             )
 
     @classmethod
@@ -82,7 +83,7 @@ class PreparedLinear(ABC):
     def run(
         self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "m out"]:
-        """y = (q acc) as `daptq.kernels.linear._arithmetic` defines it.
+        """The product y = x W^T + b, equal to the reference bit for bit.
 
         Args:
             x: float32 (m, in).

@@ -1,12 +1,13 @@
 """Backend: FBGEMM's int8 matrix product, as it ships inside torch for x86 processors with AVX2 and newer.
 
-FBGEMM multiplies unsigned 8-bit activations with signed 8-bit weights. Activations that are already integers are handed over
-with scale 1 and zero point 128, weights with scale 1, so what comes back is the exact integer product. Its AVX2 kernel adds
-two neighbouring products in 16 bits, which is exact for weights of up to 4 bits (255 * 8 * 2 < 2^15) and would overflow for 8.
+FBGEMM multiplies unsigned 8-bit activations with signed 8-bit weights. Activations that are already integers are handed
+over with scale 1 and zero point 128, weights with scale 1, so what comes back is the exact integer product. Its AVX2
+kernel adds two neighbouring products in 16 bits, which is exact for weights of up to 4 bits (255 * 8 * 2 < 2^15) and
+would overflow for 8.
 
-The weight is resident as int8 in FBGEMM's own layout, padded to blocks of 512 input by 8 output features: 1 byte per weight
-for 512 input features, 2.7 for 192. torch marks the creation of this layout as deprecated; a torch without it makes the
-backend unavailable.
+The weight is resident as int8 in FBGEMM's own layout, padded to blocks of 512 input by 8 output features: 1 byte per
+weight for 512 input features, 2.7 for 192. torch marks the creation of this layout as deprecated; a torch without it
+makes the backend unavailable.
 """
 
 from __future__ import annotations

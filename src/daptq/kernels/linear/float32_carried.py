@@ -1,12 +1,12 @@
 """Backend: exact integer products carried by float32 matrix multiplication.
 
-Integers and their partial sums up to 2^24 are exact in float32, so torch's float32 matrix product of int8 values *is* the
-integer product as long as 127 * largest weight * in_features stays below that: 16,513 input features at 4 bits. Longer rows
-(1,032 at 8 bits) are multiplied in pieces and added as int32. Lower internal precisions of torch (TF32, bfloat16) change
-nothing, because the operands have 8 significant bits and the sums are kept in float32.
+Integers and their partial sums up to 2^24 are exact in float32, so torch's float32 matrix product of int8 values *is*
+the integer product as long as 127 * largest weight * in_features stays below that: 16,513 input features at 4 bits.
+Longer rows (1,032 at 8 bits) are multiplied in pieces and added as int32. Lower internal precisions of torch (TF32,
+bfloat16) change nothing, because the operands have 8 significant bits and the sums are kept in float32.
 
-The weight is resident as int8 (1 byte each); one layer at a time is copied to float32 inside a call. Keeping 4 bits resident
-instead would cost another unpacking in every call. It runs on every device.
+The weight is resident as int8 (1 byte each); one layer at a time is copied to float32 inside a call. Keeping 4 bits
+resident instead would cost another unpacking in every call. It runs on every device.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def linear_w4a8(
     in_features: int,
     num_bits: int,
 ) -> Float[Tensor, "m out"]:
-    """y = x W^T + b with W = weight_scale * integers and x quantized to 8 bits per row.
+    """The product y = x W^T + b with W = weight_scale * integers and x quantized to 8 bits per row.
 
     Args:
         x: float32 (m, in_features).

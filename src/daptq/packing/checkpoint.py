@@ -1,0 +1,233 @@
+"""The folders that hold a policy: artifact kind ``policy`` (bfloat16) and ``quantized-policy`` (packed integers).
+
+A quantized folder holds, for each quantized layer, ``<layer>.weight_packed``, ``.weight_scale``, ``.weight_shape`` and
+``.bias``, and every other parameter in bfloat16. Loading one puts the packed layers in place of parameters that never
+had memory, so at no time does a float copy of the whole model exist. Which layers are quantized, and how they were
+rounded, was decided elsewhere; this module only records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from daptq.artifacts import Artifact, read_artifact, write_artifact
+from daptq.artifacts import provenance as make_provenance
+from daptq.catalog import POLICIES
+from daptq.errors import ForeignArtifactError, InvalidInputError
+from daptq.kernels.linear._bfloat16 import BFloat16Linear
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.kernels.linear._prepared import PackedWeight
+from daptq.packing._source import locate
+from daptq.policies._base import Policy
+
+__all__ = ["POLICY_KIND", "QUANTIZED_KIND", "load_policy", "replace_module", "save_policy", "save_quantized"]
+
+POLICY_KIND = "policy"
+QUANTIZED_KIND = "quantized-policy"
+
+_BFLOAT16_BITS = 16
+
+
+def save_policy(policy: Policy, directory: Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Writes a float policy: its parameters in bfloat16, its persistent buffers as they are.
+
+    Args:
+        policy: A policy without quantized layers.
+        directory: Folder to create; may exist when empty.
+        provenance: JSON object; by default versions, machine and time.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        InvalidInputError: The policy has quantized layers.
+        OutputExistsError: `directory` exists and is not empty.
+        OutputWriteError: The disk refused a write.
+    """
+    _require_listed(policy, {})
+    metadata = {**_describe(policy), "provenance": dict(provenance or make_provenance())}
+    write_artifact(
+        directory, kind=POLICY_KIND, tensors=_float_tensors(policy, ()), metadata=metadata, files=policy.files()
+    )
+    return directory
+
+
+def save_quantized(
+    policy: Policy,
+    directory: Path,
+    *,
+    layers: Mapping[str, QuantizedLinear],
+    plan: Any,
+    folding: Any,
+    recipe: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Writes a quantized policy.
+
+    Args:
+        policy: Gives every parameter outside `layers`; their own modules in it may still be float.
+        directory: Folder to create; may exist when empty.
+        layers: The quantized layers by module path.
+        plan: The bit plan, JSON.
+        folding: The folding plan, JSON.
+        recipe: The resolved recipe, a JSON object.
+        provenance: Versions, machine, data and seed, a JSON object.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        InvalidInputError: `layers` names no linear layer of the policy, or leaves out a quantized one.
+        OutputExistsError: `directory` exists and is not empty.
+        OutputWriteError: The disk refused a write.
+    """
+    roles = policy.linear_layers()
+    if unknown := sorted(set(layers) - set(roles)):
+        raise InvalidInputError(f"layers must be linear layers of the policy, got {unknown}. Check the module paths.")
+    _require_listed(policy, layers)
+    metadata = {
+        **_describe(policy),
+        "layers": {
+            name: {"role": role, "num_bits": layers[name].num_bits if name in layers else _BFLOAT16_BITS}
+            for name, role in roles.items()
+        },
+        "plan": plan,
+        "folding": folding,
+        "recipe": dict(recipe),
+        "provenance": dict(provenance),
+    }
+    write_artifact(
+        directory,
+        kind=QUANTIZED_KIND,
+        tensors=_quantized_tensors(policy, layers),
+        metadata=metadata,
+        files=policy.files(),
+    )
+    return directory
+
+
+def load_policy(source: str | Path, *, name: str | None = None) -> Policy:
+    """Loads a policy, ready to predict on the CPU.
+
+    A float policy comes back with float32 parameters. A quantized one comes back with `QuantizedLinear` layers,
+    `BFloat16Linear` in place of its other linear layers, and float32 for the rest (norms, embeddings, convolutions).
+
+    Args:
+        source: Name of a policy in the package (``"reference"``), a folder that daptq wrote, or a hub id
+            (``"organisation/name"``). A name in the package goes before a folder of that name: write ``"./reference"``.
+        name: Name of the loaded policy; by default the one it was saved with.
+
+    Raises:
+        UnknownNameError: `source` is a plain word that is neither a policy in the package nor a folder.
+        InvalidInputError: The hub did not deliver the policy.
+        ForeignArtifactError: The folder does not hold a policy, or one of another family version.
+        ArtifactError: The folder is damaged, incomplete or of another schema version.
+    """
+    artifact = read_artifact(locate(source), kind=(POLICY_KIND, QUANTIZED_KIND))
+    metadata = artifact.metadata
+    files = {file: artifact.file(file) for file in artifact.file_names}
+    family: type[Policy] = POLICIES.load(metadata["family"]).POLICY
+    policy = family.from_config(metadata["config"], files, empty=True)
+    if artifact.kind == QUANTIZED_KIND:
+        _place_linear_layers(policy, artifact)
+    _place_tensors(policy, artifact)
+    policy.name = name or metadata["name"]
+    policy.eval()
+    return policy
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the submodule at `path`.
+
+    Raises:
+        InvalidInputError: There is no submodule at `path`.
+    """
+    parent, _, leaf = path.rpartition(".")
+    try:
+        root.get_submodule(path)
+    except AttributeError as error:
+        raise InvalidInputError(f"path must lead to a module, got {path!r}. Check the layer's name.") from error
+    setattr(root.get_submodule(parent), leaf, module)
+
+
+def _describe(policy: Policy) -> dict[str, Any]:
+    return {"family": policy.family, "name": policy.name, "config": policy.config()}
+
+
+def _require_listed(policy: Policy, layers: Mapping[str, QuantizedLinear]) -> None:
+    """Refuses a policy with quantized layers that would be written neither packed nor as floats."""
+    quantized = {path for path, module in policy.named_modules() if isinstance(module, QuantizedLinear)}
+    if missing := sorted(quantized - set(layers)):
+        raise InvalidInputError(f"layers must name every quantized layer, got none of {missing}. Pass all of them.")
+
+
+def _quantized_tensors(policy: Policy, layers: Mapping[str, QuantizedLinear]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in layers.items():
+        for key, tensor in layer.state_dict().items():
+            yield f"{name}.{key}", tensor
+    yield from _float_tensors(policy, tuple(layers))
+
+
+def _float_tensors(policy: Policy, without: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters in bfloat16 and persistent buffers as they are, except those of the modules `without`."""
+    prefixes = tuple(f"{name}." for name in without)
+    parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+    for key, tensor in policy.state_dict().items():
+        if not key.startswith(prefixes):
+            yield key, tensor.to(torch.bfloat16) if key in parameters else tensor
+
+
+def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
+    """Puts packed and bfloat16 layers in place of the empty linear layers."""
+    names = frozenset(artifact.tensor_names)
+    for path, entry in artifact.metadata["layers"].items():
+        if entry["num_bits"] != _BFLOAT16_BITS:
+            bias = artifact.tensor(f"{path}.bias") if f"{path}.bias" in names else None
+            _, in_features = artifact.tensor(f"{path}.weight_shape").tolist()
+            packed = artifact.tensor(f"{path}.weight_packed")
+            weight = PackedWeight(packed=packed, in_features=in_features, num_bits=entry["num_bits"])
+            replace_module(policy, path, QuantizedLinear(weight, artifact.tensor(f"{path}.weight_scale"), bias))
+    for path, module in list(policy.named_modules()):
+        # Subclasses may be read by their owner as plain parameters; they stay what they are.
+        if type(module) is nn.Linear and f"{path}.weight" in names:
+            bias = artifact.tensor(f"{path}.bias") if f"{path}.bias" in names else None
+            replace_module(policy, path, BFloat16Linear(artifact.tensor(f"{path}.weight"), bias))
+
+
+def _place_tensors(policy: Policy, artifact: Artifact) -> None:
+    """Gives every empty parameter its values in float32, and every persistent buffer its own.
+
+    Raises:
+        ForeignArtifactError: The tensors of the artifact are not those of the policy.
+    """
+    trainable = artifact.kind == POLICY_KIND
+    expected = set(policy.state_dict())
+    if expected != set(artifact.tensor_names):
+        missing, extra = sorted(expected - set(artifact.tensor_names)), sorted(set(artifact.tensor_names) - expected)
+        raise ForeignArtifactError(
+            f"{artifact.directory} must hold the tensors of a {policy.family!r} policy, got {len(missing)} missing "
+            f"{missing[:3]} and {len(extra)} unknown {extra[:3]}. Load it with the version of daptq that wrote it."
+        )
+    parameters = dict(policy.named_parameters(remove_duplicate=False))
+    buffers = dict(policy.named_buffers(remove_duplicate=False))
+    for key in sorted(expected):
+        owner, _, leaf = key.rpartition(".")
+        module = policy.get_submodule(owner)
+        if isinstance(module, QuantizedLinear | BFloat16Linear):
+            continue
+        present = parameters[key] if key in parameters else buffers[key]
+        values = artifact.tensor(key)
+        if values.shape != present.shape:
+            raise ForeignArtifactError(
+                f"{key} in {artifact.directory} must have shape {tuple(present.shape)}, got {tuple(values.shape)}. "
+                "Load it with the version of daptq that wrote it."
+            )
+        if key in parameters:
+            setattr(module, leaf, nn.Parameter(values.to(torch.float32), requires_grad=trainable))
+        else:
+            setattr(module, leaf, values)

@@ -1,0 +1,10 @@
+"""Recipes: one function per file that returns a complete `Recipe`, and `quantize`, which runs one."""
+
+from __future__ import annotations
+
+from daptq.recipes._pipeline import quantize
+from daptq.recipes._recipe import Recipe
+from daptq.recipes.da_ptq import da_ptq
+from daptq.recipes.round_to_nearest import round_to_nearest
+
+__all__ = ["Recipe", "da_ptq", "quantize", "round_to_nearest"]

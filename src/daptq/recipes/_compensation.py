@@ -1,0 +1,84 @@
+"""The compensation stage: measure the quantized policy, solve a map for every interface, decide whether to apply it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from daptq.artifacts import Artifact
+from daptq.compensation._affine import AffineMap
+from daptq.compensation._selection import UNCHANGED, select_map
+from daptq.compensation.csrc import CsrcConfig, solve
+from daptq.drift._profile import DriftProfile
+from daptq.policies._base import Batch, Policy
+from daptq.recipes._profiling import Calibration, Progress, observe
+from daptq.recipes._workspace import StageContent
+
+__all__ = ["COMPENSATION_KIND", "compensation_content", "read_maps"]
+
+LOG = logging.getLogger(__name__)
+
+COMPENSATION_KIND = "compensation"
+
+
+def compensation_content(
+    quantized: Policy, profile: DriftProfile, calibration: Calibration, config: CsrcConfig, *, progress: Progress
+) -> StageContent:
+    """Runs the quantized policy over the calibration data and decides about every interface.
+
+    Args:
+        quantized: The policy in its initial configuration.
+        profile: Statistics of the full-precision policy on the same data with the same noise.
+        calibration: Checked data.
+        config: Compensation method.
+        progress: Called as progress("measure", done, total) after every batch.
+
+    Returns:
+        Tensors ``<observed>/matrix`` and ``<observed>/shift`` in float64, and the decisions by interface.
+    """
+
+    def step(batch: Batch, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            quantized.predict_noise(batch, generator)
+
+    statistics = observe(quantized, calibration, step, progress=lambda done, total: progress("measure", done, total))
+    held_out = statistics.held_out()
+    tensors: dict[str, Tensor] = {}
+    decisions: dict[str, dict[str, Any]] = {}
+    for observed, full in profile.moments.items():
+        measured = statistics.moments[observed]
+        chosen = select_map(
+            solve(full.mean, full.covariance(), measured.mean, measured.covariance(), config),
+            held_out[observed],
+            profile.held_out[observed],
+            full.mean,
+            max_condition=config.max_condition,
+            always=config.selection == "always",
+        )
+        LOG.log(logging.WARNING if chosen.name == UNCHANGED else logging.INFO, "%s: %s", observed, chosen.reason)
+        tensors[f"{observed}/matrix"] = chosen.affine.matrix
+        tensors[f"{observed}/shift"] = chosen.affine.shift
+        decisions[observed] = {
+            "map": chosen.name,
+            "reason": chosen.reason,
+            "errors": dict(chosen.errors),
+            # JSON has no infinity: a singular map has no condition number.
+            "condition_numbers": {k: v if math.isfinite(v) else None for k, v in chosen.condition_numbers.items()},
+            "fitted_states": measured.count,
+            "judged_states": len(held_out[observed]),
+            "judged_on_fit": profile.judged_on_fit,
+        }
+    return tensors, {"interfaces": decisions}
+
+
+def read_maps(artifact: Artifact) -> Mapping[str, AffineMap]:
+    """The chosen map of every interface, the identity where none was applied."""
+    return {
+        observed: AffineMap(matrix=artifact.tensor(f"{observed}/matrix"), shift=artifact.tensor(f"{observed}/shift"))
+        for observed in artifact.metadata["interfaces"]
+    }

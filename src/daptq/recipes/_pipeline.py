@@ -1,0 +1,231 @@
+"""`quantize`: runs a recipe on a policy, stage by stage, and writes the checkpoint.
+
+    check -> profile -> round -> measure, solve, select -> allocate -> fold -> write      (compensation first,
+    Algorithm 1) check -> profile -> allocate -> round -> measure, solve, select -> fold -> write      (allocation
+    first, section 3.5)
+
+Stages that a recipe does not ask for are left out. Every finished stage is an artifact in `<output>.partial`, so that
+a killed run that is started again with the same inputs continues there and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from daptq.allocation._plan import BitPlan
+from daptq.artifacts import Artifact, hash_tensors, provenance, read_artifact, require_new_output, write_json
+from daptq.calibration._base import CalibrationSource, open_named_source, source_name
+from daptq.drift._profile import PROFILE_KIND, DriftProfile
+from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError
+from daptq.packing.checkpoint import save_quantized
+from daptq.policies._base import Policy
+from daptq.recipes._allocation import bit_plan
+from daptq.recipes._assembly import ROUNDED_KIND, assemble, quantized_layer, rounded_tensors, share_tensors
+from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content, read_maps
+from daptq.recipes._folding import check_folding, consumers_to_keep, fold
+from daptq.recipes._profiling import Calibration, Progress, profile_policy
+from daptq.recipes._recipe import Recipe
+from daptq.recipes._workspace import StageContent, Workspace, digest
+
+__all__ = ["quantize"]
+
+LOG = logging.getLogger(__name__)
+
+
+def quantize(
+    policy: Policy,
+    recipe: Recipe,
+    *,
+    data: str | CalibrationSource | None = None,
+    output: Path | str,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Quantizes a policy and writes a checkpoint folder that `daptq.load_policy` reads without the original.
+
+    A run that was killed continues from `<output>.partial` when it is started again with the same policy, recipe,
+    data and seed.
+
+    Args:
+        policy: Full-precision policy; it is not changed.
+        recipe: What to do, for example ``daptq.recipes.da_ptq()``.
+        data: Calibration data: ``"source:split"`` or a source; not read by a recipe that needs none.
+        output: Folder to write; must be new or empty.
+        seed: Seed of the diffusion noise in calibration and of the choice of calibration states.
+        progress: Called as progress(stage, done, total) after every step of a stage.
+
+    Returns:
+        `output` as a path.
+
+    Raises:
+        RecipeError: The recipe does not fit the policy.
+        OutputExistsError: `output` is a file or a folder that is not empty.
+        CalibrationDataError: The recipe needs data and there is none, or a batch is not fit for the policy.
+        UnknownNameError: There is no source of this name.
+        InvalidInputError: The policy is quantized already.
+        OutputWriteError: The disk refused a write; nothing is left under the final name.
+    """
+    output = Path(output)
+    progress = progress or _log_progress
+    _require_float(policy)
+    check_folding(policy, recipe)
+    source = _source(data, recipe, seed)
+    described = _described(policy, recipe, source, seed)
+    inputs = digest({key: described[key] for key in ("recipe", "policy_hash", "data_hash", "seed", "daptq")})
+    if _is_finished(output, inputs):
+        Workspace(output, inputs, described).remove()
+        return output
+    require_new_output(output)
+    calibration = None
+    if source is not None:
+        limit = recipe.calibration_states
+        calibration = Calibration.checked(source, policy, limit=limit, seed=seed, progress=progress)
+    workspace = Workspace(output, inputs, described)
+    _Run(policy=policy, recipe=recipe, calibration=calibration, workspace=workspace, progress=progress).write(output)
+    workspace.remove()
+    return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The stages of one run, its inputs checked."""
+
+    policy: Policy
+    recipe: Recipe
+    calibration: Calibration | None
+    workspace: Workspace
+    progress: Progress
+
+    def write(self, output: Path) -> None:
+        """Runs every stage and writes the checkpoint."""
+        profile = self._profile()
+        scores = {} if profile is None else profile.scores
+        if self.recipe.order == "compensation-first":
+            before = bit_plan(self.policy, self.recipe, scores={}, keep={})
+        else:
+            before = bit_plan(self.policy, self.recipe, scores=scores, keep=consumers_to_keep(self.policy, self.recipe))
+        rounded = self.workspace.stage("rounded", ROUNDED_KIND, lambda: (self._rounded(before), {}))
+        compensation = self._compensation(before, rounded, profile)
+        maps = {} if compensation is None else read_maps(compensation)
+        plan = before
+        if self.recipe.order == "compensation-first":
+            keep = consumers_to_keep(self.policy, self.recipe, maps)
+            plan = bit_plan(self.policy, self.recipe, scores=scores, keep=keep)
+        final = share_tensors(self.policy)
+        layers = {name: quantized_layer(self.policy, name, rounded, plan[name].num_bits) for name in plan.quantized}
+        folded = fold(final, maps, plan, layers, self.recipe)
+        plan_json = {
+            "layers": plan.to_json(),
+            "drift_weights": None if profile is None else profile.drift_weights.tolist(),
+            "calibration_steps": 0 if profile is None else profile.steps,
+            "calibration_states": 0 if profile is None else profile.states,
+        }
+        decisions = {} if compensation is None else compensation.metadata["interfaces"]
+        folding_json = [{**decisions[entry.observed], **entry.to_json()} for entry in folded]
+        write_json(self.workspace.path / "plan.json", {"plan": plan_json, "folding": folding_json})
+        self.progress("write", 0, 1)
+        save_quantized(
+            final,
+            output,
+            layers=layers,
+            plan=plan_json,
+            folding=folding_json,
+            recipe=self.recipe.to_json(),
+            provenance=self.workspace.provenance,
+        )
+        self.progress("write", 1, 1)
+
+    def _profile(self) -> DriftProfile | None:
+        """Stage 1; None when the recipe needs no data."""
+        calibration = self.calibration
+        if calibration is None:
+            return None
+
+        def compute() -> StageContent:
+            profile = profile_policy(self.policy, self.recipe, calibration, progress=self.progress)
+            return profile.tensors(), profile.metadata()
+
+        return DriftProfile.from_artifact(self.workspace.stage("profile", PROFILE_KIND, compute))
+
+    def _rounded(self, plan: BitPlan) -> Iterator[tuple[str, Tensor]]:
+        """Every quantized layer of the plan, rounded."""
+        return rounded_tensors(
+            self.policy, plan, self.recipe, progress=lambda done, total: self.progress("round", done, total)
+        )
+
+    def _compensation(self, plan: BitPlan, rounded: Artifact, profile: DriftProfile | None) -> Artifact | None:
+        """Measures the policy that `plan` describes and solves the maps; None when the recipe does not compensate."""
+        config, calibration = self.recipe.compensation, self.calibration
+        if config is None or calibration is None or profile is None:
+            return None
+
+        def compute() -> StageContent:
+            layers = {name: quantized_layer(self.policy, name, rounded, plan[name].num_bits) for name in plan.quantized}
+            quantized = assemble(self.policy, plan, layers)
+            return compensation_content(quantized, profile, calibration, config, progress=self.progress)
+
+        return self.workspace.stage("compensation", COMPENSATION_KIND, compute)
+
+
+def _require_float(policy: Policy) -> None:
+    """Refuses a policy that is quantized already."""
+    if packed := [name for name in policy.linear_layers() if hasattr(policy.get_submodule(name), "weight_packed")]:
+        raise InvalidInputError(
+            f"policy must be in full precision, got {len(packed)} quantized layers such as {packed[0]}. "
+            "Load the original policy."
+        )
+
+
+def _source(data: str | CalibrationSource | None, recipe: Recipe, seed: int) -> CalibrationSource | None:
+    """The calibration data of a recipe that needs it."""
+    if not recipe.needs_data:
+        if isinstance(data, str):
+            source_name(data)
+        if data is not None:
+            LOG.info("recipe %s reads no calibration data", recipe.name)
+        return None
+    if data is None:
+        raise CalibrationDataError(
+            f"data must be given for recipe {recipe.name}, got none. Write for example data='tabletop:train'."
+        )
+    if isinstance(data, str):
+        return open_named_source(data, limit=recipe.calibration_states, seed=seed)
+    return data
+
+
+def _described(policy: Policy, recipe: Recipe, source: CalibrationSource | None, seed: int) -> dict[str, Any]:
+    """Where the result comes from: provenance, with what decides the result."""
+    data_hash = None if source is None else source.hash
+    identity = {"family": policy.family, "config": policy.config(), "weights": hash_tensors(policy.state_dict())}
+    described = provenance(recipe=recipe.to_json(), data_hash=data_hash, seed=seed)
+    data = None if source is None else {"description": source.description, "licence": source.licence}
+    return {
+        **described,
+        "daptq": described["versions"]["daptq"],
+        "policy": policy.name,
+        "policy_hash": digest(identity),
+        "data": data,
+    }
+
+
+def _is_finished(output: Path, inputs: str) -> bool:
+    """Whether a run with these inputs wrote `output` and was killed before it removed its working folder."""
+    if not Workspace.belongs_to(output, inputs):
+        return False
+    try:
+        artifact = read_artifact(output, kind="quantized-policy")
+    except ArtifactError:
+        return False
+    return bool(artifact.metadata["provenance"].get("inputs") == inputs)
+
+
+def _log_progress(stage: str, done: int, total: int) -> None:
+    """One line per tenth of a stage."""
+    if done == total or done % max(total // 10, 1) == 0:
+        LOG.info("%s %d/%d", stage, done, total)
