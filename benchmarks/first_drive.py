@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     folders: dict[str, Path] = {}
     for name, recipe in recipes.items():
         folders[LABELS[name]] = options.work / name
-        if not folders[LABELS[name]].exists():
-            with reported_progress() as progress:
-                daptq.quantize(policy, recipe, data=options.data, output=folders[LABELS[name]], progress=progress)
+        with reported_progress() as progress:
+            daptq.quantize(policy, recipe, data=options.data, output=folders[LABELS[name]], progress=progress)
     with reported_progress() as progress:
         result = evaluate_many(
             folders,

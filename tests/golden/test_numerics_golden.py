@@ -16,7 +16,7 @@ from daptq.numerics.scales import absmax_scale, searched_scale
 
 def exact_integer(value: float, scale: float, num_bits: int) -> int:
     """clip(round(value / scale)) in rational arithmetic; Python rounds halves to even."""
-    limit = 2 ** (num_bits - 1) - 1
+    limit: int = 2 ** (num_bits - 1) - 1
     return max(-limit, min(limit, round(Fraction(value) / Fraction(scale))))
 
 

@@ -19,7 +19,7 @@ from daptq.errors import DaptqError, UnknownNameError
 from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.rollout import run_branch, run_episode
-from daptq.evaluation.workers import Crew, EpisodeJob, Workplace
+from daptq.evaluation.workers import Crew, EpisodeJob, PolicySource, Workplace
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact import tiny
@@ -45,7 +45,7 @@ def quantized(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> None:
     def run(workers: int) -> dict[str, Any]:
-        candidates = {"same": tiny(), "quantized": quantized}
+        candidates: dict[str, PolicySource] = {"same": tiny(), "quantized": quantized}
         result = evaluate_many(candidates, against=tiny(0), workers=workers, **SETTINGS)
         del result["provenance"]
         return result

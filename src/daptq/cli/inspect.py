@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 import click
 
 from daptq.cli._console import json_option
-
-_MEBIBYTE = 2**20
 
 
 @click.command()
@@ -28,28 +27,21 @@ def inspect(directory: str, json_path: Path | None) -> None:
 
 
 def _print(described: dict[str, Any]) -> None:
-    """Prints a description for people."""
-    from rich.console import Console
-    from rich.pretty import Pretty
-    from rich.table import Table
-
-    console = Console()
-    console.print(
+    """Prints a description for people, one layer per line."""
+    click.echo(
         f"{described['kind']} {described['name']!r} of family {described['family']!r}: "
-        f"{described['weight_bytes'] / _MEBIBYTE:.2f} MiB in shards, every checksum correct",
-        highlight=False,
+        f"{described['weight_bytes'] / 2**20:.2f} MiB in shards, every checksum correct"
     )
-    if described["layers"]:
-        counts = sorted(Counter(layer["num_bits"] for layer in described["layers"]).items())
+    layers = described["layers"]
+    if layers:
+        counts = sorted(Counter(layer["num_bits"] for layer in layers).items())
         listed = ", ".join(f"{count} of {bits} bits" for bits, count in counts)
-        console.print(f"linear layers: {listed}; {described['mean_bits']:.2f} bits per weight, scales included")
-        table = Table("layer", "role")
-        for column in ("bits", "weights", "KiB"):
-            table.add_column(column, justify="right")
-        for layer in described["layers"]:
-            size = f"{layer['bytes'] / 1024:.1f}"
-            table.add_row(layer["name"], layer["role"], str(layer["num_bits"]), str(layer["parameters"]), size)
-        console.print(table)
+        click.echo(f"linear layers: {listed}; {described['mean_bits']:.2f} bits per weight, scales included")
+        width = max(len(layer["name"]) for layer in layers)
+        click.echo(f"\n{'layer':{width}}  {'role':11}  {'bits':>4}  {'weights':>10}  {'KiB':>9}")
+        for layer in layers:
+            numbers = f"{layer['num_bits']:4}  {layer['parameters']:10}  {layer['bytes'] / 1024:9.1f}"
+            click.echo(f"{layer['name']:{width}}  {layer['role']:11}  {numbers}")
     for key in ("folding", "recipe", "provenance"):
         if described[key] is not None:
-            console.print(f"{key}:", Pretty(described[key], expand_all=True))
+            click.echo(f"\n{key}: {json.dumps(described[key], indent=2, ensure_ascii=False)}")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, minimize  # type: ignore[import-untyped]
+from scipy.optimize import OptimizeResult, minimize
+from scipy.sparse.linalg import LinearOperator, minres
 
 __all__ = ["Alignment"]
 
@@ -23,6 +24,7 @@ GRADIENT_TOLERANCE = 1e-10
 # maps that fit equally well, and sliding along their valley would take very many iterations.
 START_TOLERANCE = 1e-8
 MAX_ITERATIONS = 200
+MAX_POLISHING_STEPS = 5
 
 
 class Alignment:
@@ -78,7 +80,27 @@ class Alignment:
             callback=stop_when_converged,
             options={"xtol": 0.0, "maxiter": MAX_ITERATIONS},
         )
-        return self._outside(inside(result.x))
+        return self._outside(self._polished(inside(result.x), tolerance))
+
+    def _polished(self, m: Array, tolerance: float) -> Array:
+        """Newton steps on the gradient alone: a line search cannot tell objectives apart below 1e-16 of their value."""
+        norm = float(np.linalg.norm(self.gradient(m)))
+        for _ in range(MAX_POLISHING_STEPS):
+            if norm <= tolerance:
+                break
+            hessian = LinearOperator(
+                (m.size, m.size),
+                matvec=lambda v, m=m: self.precondition(
+                    self.hessian_product(m, self.precondition(v.reshape(m.shape)))
+                ).ravel(),
+            )
+            step, _ = minres(hessian, -self.precondition(self.gradient(m)).ravel(), rtol=1e-6, maxiter=MAX_ITERATIONS)
+            candidate = m + self.precondition(step.reshape(m.shape))
+            reached = float(np.linalg.norm(self.gradient(candidate)))
+            if reached >= norm:
+                break
+            m, norm = candidate, reached
+        return m
 
     def objective(self, m: Array) -> float:
         """The value of f at M, given in the eigenbasis."""

@@ -111,7 +111,7 @@ class Sensitivity:
         """
         if not bool(torch.isfinite(loss)):
             raise CalibrationDataError(
-                f"drift loss of calibration step {self.steps} must be finite, got {float(loss)}. "
+                f"drift loss of calibration step {self.steps} must be finite, got {float(loss.detach())}. "
                 "Check the batch's values."
             )
         gradients = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)

@@ -207,15 +207,24 @@ def _cost(result: Json, series: Mapping[str, int]) -> str:
     latency = result.get("latency")
     if latency is not None:
         values = {entry["name"]: float(entry["median_ms"]) for entry in latency["policies"]}
-        texts = {
-            entry["name"]: f"{entry['median_ms']:.1f} ({entry['p5_ms']:.1f} to {entry['p95_ms']:.1f})"
-            for entry in latency["policies"]
-        }
-        parts.append(_bars("Latency of one prediction [ms]: median (5 to 95 %)", values, texts, series))
+        texts = {entry["name"]: _latency_text(entry) for entry in latency["policies"]}
+        parts.append(_bars("Latency of one prediction [ms]: median (times the baseline)", values, texts, series))
+        header = ("policy", "5 %", "median", "95 %", "times the baseline [95 %]")
+        parts.append(_table(header, (_latency_row(entry) for entry in latency["policies"])))
         parts.append(
             f'<p class="soft">{latency["repeats"]} rounds on {latency["threads"]} CPU thread(s), in turns.</p>'
         )
     return "".join(parts)
+
+
+def _latency_text(entry: Json) -> str:
+    ratio = f" ({entry['ratio']['value']:.2f})" if "ratio" in entry else ""
+    return f"{entry['median_ms']:.1f}{ratio}"
+
+
+def _latency_row(entry: Json) -> tuple[str, ...]:
+    times = (f"{entry[name]:.1f}" for name in ("p5_ms", "median_ms", "p95_ms"))
+    return escape(entry["name"]), *times, _estimate(entry["ratio"]) if "ratio" in entry else "-"
 
 
 def _bit_map(result: Json) -> str:

@@ -1,4 +1,4 @@
-"""A result as one table: a row per policy, for the terminal and for Markdown pages."""
+"""A result as one table: a column per policy for the terminal, a row per policy for Markdown pages."""
 
 from __future__ import annotations
 
@@ -45,21 +45,22 @@ def table_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
                 *_comparison_cells(comparisons.get(policy["name"]), furthest),
                 mebibytes(weights["bytes_on_disk"]),
                 mebibytes(weights["bytes_in_memory"]),
-                MISSING if latency is None else f"{latency['median_ms']:.1f}",
+                MISSING if latency is None else _latency_cell(latency),
             )
         )
     return tuple(name.format(steps=furthest) for name in HEADER), rows
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """The table for the terminal."""
+    """The table for the terminal: a terminal is narrow, so each policy is a column."""
     header, rows = table_rows(result)
     rates = f"n = {result['episodes']} paired episodes"
     table = Table(title=f"{result['environment']}: {rates}", caption="success at any step; Wilson and Tango intervals")
-    for column, name in enumerate(header):
-        table.add_column(name, justify="left" if column == 0 else "right")
+    table.add_column("")
     for row in rows:
-        table.add_row(*row)
+        table.add_column(row[0], justify="right")
+    for number, name in enumerate(header[1:], start=1):
+        table.add_row(name, *(row[number] for row in rows))
     return table
 
 
@@ -94,6 +95,11 @@ def mebibytes(count: int | None) -> str:
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _latency_cell(latency: Mapping[str, Any]) -> str:
+    ratio = f" ({latency['ratio']['value']:.2f}x)" if "ratio" in latency else ""
+    return f"{latency['median_ms']:.1f}{ratio}"
 
 
 def _comparison_cells(comparison: Mapping[str, Any] | None, furthest: int) -> tuple[str, str, str]:

@@ -69,12 +69,21 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
         "latency": {
             "threads": 1,
             "repeats": 30,
-            "policies": [
-                {"name": name, "device": "cpu", "median_ms": ms, "p5_ms": 0.9 * ms, "p95_ms": 1.3 * ms}
-                for name, ms in zip(POLICIES, (102.4, 88.0, 93.2), strict=True)
-            ],
+            "policies": [_latency(name, ms) for name, ms in zip(POLICIES, (102.4, 88.0, 93.2), strict=True)],
         },
         "provenance": {"recipe": None, "seed": 0, "versions": {"daptq": "0.1.0"}, "time": "2026-01-02T03:04:05+00:00"},
+    }
+
+
+def _latency(name: str, milliseconds: float) -> dict[str, Any]:
+    ratio = milliseconds / 102.4
+    return {
+        "name": name,
+        "device": "cpu",
+        "median_ms": milliseconds,
+        "p5_ms": 0.9 * milliseconds,
+        "p95_ms": 1.3 * milliseconds,
+        "ratio": {"value": ratio, "low": 0.98 * ratio, "high": 1.02 * ratio},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def quantized(linear: Any) -> QuantizedLinear:
 
 def test_bits_follow_the_layer() -> None:
     policy = tiny()
-    for name, build in zip(policy.linear_layers(), (BFloat16Linear.from_linear, quantized), strict=False):
+    builders: tuple[Callable[[Any], torch.nn.Module], ...] = (BFloat16Linear.from_linear, quantized)
+    for name, build in zip(policy.linear_layers(), builders, strict=False):
         replace_module(policy, name, build(policy.get_submodule(name)))
     layers = describe_policy(policy)["layers"]
     assert [layer["num_bits"] for layer in layers[:3]] == [16, 4, 32]

@@ -124,12 +124,17 @@ class QuantizedLinear(nn.Module):
         return self._multiply(x)
 
     def _multiply(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        rows = x.reshape(-1, self.in_features).to(torch.float32)
+        # A small layer takes 50 microseconds: what changes nothing is skipped, and buffers are read without a detour.
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        rows = rows if x.dtype == torch.float32 else rows.to(torch.float32)
+        scale, bias = self._buffers["weight_scale"], self._buffers["bias"]
+        assert scale is not None
         if self._prepared is None:
-            self._hold(*choose(self.packed_weight(), self.weight_scale, self.bias, rows))
+            self._hold(*choose(self.packed_weight(), scale, bias, rows))
         assert self._prepared is not None
-        product = self._prepared.run(rows, self.weight_scale, self.bias)
-        return product.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        product = self._prepared.run(rows, scale, bias)
+        product = product if x.dim() == 2 else product.view(*x.shape[:-1], self.out_features)
+        return product if x.dtype == torch.float32 else product.to(x.dtype)
 
     @property
     def backend(self) -> str | None:

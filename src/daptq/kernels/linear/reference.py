@@ -16,7 +16,6 @@ from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
 __all__ = ["linear_w4a8", "prepare", "unavailable", "unsupported"]
 
 
-@torch.library.impl(_op.NAME, "default")
 def linear_w4a8(
     x: Float[Tensor, "m in"],
     weight_packed: UInt8[Tensor, "out bytes"],
@@ -46,6 +45,9 @@ def linear_w4a8(
     # |sum| <= 127 * 127 * in_features stays below 2^31 up to 133,000 input features.
     accumulators = torch.mm(integers.to(torch.int8).to(torch.int32), weight.to(torch.int32).t())
     return rescale(accumulators.to(torch.float32), scale, weight_scale, bias)
+
+
+torch.library.impl(_op.NAME, "default", linear_w4a8)
 
 
 class ReferenceLinear(PreparedLinear):

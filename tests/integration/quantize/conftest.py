@@ -1,0 +1,110 @@
+"""A calibration source held in memory, and a small policy whose producer's output is the representation itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from daptq.calibration._base import CalibrationSource
+from daptq.policies._base import ACTION, STATE, TASK, Batch, Block, Interface, NoisePrediction, Policy
+from daptq.policies.cogact import CogACTPolicy, tiny
+
+
+class HeldBatches(CalibrationSource):
+    """Batches that a policy makes up."""
+
+    licence, description = "CC0-1.0", "made-up states"
+
+    def __init__(self, policy: Policy, count: int) -> None:
+        self.batches = [policy.example_batch(seed) for seed in range(count)]
+        self.hash = f"{policy.family}-{count}"
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class ChainPolicy(Policy):
+    """State -> language -> representation -> consumer -> head, all linear layers with tanh between them."""
+
+    family: ClassVar[str] = "chain"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = "chain", 7, 2, 2, {}
+        self.language = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 10))
+        self.consumer = nn.Linear(10, 12)
+        self.blocks_ = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])})
+        self.embed, self.out = nn.Linear(14, 12), nn.Linear(12, 14)
+        self.null = nn.Parameter(torch.zeros(1, 10))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
+        with torch.device("meta" if empty else "cpu"):
+            return cls()
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def blocks(self) -> tuple[Block, ...]:
+        head = [f"blocks_.blocks.{i}" for i in range(3)]
+        roles = [("language", "language"), *((name, "action_head") for name in ("consumer", "embed", *head, "out"))]
+        return tuple(Block(name=name, role=role) for name, role in roles)  # type: ignore[arg-type]
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return (
+            Interface(
+                producer="language.2",
+                observed="consumer",
+                consumer="consumer",
+                exact_producer=True,
+                constants=("null",),
+            ),
+        )
+
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        hidden: Tensor = self.consumer(representation) + self.consumer(self.null) + self.embed(noisy.flatten(1))
+        for block in self.blocks_["blocks"]:  # type: ignore[union-attr]
+            hidden = hidden + torch.tanh(block(hidden))
+        predicted: Tensor = self.out(hidden)
+        return predicted.view(noisy.shape)
+
+    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
+        noise = torch.randn(batch[ACTION].shape, generator=generator)
+        return NoisePrediction(predicted=self.head(self.language(batch[STATE]), batch[ACTION] + noise), noise=noise)
+
+    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        raise NotImplementedError
+
+    def example_batch(self, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            STATE: 2 + torch.randn(8, 5, generator=generator),
+            TASK: ["move"] * 8,
+            ACTION: 0.1 * torch.randn(8, 2, 7, generator=generator),
+        }
+
+
+@pytest.fixture
+def chain() -> ChainPolicy:
+    torch.manual_seed(5)
+    policy = ChainPolicy()
+    nn.init.normal_(policy.null)
+    return policy.eval()
+
+
+@pytest.fixture(scope="session")
+def cogact() -> CogACTPolicy:
+    return tiny()
+
+
+@pytest.fixture
+def held() -> Callable[[Policy, int], HeldBatches]:
+    return HeldBatches

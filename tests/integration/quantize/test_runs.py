@@ -1,0 +1,187 @@
+"""Runs that are killed, fill the disk or get bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import daptq.artifacts
+from daptq.errors import CalibrationDataError, InvalidInputError, OutputExistsError, OutputWriteError, UnknownNameError
+from daptq.packing.checkpoint import load_policy
+from daptq.policies.cogact import CogACTPolicy
+from daptq.recipes import da_ptq, quantize, round_to_nearest
+
+KILLED_RUN = textwrap.dedent(
+    """
+    import os, signal, sys
+    import torch
+    torch.set_num_threads(1)
+    from daptq.calibration._base import CalibrationSource
+    from daptq.policies.cogact import tiny
+    from daptq.recipes import da_ptq, quantize
+
+    policy = tiny()
+
+    class Source(CalibrationSource):
+        hash, licence, description = "cogact-4", "CC0-1.0", "made-up states"
+        def __iter__(self):
+            return iter([policy.example_batch(seed) for seed in range(4)])
+
+    def progress(stage, done, total):
+        if [stage, str(done)] == sys.argv[2:]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    quantize(policy, da_ptq(), data=Source(), output=sys.argv[1], progress=progress)
+    """
+)
+
+
+def killed_at(output: Path, stage: str, done: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED_RUN, str(output), stage, str(done)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every byte of a checkpoint, except when it was made and the checksum over that."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    manifest = json.loads(files.pop("manifest.json"))
+    del manifest["sha256"], manifest["metadata"]["provenance"]["time"]
+    return {**files, "manifest": json.dumps(manifest).encode()}
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    """As many threads as the killed process: sums must be taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("stage", "done", "again"),
+    [
+        ("profile", 3, ["check", "profile", "round", "measure", "write"]),
+        ("round", 5, ["check", "round", "measure", "write"]),
+        ("measure", 2, ["check", "measure", "write"]),
+        ("write", 0, ["check", "write"]),
+        ("write", 1, []),
+    ],
+)
+def test_killed_run_continues_and_writes_the_same_bytes(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, stage: str, done: int, again: list[str]
+) -> None:
+    killed_at(tmp_path / "killed", stage, done)
+    assert (tmp_path / "killed").exists() is ((stage, done) == ("write", 1))
+    stages: list[str] = []
+    source = held(cogact, 4)
+    quantize(cogact, da_ptq(), data=source, output=tmp_path / "killed", progress=lambda name, *_: stages.append(name))
+    assert list(dict.fromkeys(stages)) == again
+    quantize(cogact, da_ptq(), data=source, output=tmp_path / "straight")
+    assert content(tmp_path / "killed") == content(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "straight"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_other_inputs_start_over(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    killed_at(tmp_path / "out", "write", 0)
+    stages: list[str] = []
+    source = held(cogact, 4)
+    quantize(
+        cogact, da_ptq(), data=source, output=tmp_path / "out", seed=1, progress=lambda name, *_: stages.append(name)
+    )
+    assert "profile" in stages
+    quantize(cogact, da_ptq(), data=source, output=tmp_path / "straight", seed=1)
+    assert content(tmp_path / "out") == content(tmp_path / "straight")
+    quantize(cogact, da_ptq(), data=source, output=tmp_path / "zero")
+    assert content(tmp_path / "zero") != content(tmp_path / "straight"), "the comparison can fail"
+
+
+def test_full_disk_leaves_nothing_under_the_final_name(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(content: Any, path: Path) -> None:
+        if "profile" not in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(content, path)
+
+    save = daptq.artifacts.save_file
+    with monkeypatch.context() as patched:
+        patched.setattr(daptq.artifacts, "save_file", full)
+        with pytest.raises(OutputWriteError, match="No space left on device"):
+            quantize(cogact, da_ptq(), data=held(cogact, 2), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    stages: list[str] = []
+    quantize(
+        cogact,
+        da_ptq(),
+        data=held(cogact, 2),
+        output=tmp_path / "out",
+        progress=lambda name, *_: stages.append(name),
+    )
+    assert "profile" not in stages
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_existing_output_is_refused_before_any_work(cogact: CogACTPolicy, tmp_path: Path, held: Any, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+        (out / "something").write_text("mine")
+    else:
+        out.write_text("mine")
+    stages: list[str] = []
+    with pytest.raises(OutputExistsError, match="new or empty folder"):
+        quantize(cogact, da_ptq(), data=held(cogact, 2), output=out, progress=lambda name, *_: stages.append(name))
+    assert stages == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_empty_folder_is_filled(cogact: CogACTPolicy, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    out = quantize(cogact, round_to_nearest(), output=str(tmp_path / "out"))
+    assert out == tmp_path / "out"
+    assert load_policy(out).name == "tiny"
+
+
+def test_data_is_needed_by_the_recipe_that_reads_it(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    with pytest.raises(CalibrationDataError, match="data must be given for recipe da-ptq"):
+        quantize(cogact, da_ptq(), output=tmp_path / "out")
+    with pytest.raises(CalibrationDataError, match="at least one state, got none from 'made-up states'"):
+        quantize(cogact, da_ptq(), data=held(cogact, 0), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", [da_ptq(), round_to_nearest()], ids=["da-ptq", "round-to-nearest"])
+def test_unknown_source_is_refused_by_every_recipe(cogact: CogACTPolicy, tmp_path: Path, recipe: Any) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'tabletop'"):
+        quantize(cogact, recipe, data="tabeltop:train", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_batch_is_named_before_anything_is_written(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    source = held(cogact, 3)
+    source.batches[2]["action"][0, 0, 0] = torch.nan
+    with pytest.raises(CalibrationDataError, match="action of calibration batch 2 must be finite"):
+        quantize(cogact, da_ptq(), data=source, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_policy_is_refused(cogact: CogACTPolicy, tmp_path: Path) -> None:
+    loaded = load_policy(quantize(cogact, round_to_nearest(), output=tmp_path / "first"))
+    with pytest.raises(InvalidInputError, match="policy must be in full precision, got 35 quantized layers"):
+        quantize(loaded, round_to_nearest(), output=tmp_path / "second")

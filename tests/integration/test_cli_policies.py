@@ -1,0 +1,210 @@
+"""The commands on a small policy: results, bad input, damaged checkpoints, a disk that fills up."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import daptq
+from daptq.environments._tabletop_objects import TASKS
+from tests.integration.conftest import Refused, Run
+
+
+def test_quantize_inspect_load(run: Run, tiny: Path, tmp_path: Path, little_source: None) -> None:
+    out, described = tmp_path / "out", tmp_path / "out.json"
+    result = run(
+        "quantize", tiny, "--output", out, "--data", "little:good", "--keep-fraction", "0.5", "--json", described
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n"
+    assert "] write\n" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.json"]
+
+    written = json.loads(described.read_text())
+    assert (written["kind"], written["recipe"]["name"], written["recipe"]["activation_bits"]) == (
+        "quantized-policy",
+        "da-ptq",
+        8,
+    )
+    assert written["recipe"]["allocation"]["fraction"] == 0.5
+    bits = {layer["name"]: layer["num_bits"] for layer in written["layers"]}
+    assert {bits[name] for name in bits if name.startswith("llm_backbone.")} == {4}
+    assert {bits[name] for name in bits if name.startswith("vision_backbone.")} == {16}
+    # Nothing is smaller than its bits say, and only scales come on top.
+    assert all(8 * layer["bytes"] >= layer["num_bits"] * layer["parameters"] for layer in written["layers"])
+    assert 4 < written["mean_bits"] < 16
+    assert written["provenance"]["data_hash"]
+
+    shown = run("inspect", out, "--json", tmp_path / "again.json")
+    assert shown.exit_code == 0
+    assert all(name in shown.stdout for name in bits)
+    assert json.loads((tmp_path / "again.json").read_text()) == written
+    assert daptq.load_policy(out).linear_layers().keys() == bits.keys()
+
+
+def test_inspect_of_a_float_policy(run: Run, tiny: Path, tmp_path: Path) -> None:
+    assert run("inspect", tiny, "--json", tmp_path / "tiny.json").exit_code == 0
+    written = json.loads((tmp_path / "tiny.json").read_text())
+    assert (written["kind"], written["layers"], written["mean_bits"]) == ("policy", [], None)
+
+
+def test_evaluate_and_report(run: Run, tiny: Path, tmp_path: Path) -> None:
+    """A policy against itself: no difference, no drift; the journal of a finished run is gone."""
+    options = [
+        "--environment",
+        "tabletop",
+        "--task",
+        next(iter(TASKS)),
+        "--episodes",
+        "1",
+        "--json",
+        tmp_path / "result.json",
+    ]
+    result = run("evaluate", tiny, "--against", tiny, *options)
+    assert result.exit_code == 0, result.output
+    assert "success" in result.stdout
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["episodes"] == 1
+    assert written["paired"]["difference"] == 0
+    page = tmp_path / "page.html"
+    assert run("report", tmp_path / "result.json", "--output", page).stdout == f"{page}\n"
+    assert "<html" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "result.json"]
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--method", "da-ptk"], ["method must be one of", "'da-ptk'", "Did you mean 'da-ptq'"]),
+        (["--weight-bits", "5.5"], ["--weight-bits", "5.5"]),
+        (["--weight-bits", "9"], ["weight_bits", "9"]),
+        (["--weight-bits", "5"], ["weight_bits", "5"]),
+        (["--activation-bits", "1"], ["activation_bits", "1"]),
+        (["--keep-fraction", "1.5"], ["fraction", "1.5"]),
+        (["--keep-fraction", "-0.1"], ["fraction", "-0.1"]),
+        (["--keep-fraction", "nan"], ["fraction", "nan"]),
+        (["--method", "round-to-nearest", "--keep-fraction", "0.3"], ["round-to-nearest", "--keep-fraction"]),
+        (["--calibration-states", "0"], ["calibration_states", "0"]),
+        (["--calibration-states", "many"], ["--calibration-states", "'many'"]),
+        (["--data", "tabletpo:train"], ["source must be", "'tabletpo'", "Did you mean 'tabletop'"]),
+        (["--data", "tabletop"], ["source:split", "'tabletop'"]),
+        (["--data", "tabletop:trian"], ["'trian'", "Did you mean 'train'"]),
+        (["--data", "little:empty"], ["at least one state"]),
+        (["--data", "little:nan"], ["action of calibration batch 0 must be finite", "1 NaN"]),
+        (["--data", "little:shape"], ["action of calibration batch 0 must have shape", "6)"]),
+        (["--seed", "one"], ["--seed", "'one'"]),
+    ],
+)
+def test_bad_settings_of_quantize(
+    refused: Refused, tiny: Path, tmp_path: Path, little_source: None, options: list[str], fragments: list[str]
+) -> None:
+    refused(["quantize", tiny, "--output", tmp_path / "out", *options], *fragments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_policy(refused: Refused, tmp_path: Path) -> None:
+    fragments = ("policy must be", "'refrence'", "Did you mean 'reference'")
+    refused(["quantize", "refrence", "--output", tmp_path / "out"], *fragments)
+    refused(["evaluate", "refrence", "--episodes", "4"], *fragments)
+    refused(["inspect", "refrence"], *fragments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_policy_is_not_quantized_again(refused: Refused, run: Run, tiny: Path, tmp_path: Path) -> None:
+    run("quantize", tiny, "--output", tmp_path / "out", "--method", "round-to-nearest")
+    refused(["quantize", tmp_path / "out", "--output", tmp_path / "twice"], "policy must be in full precision")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_taken_output_is_refused_before_any_work(
+    refused: Refused, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*args: object, **kwargs: object) -> None:
+        raise AssertionError("long work began")
+
+    monkeypatch.setattr("daptq.packing.checkpoint.load_policy", work)
+    (tmp_path / "note.txt").write_text("mine")
+    refused(["quantize", tiny, "--output", tmp_path], "output must be a new or empty folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--environment", "tabletpo"], ["environment must be one of", "Did you mean 'tabletop'"]),
+        (["--task", "spoon"], ["task must be one of", "Did you mean 'spoon_on_towel'"]),
+        (["--episodes", "0"], ["episodes must be", "got 0"]),
+        (["--episodes", "2.5"], ["--episodes", "'2.5'"]),
+        (["--workers", "0"], ["workers must be", "got 0"]),
+        (["--seed", "-1"], ["seed must be", "got -1"]),
+        (["--against", "refrence"], ["policy", "Did you mean 'reference'"]),
+        (["--against", "./nowhere"], ["a path that does not exist"]),
+    ],
+)
+def test_bad_settings_of_evaluate(
+    refused: Refused, tiny: Path, tmp_path: Path, options: list[str], fragments: list[str]
+) -> None:
+    refused(["evaluate", tiny, "--json", tmp_path / "out.json", *options], *fragments)
+    assert not (tmp_path / "out.json").exists()
+
+
+# --- damaged checkpoints ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(run: Run, tiny: Path, tmp_path: Path) -> Path:
+    """A quantized checkpoint that a test may damage."""
+    assert run("quantize", tiny, "--output", tmp_path / "out", "--method", "round-to-nearest").exit_code == 0
+    return tmp_path / "out"
+
+
+def _everywhere(checkpoint: Path) -> list[list[str | Path]]:
+    """Every command that reads a checkpoint."""
+    output = checkpoint.parent / "again"
+    return [
+        ["inspect", checkpoint],
+        ["evaluate", checkpoint, "--episodes", "4"],
+        ["quantize", checkpoint, "--output", output],
+    ]
+
+
+@pytest.mark.parametrize("name", ["tensors-00001.safetensors", "tokenizer.json", "manifest.json"])
+def test_a_flipped_byte(refused: Refused, checkpoint: Path, name: str) -> None:
+    data = bytearray((checkpoint / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / name).write_bytes(data)
+    for command in _everywhere(checkpoint):
+        refused(command, name, "Copy or write it again")
+
+
+def test_a_missing_shard(refused: Refused, checkpoint: Path) -> None:
+    (checkpoint / "tensors-00001.safetensors").unlink()
+    for command in _everywhere(checkpoint):
+        refused(command, "must hold the file tensors-00001.safetensors")
+
+
+def test_another_schema_version(refused: Refused, checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "schema_version": 2}))
+    for command in _everywhere(checkpoint):
+        refused(command, "schema_version", "must be 1, got 2")
+
+
+def test_a_disk_that_fills_up(tiny: Path, tmp_path: Path) -> None:
+    """The kernel refuses files larger than 16 KiB to the whole command."""
+    daptq_command = [Path(sys.executable).with_name("daptq"), "quantize", tiny, "--output", tmp_path / "out"]
+    words = " ".join(shlex.quote(str(word)) for word in [*daptq_command, "--method", "round-to-nearest"])
+    result = subprocess.run(["bash", "-c", f"ulimit -f 16; exec {words}"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "must be writable" in line
+    assert not (tmp_path / "out").exists()

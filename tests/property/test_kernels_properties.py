@@ -1,0 +1,115 @@
+"""Every backend of the catalog equals the reference bit for bit, at any shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from daptq.catalog import KERNELS
+from daptq.kernels.linear import _picker
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.kernels.linear._picker import REFERENCE, choose, load_backend
+from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
+
+RUNNABLE = [name for name in KERNELS.names() if KERNELS.load(name).unavailable() is None]
+
+
+def random_layer(
+    rows: int, in_features: int, out_features: int, num_bits: int, seed: int, *, extreme: bool
+) -> tuple[PackedWeight, Tensor, Tensor, Tensor]:
+    """Weight, scale, bias and activations; extreme ones make every product as large as it can be."""
+    generator = torch.Generator().manual_seed(seed)
+    high = 2 ** (num_bits - 1)
+    integers = torch.randint(-high, high, (out_features, in_features), generator=generator, dtype=torch.int8)
+    x = torch.randn(rows, in_features, generator=generator)
+    if extreme:
+        integers = torch.where(integers < 0, -high, high - 1).to(torch.int8)
+        x = torch.where(x < 0, -1.0, 1.0) * 3.7
+        integers[0] = -high
+        x[0] = 3.7
+    scale = 0.001 + torch.rand(out_features, 1, generator=generator)
+    bias = torch.randn(out_features, generator=generator)
+    return PackedWeight.from_integers(integers, num_bits), scale, bias, x
+
+
+@settings(max_examples=100)
+@given(
+    rows=st.integers(1, 40),
+    in_features=st.integers(1, 300),
+    out_features=st.integers(1, 70),
+    num_bits=st.sampled_from(WEIGHT_BITS),
+    seed=st.integers(0, 2**32 - 1),
+    extreme=st.booleans(),
+    with_bias=st.booleans(),
+)
+def test_every_backend_equals_the_reference(
+    rows: int, in_features: int, out_features: int, num_bits: int, seed: int, extreme: bool, with_bias: bool
+) -> None:
+    weight, scale, bias, x = random_layer(rows, in_features, out_features, num_bits, seed, extreme=extreme)
+    given_bias = bias if with_bias else None
+    expected = load_backend(REFERENCE).prepare(weight).run(x, scale, given_bias)
+    for name in RUNNABLE:
+        backend = load_backend(name)
+        if backend.unsupported(weight) is None:
+            prepared = backend.prepare(weight)
+            assert torch.equal(prepared.run(x, scale, given_bias), expected), name
+            assert torch.equal(prepared.weight().packed, weight.packed), name
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize(
+    ("num_bits", "in_features"), [(8, 1032), (8, 1033), (8, 5000), (4, 16513), (4, 20000), (2, 70000)]
+)
+def test_backends_stay_exact_where_sums_outgrow_float32(name: str, num_bits: int, in_features: int) -> None:
+    weight, scale, bias, x = random_layer(2, in_features, 3, num_bits, 0, extreme=True)
+    backend = load_backend(name)
+    if backend.unsupported(weight) is not None:
+        # The only reason on a CPU: sums of two products that overflow 16 bits.
+        assert (name, num_bits) == ("fbgemm", 8)
+        return
+    assert torch.equal(
+        backend.prepare(weight).run(x, scale, bias), load_backend(REFERENCE).prepare(weight).run(x, scale, bias)
+    )
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_no_rows_give_no_rows(name: str) -> None:
+    weight, scale, bias, x = random_layer(1, 24, 5, 4, 0, extreme=False)
+    assert load_backend(name).prepare(weight).run(x[:0], scale, bias).shape == (0, 5)
+
+
+@given(
+    rows=st.integers(1, 5), num_bits=st.sampled_from(WEIGHT_BITS), seed=st.integers(0, 2**32 - 1), extreme=st.booleans()
+)
+def test_tokens_do_not_see_each_other(rows: int, num_bits: int, seed: int, extreme: bool) -> None:
+    weight, scale, bias, x = random_layer(rows, 20, 7, num_bits, seed, extreme=extreme)
+    layer = QuantizedLinear(weight, scale, bias)
+    together = layer(x)
+    assert torch.equal(together, torch.cat([layer(row.unsqueeze(0)) for row in x]))
+    order = torch.randperm(rows)
+    assert torch.equal(layer(x[order]), together[order])
+
+
+def test_a_backend_off_by_one_integer_is_found(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import daptq.kernels.linear.float32_carried as carried
+
+    weight, scale, bias, x = random_layer(3, 32, 600, 4, 0, extreme=False)
+
+    def off_by_one(given_weight: PackedWeight) -> carried.Float32CarriedLinear:
+        integers = given_weight.integers()
+        integers[0, 0] += 1 if integers[0, 0] < 7 else -1
+        return carried.Float32CarriedLinear(PackedWeight.from_integers(integers, 4))
+
+    monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(carried, "prepare", off_by_one)
+    expected = load_backend(REFERENCE).prepare(weight).run(x, scale, bias)
+    assert not torch.equal(carried.prepare(weight).run(x, scale, bias), expected)
+    name, prepared = choose(weight, scale, bias, x)
+    assert name != "float32-carried"
+    assert "kernel float32-carried differs from the reference" in caplog.text
+    assert torch.equal(prepared.run(x, scale, bias), expected)

@@ -1,0 +1,127 @@
+"""Recipes as data: JSON round trip, strictness, defaults, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.catalog import METHODS
+from daptq.compensation.csrc import CsrcConfig
+from daptq.drift.sensitivity import SensitivityConfig
+from daptq.errors import RecipeError
+from daptq.recipes import Recipe, da_ptq, round_to_nearest
+from daptq.recipes._recipe import RoleBits
+from daptq.rounding.nearest import NearestConfig
+
+RECIPES = {
+    "paper": da_ptq(),
+    "everything else": replace(
+        da_ptq(
+            weight_bits=3,
+            keep_fraction=0.5,
+            keep_last_blocks=0,
+            compensation="per-channel",
+            order="allocation-first",
+            folding="producer",
+            scale="absmax",
+            calibration_states=7,
+        ),
+        sensitivity=SensitivityConfig(reduction="mean"),
+        weight_bits=RoleBits(vision=8, connector=4, language=2, action_head=None),
+    ),
+    "no compensation": da_ptq(compensation="none"),
+    "dense": replace(da_ptq(), compensation=CsrcConfig(rank=None, selection="always")),
+    "nearest": round_to_nearest(weight_bits=8),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_recipe_survives_json(recipe: Recipe) -> None:
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_recipes_differ_in_json() -> None:
+    assert len({json.dumps(recipe.to_json(), sort_keys=True) for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+def test_the_papers_defaults() -> None:
+    recipe = da_ptq()
+    assert recipe.weight_bits == RoleBits(vision=None, connector=None, language=4, action_head=4)
+    assert recipe.activation_bits == 8
+    assert recipe.allocation == TopFractionConfig(fraction=0.3, by="count", keep_last_blocks=2, scope="action_head")
+    assert recipe.order == "compensation-first"
+    assert recipe.calibration_states == 512
+    assert (recipe.drift.damping, recipe.drift.translation_weight, recipe.drift.rotation_weight) == (3e-4, 1.8, 0.15)
+    assert recipe.needs_data
+
+
+def test_round_to_nearest_does_nothing_but_round() -> None:
+    recipe = round_to_nearest()
+    assert recipe.compensation is None
+    assert recipe.allocation is None
+    assert not recipe.needs_data
+    assert recipe.rounding == da_ptq().rounding
+
+
+def test_every_listed_method_builds_a_recipe_of_its_name() -> None:
+    assert {"da-ptq", "round-to-nearest"} <= set(METHODS.names())
+    for name in METHODS.names():
+        recipe = getattr(METHODS.load(name), name.replace("-", "_"))()
+        assert recipe.name == name
+
+
+@pytest.mark.parametrize("bits", [0, 1, 5, 9, 16, 5.5, 4.0, "4", True])
+@pytest.mark.parametrize("factory", [da_ptq, round_to_nearest])
+def test_bits_without_a_kernel_are_refused(factory: Any, bits: Any) -> None:
+    with pytest.raises(RecipeError, match="weight_bits of language must be one of 2, 3, 4, 8"):
+        factory(weight_bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_fraction": 1.5}, "keep_fraction must be between 0 and 1, got 1.5"),
+        ({"keep_fraction": -0.1}, "keep_fraction must be between 0 and 1"),
+        ({"keep_last_blocks": -1}, "keep_last_blocks"),
+        ({"activation_bits": 4}, "activation_bits must be 8, got 4"),
+        ({"activation_bits": 8.0}, "activation_bits must be 8"),
+        ({"calibration_states": 0}, "calibration_states must be a positive integer"),
+        ({"order": "both"}, "order must be one of compensation-first, allocation-first"),
+        ({"folding": "nowhere"}, "folding must be one of auto, consumer, producer"),
+        ({"compensation": "all"}, "compensation must be one of cross-channel, per-channel, none"),
+        ({"scale": "max"}, "scale must be one of searched, absmax"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        da_ptq(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "recipe must have known settings only, got .'colour'"),
+        ({"compensation": {"method": "magic"}}, "method of compensation must be one of csrc, got 'magic'"),
+        ({"compensation": {"method": "csrc", "rang": 3}}, "compensation must have known settings only, got .'rang'"),
+        ({"rounding": {"scale": "searched"}}, "method of rounding must be one of nearest, got None"),
+        ({"allocation": {"method": "top-fraction", "fraction": "much"}}, "allocation must be complete"),
+        ({"weight_bits": {"language": 5}}, "weight_bits of language"),
+    ],
+)
+def test_json_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_json({**da_ptq().to_json(), **change})
+
+
+def test_json_without_a_name_is_refused() -> None:
+    with pytest.raises(RecipeError, match="recipe must be complete"):
+        Recipe.from_json({})
+
+
+def test_rounding_rule_is_checked() -> None:
+    with pytest.raises(RecipeError, match="scale must be one of"):
+        NearestConfig(scale="best")  # type: ignore[arg-type]
