@@ -2,10 +2,10 @@
 
     python benchmarks/linear_backends.py --output benchmarks/results/linear_backends.json
 
-Candidates take turns within each round, after a warm-up, so a machine that slows down slows all of them down; ratios are
-taken within rounds. Beside the backends of the catalog it measures two ways to multiply integers that daptq does not use,
-with the same arithmetic around them: torch._int_mm and oneDNN's quantized linear operation. Every candidate's result is
-compared with the reference before it is timed.
+Candidates take turns within each round, after a warm-up, so a machine that slows down slows all of them down; ratios
+are taken within rounds. Beside the backends of the catalog it measures two ways to multiply integers that daptq does
+not use, with the same arithmetic around them: torch._int_mm and oneDNN's quantized linear operation. Every candidate's
+result is compared with the reference before it is timed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def int_mm(integers: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def onednn(integers: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    """oneDNN's quantized linear operation: uint8 with zero point 128 times int8, float32 out."""
+    """The quantized linear operation of oneDNN: uint8 with zero point 128 times int8, float32 out."""
     packed = torch.ops.onednn.qlinear_prepack(integers, [rows, integers.shape[1]])
     ones = torch.ones(len(integers))
     zeros = torch.zeros(len(integers), dtype=torch.int32)

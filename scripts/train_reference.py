@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_artifact, write_json
 from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, DemonstrationSet, shard_tensors
+from daptq.packing.checkpoint import save_policy
 
 BATCH = 64
 ACTION_BATCH = 256
@@ -297,17 +298,15 @@ def recoveries(work: Path, shards: int, first: int, phase: str) -> None:
 @click.pass_obj
 def export(work: Path, phase: str, output: Path) -> None:
     """Writes the averaged weights of a finished phase as a policy folder."""
-    frames, learner = setup(work)
+    learner = new_learner(work / "config.json")
     load_averaged(learner, work / f"{phase}.safetensors")
     phases = {}
     for path in sorted(work.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             phases[path.stem] = {key: round(float(value)) for key, value in file.metadata().items()}
-    training = {"phases": phases, "shards": frames.shards, "frames": len(frames), "seed": SEED, "batch": BATCH}
-    from daptq.packing.checkpoint import save_policy
-
-    save_policy(learner.policy, output, provenance=provenance(seed=SEED) | {"training": training})
-    click.echo(f"wrote {output}: {training}")
+    described = provenance(seed=SEED) | {"training": {"phases": phases, "batch": BATCH, "action_batch": ACTION_BATCH}}
+    save_policy(learner.policy, output, provenance=described)
+    click.echo(f"wrote {output}: {phases}")
 
 
 if __name__ == "__main__":

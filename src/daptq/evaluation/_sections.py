@@ -15,6 +15,7 @@ Json = Mapping[str, Any]
 _MINUS = "\N{MINUS SIGN}"
 _LOW_BITS = 4
 _MIDDLE_BITS = 8
+_SMALL = 0.01
 
 
 def all_sections(result: Json, title: str) -> str:
@@ -224,7 +225,7 @@ def _latency_text(entry: Json) -> str:
 
 def _latency_row(entry: Json) -> tuple[str, ...]:
     times = (f"{entry[name]:.1f}" for name in ("p5_ms", "median_ms", "p95_ms"))
-    return escape(entry["name"]), *times, _estimate(entry["ratio"]) if "ratio" in entry else "-"
+    return escape(entry["name"]), *times, escape(_estimate(entry["ratio"])) if "ratio" in entry else "-"
 
 
 def _bit_map(result: Json) -> str:
@@ -302,11 +303,16 @@ def _drift_cells(comparison: Json) -> list[str]:
         for entry in _branches(comparison)["after_steps"]
     ]
     pairs += [(whole["position_mm"][name], whole["rotation_deg"][name]) for name in ("rms", "median_of_episodes")]
-    return [f"{_estimate(position)}<br>{_estimate(rotation)}" for position, rotation in pairs]
+    return [f"{escape(_estimate(position))}<br>{escape(_estimate(rotation))}" for position, rotation in pairs]
 
 
 def _estimate(value: Json) -> str:
-    return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    return f"{_short(value['value'])} [{_short(value['low'])}, {_short(value['high'])}]"
+
+
+def _short(value: float) -> str:
+    """Three digits; what is small is said to be, so that 0 means exactly 0."""
+    return f"{value:.3g}" if value == 0 or abs(value) >= _SMALL else f"<{_SMALL:g}"
 
 
 def _points(value: float) -> str:

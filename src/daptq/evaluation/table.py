@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 MISSING = "-"
 _MEBIBYTE = 2**20
@@ -58,9 +59,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
     table = Table(title=f"{result['environment']}: {rates}", caption="success at any step; Wilson and Tango intervals")
     table.add_column("")
     for row in rows:
-        table.add_column(row[0], justify="right")
+        table.add_column(Text(row[0]), justify="right")
     for number, name in enumerate(header[1:], start=1):
-        table.add_row(name, *(row[number] for row in rows))
+        # As plain text: rich would read a unit in brackets as a style.
+        table.add_row(Text(name), *(Text(row[number]) for row in rows))
     return table
 
 

@@ -38,7 +38,7 @@ class ChainPolicy(Policy):
         self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = "chain", 7, 2, 2, {}
         self.language = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 10))
         self.consumer = nn.Linear(10, 12)
-        self.blocks_ = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])})
+        self.stack = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
         self.embed, self.out = nn.Linear(14, 12), nn.Linear(12, 14)
         self.null = nn.Parameter(torch.zeros(1, 10))
 
@@ -54,7 +54,7 @@ class ChainPolicy(Policy):
         return {}
 
     def blocks(self) -> tuple[Block, ...]:
-        head = [f"blocks_.blocks.{i}" for i in range(3)]
+        head = [f"stack.{i}" for i in range(3)]
         roles = [("language", "language"), *((name, "action_head") for name in ("consumer", "embed", *head, "out"))]
         return tuple(Block(name=name, role=role) for name, role in roles)  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ class ChainPolicy(Policy):
 
     def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
         hidden: Tensor = self.consumer(representation) + self.consumer(self.null) + self.embed(noisy.flatten(1))
-        for block in self.blocks_["blocks"]:  # type: ignore[union-attr]
+        for block in self.stack:
             hidden = hidden + torch.tanh(block(hidden))
         predicted: Tensor = self.out(hidden)
         return predicted.view(noisy.shape)
@@ -105,6 +105,6 @@ def cogact() -> CogACTPolicy:
     return tiny()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def held() -> Callable[[Policy, int], HeldBatches]:
     return HeldBatches

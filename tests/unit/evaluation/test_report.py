@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daptq.errors import ForeignArtifactError, SchemaVersionError
-from daptq.evaluation._sections import verdict
+from daptq.evaluation._sections import _estimate, verdict
 from daptq.evaluation._svg import Estimate, growth_plot, interval_track
 from daptq.evaluation.report import write_report
 
@@ -177,6 +177,11 @@ def test_marks_stand_where_the_numbers_say() -> None:
     assert '<svg x="50.00%"' in track
     clipped = interval_track(Estimate(value=2.0, low=-1.0, high=3.0), series=0, low=0.0, high=1.0)
     assert 'x1="0.00%" x2="100.00%"' in clipped
+
+
+def test_only_an_exact_zero_is_shown_as_zero() -> None:
+    assert _estimate({"value": 0.0, "low": 0.0, "high": 1e-9}) == "0 [0, <0.01]"
+    assert _estimate({"value": 0.01, "low": 0.0099, "high": 123.456}) == "0.01 [<0.01, 123]"
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-7, 0.031, 0.99, 1.0, 7.2, 183.0, 1e6])
