@@ -105,8 +105,10 @@ class Run:
                 parameter.copy_(tensors[f"model.{name}"])
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.average[name].copy_(tensors[f"average.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
+            prefix = f"optimizer.{name}."
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if state:  # a layer that never runs has no gradient and so no state
+                self.optimizer.state[parameter] = state
 
     def averaged(self) -> Learner:
         """A copy of the learner with the averaged parameters."""

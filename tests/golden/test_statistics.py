@@ -175,6 +175,16 @@ class TestBootstrap:
         # The quartiles of 27 atoms do not move when each atom's probability 1/27 is known to 0.2 percent.
         assert (low, high) == pytest.approx(tuple(np.quantile(np.repeat(listed, 999), [0.25, 0.75])), abs=1e-12)
 
+    def test_equal_and_unequal_clusters_are_resampled_alike(self) -> None:
+        # A NaN-padded statistic sees the same resamples whether the clusters are picked from a table or one by one.
+        generator = np.random.default_rng(3)
+        groups = generator.standard_normal((12, 3))
+        clusters = np.repeat(np.arange(12), 3)
+        padded = np.append(groups.ravel(), np.nan)
+        equal = bootstrap_interval(groups.ravel(), clusters, mean, seed=1)
+        unequal = bootstrap_interval(padded, np.append(clusters, 11), lambda v: float(np.nanmean(v)), seed=1)
+        assert equal == pytest.approx(unequal, rel=1e-12)
+
     def test_covers_the_mean_of_clustered_values(self) -> None:
         generator = np.random.default_rng(0)
         clusters = np.repeat(np.arange(40), 3)

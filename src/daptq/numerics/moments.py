@@ -60,10 +60,7 @@ class Moments:
         exact = samples.detach().to(device=self.mean.device, dtype=torch.float64)
         mean = exact.mean(dim=0)
         centred = exact - mean
-        # The rounding error of the mean would enter squared; its first-order part is removed here.
-        correction = centred.mean(dim=0)
-        centred -= correction
-        self._combine(len(exact), mean + correction, centred.mT @ centred)
+        self._combine(len(exact), mean, centred.mT @ centred)
 
     def merge(self, other: Moments) -> None:
         """Takes in everything that `other` has seen.

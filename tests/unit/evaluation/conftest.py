@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ POLICIES = {
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    return synthetic_result()
+    return copy.deepcopy(synthetic_result())
 
 
+@cache
 def synthetic_result(episodes: int = 40) -> dict[str, Any]:
     records = {name: _episodes(name, rate, error, episodes) for name, (rate, error, _) in POLICIES.items()}
     branches = {name: _branches(name, error, episodes) for name, (_, error, _) in POLICIES.items()}
