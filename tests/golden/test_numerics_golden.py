@@ -84,8 +84,8 @@ def test_searched_scale_is_the_best_of_a_fine_brute_force(num_bits: int) -> None
         fine = brute_force_scale(row, num_bits, np.linspace(0.1, 1.0, 4001).tolist())
         # The scale is stored in float32: moving it by 2^-24 of itself changes the error by about that much, relatively.
         assert error == pytest.approx(coarse, rel=1e-5)
-        # Candidates are 1 % apart. With b bits the outermost integers move by 2^(b-1) % of a step between two of them, so
-        # the loss against the best of all scales grows with the bits; 10 % holds at 8 bits.
+        # Candidates are 1 % apart. Between two of them the outermost integers move by 2^(b-1) % of a step, so the loss
+        # against the best of all scales grows with the bits; 10 % holds at 8 bits.
         assert error <= 1.1 * fine
 
 

@@ -141,9 +141,9 @@ def test_weight_tells_shape_dtype_and_device_and_holds_no_values() -> None:
     weight = layer.weight
     assert (weight.shape, weight.dtype, weight.device) == ((10, 24), torch.float32, torch.device("cpu"))
     assert weight.is_floating_point()
-    for read in (lambda: weight + 1, weight.double, weight.sum, weight.clone):
+    for name in ("double", "sum", "clone", "exp"):
         with pytest.raises(InvalidInputError, match="must be read for its shape, dtype and device only"):
-            read()
+            getattr(weight, name)()
     with pytest.raises(InvalidInputError, match="must be read"):
         nn.functional.linear(torch.randn(2, 24), weight)
     assert "no values" in repr(weight)

@@ -24,7 +24,7 @@ from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import DaptqError, UnknownNameError
 
 KIND = "demonstrations"
-RECORDING_VERSION = 1
+RECORDING_VERSION = 2
 EPISODES_PER_SHARD = 40
 IMAGE_SIZE: Mapping[str, int] = {"front": 96, "wrist": 64}
 CHUNK_SIZE = 16

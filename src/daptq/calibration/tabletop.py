@@ -6,8 +6,6 @@ yet are made on the way. Cameras and image sizes are those of the recordings.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from daptq.artifacts import hash_tensors
 from daptq.calibration._base import CalibrationSource
-from daptq.calibration._demonstrations import IMAGE_SIZE, RECORDING_VERSION, SHARDS, DemonstrationSet
+from daptq.calibration._demonstrations import IMAGE_SIZE, SHARDS, DemonstrationSet
 from daptq.environments._tabletop_objects import TASKS
 from daptq.errors import CalibrationDataError
 from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
@@ -56,11 +55,9 @@ class TabletopSource(CalibrationSource):
         count = SHARDS[split] if limit is None else min(SHARDS[split], math.ceil(limit / STATES_PER_SHARD))
         keys = (STATE, ACTION, TASK_INDEX, *(IMAGE_PREFIX + camera for camera in IMAGE_SIZE))
         columns: dict[str, list[Tensor]] = {key: [] for key in keys}
-        seeds = []
         for index in range(count):
             shard = demonstrations.shard(index)
             kept = torch.tensor(shard.metadata["success"])[shard.tensor("episode_index")]
-            seeds.append(shard.metadata["seeds"])
             for key in keys:
                 columns[key].append(shard.tensor(key)[kept])
         available = sum(len(part) for part in columns[ACTION])
@@ -73,8 +70,7 @@ class TabletopSource(CalibrationSource):
         self._states = {key: torch.cat(parts)[order] for key, parts in columns.items()}
         self._instructions = [task.instruction for task in TASKS.values()]
         self.description = f"{len(order)} states of scripted tabletop demonstrations, split {split}, seed {seed}"
-        decided_by = [split, limit, seed, RECORDING_VERSION, seeds]
-        self.hash = hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
+        self.hash = hash_tensors(self._states)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches from the first one on."""

@@ -43,7 +43,7 @@ def quantize(
             data=data,
             output=output,
             seed=seed,
-            progress=lambda stage, done, total: progress(done, total, stage),
+            progress=progress,
         )
     click.echo(output)
     if json_path is not None:

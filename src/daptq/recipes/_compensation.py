@@ -36,7 +36,7 @@ def compensation_content(
         profile: Statistics of the full-precision policy on the same data with the same noise.
         calibration: Checked data.
         config: Compensation method.
-        progress: Called as progress("measure", done, total) after every batch.
+        progress: Called as progress(done, total, "measure") after every batch.
 
     Returns:
         Tensors ``<observed>/matrix`` and ``<observed>/shift`` in float64, and the decisions by interface.
@@ -46,7 +46,7 @@ def compensation_content(
         with torch.no_grad():
             quantized.predict_noise(batch, generator)
 
-    statistics = observe(quantized, calibration, step, progress=lambda done, total: progress("measure", done, total))
+    statistics = observe(quantized, calibration, step, progress=lambda done, total: progress(done, total, "measure"))
     held_out = statistics.held_out()
     tensors: dict[str, Tensor] = {}
     decisions: dict[str, dict[str, Any]] = {}

@@ -58,7 +58,7 @@ def quantize(
         data: Calibration data: ``"source:split"`` or a source; not read by a recipe that needs none.
         output: Folder to write; must be new or empty.
         seed: Seed of the diffusion noise in calibration and of the choice of calibration states.
-        progress: Called as progress(stage, done, total) after every step of a stage.
+        progress: Called as progress(done, total, stage) after every step of a stage.
 
     Returns:
         `output` as a path.
@@ -129,7 +129,7 @@ class _Run:
         decisions = {} if compensation is None else compensation.metadata["interfaces"]
         folding_json = [{**decisions[entry.observed], **entry.to_json()} for entry in folded]
         write_json(self.workspace.path / "plan.json", {"plan": plan_json, "folding": folding_json})
-        self.progress("write", 0, 1)
+        self.progress(0, 1, "write")
         save_quantized(
             final,
             output,
@@ -139,7 +139,7 @@ class _Run:
             recipe=self.recipe.to_json(),
             provenance=self.workspace.provenance,
         )
-        self.progress("write", 1, 1)
+        self.progress(1, 1, "write")
 
     def _profile(self) -> DriftProfile | None:
         """Stage 1; None when the recipe needs no data."""
@@ -156,7 +156,7 @@ class _Run:
     def _rounded(self, plan: BitPlan) -> Iterator[tuple[str, Tensor]]:
         """Every quantized layer of the plan, rounded."""
         return rounded_tensors(
-            self.policy, plan, self.recipe, progress=lambda done, total: self.progress("round", done, total)
+            self.policy, plan, self.recipe, progress=lambda done, total: self.progress(done, total, "round")
         )
 
     def _compensation(self, plan: BitPlan, rounded: Artifact, profile: DriftProfile | None) -> Artifact | None:
@@ -225,7 +225,7 @@ def _is_finished(output: Path, inputs: str) -> bool:
     return bool(artifact.metadata["provenance"].get("inputs") == inputs)
 
 
-def _log_progress(stage: str, done: int, total: int) -> None:
+def _log_progress(done: int, total: int, stage: str) -> None:
     """One line per tenth of a stage."""
     if done == total or done % max(total // 10, 1) == 0:
         LOG.info("%s %d/%d", stage, done, total)

@@ -23,7 +23,7 @@ from daptq.recipes._recipe import Recipe
 
 __all__ = ["Calibration", "Progress", "evaluating", "observe", "profile_policy"]
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[int, int, str], None]
 
 # One batch in four is not used for fitting maps, only for judging them.
 HOLD_OUT_EVERY = 4
@@ -63,7 +63,7 @@ class Calibration:
         for batch in limited(checked(source, policy), limit):
             actions.append(batch[ACTION].reshape(-1, policy.action_dim).float())
             states += batch_size(batch)
-            progress("check", states, limit)
+            progress(states, limit, "check")
         if not states:
             raise CalibrationDataError(
                 f"calibration data must hold at least one state, got none from {source.description!r}. "
@@ -132,7 +132,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         policy: Full-precision policy.
         recipe: Drift model, sensitivity and scope.
         calibration: Checked data.
-        progress: Called as progress("profile", done, total) after every batch.
+        progress: Called as progress(done, total, "profile") after every batch.
     """
     weights = recipe.drift.weights(calibration.actions)
     parameters = {name: float_linear(policy, name).weight for name in layers_in_scope(policy, recipe)}
@@ -147,7 +147,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
                 policy.predict_noise(batch, generator)
 
     with evaluating(policy), only_gradients_of(policy, parameters):
-        statistics = observe(policy, calibration, step, progress=lambda done, total: progress("profile", done, total))
+        statistics = observe(policy, calibration, step, progress=lambda done, total: progress(done, total, "profile"))
     return DriftProfile(
         drift_weights=weights,
         scores=sensitivity.scores() if parameters else {},

@@ -38,7 +38,7 @@ KILLED_RUN = textwrap.dedent(
         def __iter__(self):
             return iter([policy.example_batch(seed) for seed in range(4)])
 
-    def progress(stage, done, total):
+    def progress(done, total, stage):
         if [stage, str(done)] == sys.argv[2:]:
             os.kill(os.getpid(), signal.SIGKILL)
 
