@@ -60,6 +60,6 @@ def test_the_suite_notices(broken: type[CogACTPolicy], message: str) -> None:
 def test_the_suite_notices_weights_lost_in_rebuilding() -> None:
     policy = tiny()
     policy.extra = nn.Parameter(torch.ones(1))
-    policy.from_config = lambda *_, **__: tiny(seed=9)  # type: ignore[method-assign,assignment]
+    policy.from_config = lambda *_, **__: tiny(seed=9)  # type: ignore[method-assign]
     with pytest.raises((CheckFailedError, RuntimeError)):
         check_policy(policy)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from daptq.errors import InvalidInputError
 from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.policies._cogact_config import CogACTConfig
 from daptq.policies._execution import ChunkExecutor, ensemble_weights, noise_generator
 from daptq.policies._tokenizer import prompt, train_tokenizer
 from daptq.policies._vision import Keypoints, pixel_shuffle
-from daptq.policies.cogact import CogACTConfig, CogACTPolicy, tiny
+from daptq.policies.cogact import CogACTPolicy, tiny
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,7 @@ def test_images_of_another_size_are_refused(policy: CogACTPolicy) -> None:
 def test_keypoints_are_the_expected_coordinates() -> None:
     keypoints = Keypoints(1, 1)
     torch.nn.init.ones_(keypoints.heatmaps.weight)
+    assert keypoints.heatmaps.bias is not None
     torch.nn.init.zeros_(keypoints.heatmaps.bias)
     features = torch.zeros(1, 1, 3, 5)
     features[0, 0, 2, 1] = 1e4  # all probability at row 2 of 3, column 1 of 5
