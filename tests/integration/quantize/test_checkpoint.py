@@ -222,7 +222,7 @@ def test_progress_is_reported_for_every_stage(cogact: CogACTPolicy, tmp_path: Pa
         da_ptq(calibration_states=7),
         data=held(cogact, 5),
         output=tmp_path / "out",
-        progress=lambda *step: steps.append(step),
+        progress=lambda done, total, stage: steps.append((stage, done, total)),
     )
     assert list(dict.fromkeys(stage for stage, _, _ in steps)) == ["check", "profile", "round", "measure", "write"]
     for stage in ("check", "profile", "round", "measure", "write"):

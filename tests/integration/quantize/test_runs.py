@@ -102,7 +102,13 @@ def test_killed_run_continues_and_writes_the_same_bytes(
     assert (tmp_path / "killed").exists() is ((stage, done) == ("write", 1))
     stages: list[str] = []
     source = held(cogact, 4)
-    quantize(cogact, da_ptq(), data=source, output=tmp_path / "killed", progress=lambda name, *_: stages.append(name))
+    quantize(
+        cogact,
+        da_ptq(),
+        data=source,
+        output=tmp_path / "killed",
+        progress=lambda _done, _total, name: stages.append(name),
+    )
     assert list(dict.fromkeys(stages)) == again
     assert content(tmp_path / "killed") == straight
     assert [path.name for path in tmp_path.iterdir()] == ["killed"]
@@ -113,7 +119,12 @@ def test_other_inputs_start_over(cogact: CogACTPolicy, tmp_path: Path, held: Any
     stages: list[str] = []
     source = held(cogact, 4)
     quantize(
-        cogact, da_ptq(), data=source, output=tmp_path / "out", seed=1, progress=lambda name, *_: stages.append(name)
+        cogact,
+        da_ptq(),
+        data=source,
+        output=tmp_path / "out",
+        seed=1,
+        progress=lambda _done, _total, name: stages.append(name),
     )
     assert "profile" in stages
     quantize(cogact, da_ptq(), data=source, output=tmp_path / "first", seed=1)
@@ -141,7 +152,7 @@ def test_full_disk_leaves_nothing_under_the_final_name(
         da_ptq(),
         data=held(cogact, 2),
         output=tmp_path / "out",
-        progress=lambda name, *_: stages.append(name),
+        progress=lambda _done, _total, name: stages.append(name),
     )
     assert "profile" not in stages
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -157,7 +168,9 @@ def test_existing_output_is_refused_before_any_work(cogact: CogACTPolicy, tmp_pa
         out.write_text("mine")
     stages: list[str] = []
     with pytest.raises(OutputExistsError, match="new or empty folder"):
-        quantize(cogact, da_ptq(), data=held(cogact, 2), output=out, progress=lambda name, *_: stages.append(name))
+        quantize(
+            cogact, da_ptq(), data=held(cogact, 2), output=out, progress=lambda _done, _total, name: stages.append(name)
+        )
     assert stages == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
