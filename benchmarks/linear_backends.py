@@ -1,6 +1,6 @@
 """Measures every backend of the quantized linear layer against float32, at the shapes of the policies, and writes JSON.
 
-    python benchmarks/linear_backends.py --output benchmarks/results/linear_backends.json
+    python benchmarks/linear_backends.py --output benchmarks/results/<date>-linear-backends.json
 
 Candidates take turns within each round, after a warm-up, so a machine that slows down slows all of them down; ratios
 are taken within rounds. Beside the backends of the catalog it measures two ways to multiply integers that daptq does

@@ -1,7 +1,7 @@
 """Trains the `reference` policy by imitation of the scripted `tabletop` expert, in resumable phases.
 
     python scripts/train_reference.py demonstrations --shards 40
-    python scripts/train_reference.py perception --steps 5000
+    python scripts/train_reference.py perception --steps 5000      # or: start --policy FOLDER
     python scripts/train_reference.py recoveries --shards 8        # optional: expert takes over from the policy
     python scripts/train_reference.py action --steps 8000
     python scripts/train_reference.py joint --steps 500            # optional
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_artifact, write_json
 from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, DemonstrationSet, shard_tensors
-from daptq.packing.checkpoint import save_policy
+from daptq.packing.checkpoint import load_policy, save_policy
 
 BATCH = 64
 ACTION_BATCH = 256
@@ -271,6 +271,22 @@ def joint(work: Path, steps: int, rate: float) -> None:
             )
         if run.step % 100 == 0 or run.step == steps:
             run.save()
+
+
+@main.command()
+@click.option("--policy", default="reference", show_default=True, help="name or folder of a float policy")
+@click.pass_obj
+def start(work: Path, policy: str) -> None:
+    """Takes the weights and the normalisation of a trained policy in place of the perception phase."""
+    trained = load_policy(policy)
+    write_json(work / "config.json", trained.config())
+    tensors = {f"model.policy.{name}": tensor for name, tensor in trained.named_parameters()}
+    heads = {
+        f"model.{name}": tensor
+        for name, tensor in new_learner(work / "config.json").named_parameters()
+        if not name.startswith("policy.")
+    }
+    save_file(tensors | heads, work / "perception.safetensors", metadata={"step": "0", "seconds": "0"})
 
 
 @main.command()

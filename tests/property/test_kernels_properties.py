@@ -13,6 +13,7 @@ from daptq.kernels.linear import _picker
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._picker import REFERENCE, choose, load_backend
 from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
+from daptq.kernels.linear.float32_carried import exact_length
 
 RUNNABLE = [name for name in KERNELS.names() if KERNELS.load(name).unavailable() is None]
 
@@ -59,20 +60,36 @@ def test_every_backend_equals_the_reference(
             assert torch.equal(prepared.weight().packed, weight.packed), name
 
 
+def long_rows(num_bits: int, in_features: int) -> tuple[PackedWeight, Tensor, Tensor]:
+    """Weight and activations whose products all have one sign, so that sums become large, and the exact sums."""
+    generator = torch.Generator().manual_seed(in_features)
+    high = 2 ** (num_bits - 1)
+    integers = -torch.randint(high - 1, high + 1, (64, in_features), generator=generator)
+    x = torch.randint(100, 128, (8, in_features), generator=generator)
+    x[:, 0] = 127  # The scale of every token is 1.
+    weight = PackedWeight.from_integers(integers.to(torch.int8), num_bits)
+    return weight, x.to(torch.float32), (x.double() @ integers.double().mT).to(torch.float32)
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize(
-    ("num_bits", "in_features"), [(8, 1032), (8, 1033), (8, 5000), (4, 16513), (4, 20000), (2, 70000)]
+    ("num_bits", "in_features"), [(8, 1032), (8, 1033), (8, 2060), (4, 16513), (4, 33000), (3, 66000)]
 )
 def test_backends_stay_exact_where_sums_outgrow_float32(name: str, num_bits: int, in_features: int) -> None:
-    weight, scale, bias, x = random_layer(2, in_features, 3, num_bits, 0, extreme=True)
+    weight, x, expected = long_rows(num_bits, in_features)
     backend = load_backend(name)
     if backend.unsupported(weight) is not None:
         # The only reason on a CPU: sums of two products that overflow 16 bits.
         assert (name, num_bits) == ("fbgemm", 8)
         return
-    assert torch.equal(
-        backend.prepare(weight).run(x, scale, bias), load_backend(REFERENCE).prepare(weight).run(x, scale, bias)
-    )
+    assert torch.equal(backend.prepare(weight).run(x, torch.ones(64, 1), None), expected)
+
+
+@pytest.mark.parametrize(("num_bits", "in_features"), [(8, 2060), (4, 33000), (3, 66000)])
+def test_one_float32_product_would_not_be_exact_there(num_bits: int, in_features: int) -> None:
+    weight, x, expected = long_rows(num_bits, in_features)
+    assert in_features > exact_length(num_bits)
+    assert not torch.equal(x @ weight.integers().to(torch.float32).mT, expected)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -1,5 +1,14 @@
 """The linear operation with packed integer weights and 8-bit activations; every public file is a backend.
 
 All backends share the arithmetic of `_arithmetic.py` and differ only in how they multiply integers, so their results
-are equal bit for bit, and which one is fastest decides nothing but the time.
+are equal bit for bit, and which one is fastest decides nothing but the time. What each one trades:
+
+    backend           resident weight                        time
+    reference         packed, 0.5 bytes at 4 bits            the slowest: unpacks and multiplies int32 in every call
+    float32-carried   int8, 1 byte                           a float32 product, plus copying one layer to float32
+    fbgemm            int8, 1 byte and padding of the input  the fastest of wide layers, faster than float32 there;
+                      features to a multiple of 512          on narrow ones its padding costs more than bfloat16
+
+``benchmarks/linear_backends.py`` measures them, and two products of integers that are not used because they are slower
+at these shapes on processors without int8 dot-product instructions: torch._int_mm and oneDNN's quantized linear layer.
 """
