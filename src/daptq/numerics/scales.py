@@ -1,7 +1,8 @@
 """Scales of symmetric grids, one for each output channel (row) of a weight.
 
 `absmax_scale` represents the largest weight of a row exactly at the end of the grid; `searched_scale` shortens the grid
-where clipping a few large weights costs less squared error than it saves on all others. Neither sees activations.
+where clipping a few large weights costs less squared error than it saves on all others. Neither sees activations; a
+caller that does can say how much each column counts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def absmax_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tensor
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def searched_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tensor, "out 1"]:
+def searched_scale(
+    weight: Float[Tensor, "out in"], num_bits: int, column_weight: Float[Tensor, " in"] | None = None
+) -> Float[Tensor, "out 1"]:
     """The scale with the least squared rounding error of each row, among shortened absmax scales.
 
     91 fractions from 0.1 to 1 of the absmax scale are tried in float64; ties go to the larger scale, so the result is
@@ -49,22 +52,27 @@ def searched_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tens
     Args:
         weight: (out, in) finite weight.
         num_bits: Bits of the grid, 2 to 8.
+        column_weight: (in,), finite and not negative: how much the squared error of each column counts; by default all
+            count the same.
 
     Returns:
         float32 (out, 1), positive.
 
     Raises:
-        InvalidInputError: `weight` is not a finite, non-empty matrix.
+        InvalidInputError: `weight` is not a finite, non-empty matrix, or `column_weight` is not as said above.
     """
     limit = largest_integer(num_bits)
+    if column_weight is not None:
+        _require_column_weight(column_weight, weight)
+        column_weight = column_weight.to(torch.float64)
     longest = absmax_scale(weight, num_bits)
     exact = weight.detach().to(torch.float64)
     best = longest.clone()
-    least = _squared_error(exact, longest, limit)
+    least = _squared_error(exact, longest, limit, column_weight)
     for step in range(1, CANDIDATES):
         fraction = 1 - (1 - SMALLEST_FRACTION) * step / (CANDIDATES - 1)
         candidate = longest * fraction
-        error = _squared_error(exact, candidate, limit)
+        error = _squared_error(exact, candidate, limit, column_weight)
         better = (error < least) & (candidate > 0)
         best = torch.where(better, candidate, best)
         least = torch.where(better, error, least)
@@ -72,12 +80,16 @@ def searched_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tens
 
 
 def _squared_error(
-    weight: Float[Tensor, "out in"], scale: Float[Tensor, "out 1"], limit: int
+    weight: Float[Tensor, "out in"],
+    scale: Float[Tensor, "out 1"],
+    limit: int,
+    column_weight: Float[Tensor, " in"] | None,
 ) -> Float[Tensor, "out 1"]:
-    """Sum over each row of (weight - scale * integer)^2, float64 (out, 1)."""
+    """Sum over each row of column_weight (weight - scale * integer)^2, float64 (out, 1)."""
     exact = scale.to(torch.float64)
     rounded = torch.round(weight / exact).clamp_(-limit, limit).mul_(exact)
-    return rounded.sub_(weight).square_().sum(dim=1, keepdim=True)
+    squares = rounded.sub_(weight).square_()
+    return squares.sum(dim=1, keepdim=True) if column_weight is None else squares @ column_weight[:, None]
 
 
 def _require_matrix(weight: Tensor) -> None:
@@ -85,4 +97,13 @@ def _require_matrix(weight: Tensor) -> None:
         raise InvalidInputError(
             f"weight must be a finite, non-empty matrix (out, in), got shape {tuple(weight.shape)}"
             f"{' with NaN or infinity' if weight.dim() == 2 and weight.numel() else ''}. Check the checkpoint."
+        )
+
+
+def _require_column_weight(column_weight: Tensor, weight: Tensor) -> None:
+    finite = bool((torch.isfinite(column_weight) & (column_weight >= 0)).all())
+    if column_weight.shape != weight.shape[1:] or not finite:
+        raise InvalidInputError(
+            f"column_weight must be finite, not negative and of shape {tuple(weight.shape[1:])}, got shape "
+            f"{tuple(column_weight.shape)}{'' if finite else ' with other values'}. Give one entry per input channel."
         )

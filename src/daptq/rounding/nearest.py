@@ -7,18 +7,15 @@ weight matrix and nothing else: no activations, no other layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from daptq.errors import RecipeError
 from daptq.numerics.grid import quantize_symmetric
-from daptq.numerics.scales import absmax_scale, searched_scale
+from daptq.rounding._scale import ScaleRule, check_scale_rule, choose_scale
 
 __all__ = ["NearestConfig", "ScaleRule", "round_weight"]
-
-ScaleRule = Literal["searched", "absmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +32,7 @@ class NearestConfig:
     scale: ScaleRule = "searched"
 
     def __post_init__(self) -> None:
-        if self.scale not in get_args(ScaleRule):
-            raise RecipeError(
-                f"scale must be one of {', '.join(get_args(ScaleRule))}, got {self.scale!r}. Choose one of these."
-            )
+        check_scale_rule(self.scale)
 
 
 def round_weight(
@@ -58,5 +52,5 @@ def round_weight(
         InvalidInputError: The weight is not a finite, non-empty matrix, or there is no grid of `num_bits`.
     """
     values = weight.detach().float()
-    channel_scale = searched_scale(values, num_bits) if scale == "searched" else absmax_scale(values, num_bits)
+    channel_scale = choose_scale(values, num_bits, scale)
     return quantize_symmetric(values, channel_scale, num_bits), channel_scale
