@@ -45,7 +45,7 @@ def test_ddim_recovers_the_sample_when_the_noise_is_known() -> None:
     clean = torch.rand(3, 4, 7, generator=generator) * 2 - 1
     start = torch.randn(3, 4, 7, generator=generator)
 
-    def exact(sample: torch.Tensor, timestep: int) -> torch.Tensor:
+    def exact(sample: torch.Tensor, timestep: int, _: int) -> torch.Tensor:
         alpha = alphas[timestep]
         return (sample - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
 

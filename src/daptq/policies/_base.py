@@ -85,6 +85,17 @@ class NoisePrediction:
     noise: Float[Tensor, "b chunk action"]
 
 
+@dataclass
+class DenoisingStep:
+    """Where the action head is in its denoising loop; a layer with one activation scale per step reads it.
+
+    Attributes:
+        index: 0 in the first, noisiest iteration.
+    """
+
+    index: int = 0
+
+
 class Policy(nn.Module, ABC):
     """A VLA policy: images, proprioception and an instruction in, a chunk of actions out.
 
@@ -95,6 +106,8 @@ class Policy(nn.Module, ABC):
         chunk_size: Number of actions predicted at once.
         n_action_steps: Number of actions of a chunk that are executed before the next prediction.
         cameras: Image edge length [px] expected from each camera.
+        denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
+        denoising_step: The iteration that is running; the family keeps it up to date in `predict_chunk`.
     """
 
     family: ClassVar[str]
@@ -103,6 +116,8 @@ class Policy(nn.Module, ABC):
     chunk_size: int
     n_action_steps: int
     cameras: Mapping[str, int]
+    denoising_steps: int
+    denoising_step: DenoisingStep
 
     @classmethod
     @abstractmethod
@@ -145,6 +160,21 @@ class Policy(nn.Module, ABC):
             batch: Observation batch without ``action``.
             generator: Source of the diffusion noise, one for the batch or one per sample.
         """
+
+    @abstractmethod
+    def denoised_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """The chunk of `predict_chunk` before limits and thresholds, in physical units: differentiable everywhere.
+
+        Where no limit and no threshold applies the two are equal; an on-off action such as the gripper's is told as
+        the number that is compared with the threshold, on the scale of the executed command.
+        """
+
+    @property
+    @abstractmethod
+    def action_unit(self) -> Float[Tensor, " action"]:
+        """Physical units of one unit of the normalised action, float32 (action_dim,)."""
 
     @abstractmethod
     def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:

@@ -28,6 +28,7 @@ def check_policy(policy: Policy, *, seed: int = 0) -> None:
     _check_structure(policy)
     _check_every_layer_runs(policy, batch, seed)
     _check_chunk(policy, batch, seed)
+    _check_denoised(policy, batch, seed)
     _check_noise(policy, batch, seed)
     _check_rebuilt(policy, batch, seed)
 
@@ -89,8 +90,30 @@ def _check_chunk(policy: Policy, batch: Batch, seed: int) -> None:
     _require(
         not torch.equal(chunk, _chunk(policy, batch, seed + 1)), "another generator state must give another chunk."
     )
+    _require(
+        policy.denoising_step.index == policy.denoising_steps - 1,
+        "denoising_step must count the action head's iterations.",
+    )
     other = policy.example_batch(seed + 1)
     _require(not torch.equal(chunk, _chunk(policy, other, seed)), "another observation must give another chunk.")
+
+
+def _check_denoised(policy: Policy, batch: Batch, seed: int) -> None:
+    """The differentiable chunk is the executed one wherever that is not limited, and every layer moves it."""
+    executed, free = _chunk(policy, batch, seed), policy.denoised_chunk(batch, _generator(seed))
+    unit = policy.action_unit
+    _require(tuple(unit.shape) == (policy.action_dim,) and bool((unit > 0).all()), "action_unit must be positive.")
+    # A limit cuts off what lies beyond it and a threshold decides a sign: neither turns an action around.
+    agree = (executed - free.detach()).abs() <= 1e-5 * unit
+    _require(
+        bool((agree | (executed * free.detach() > 0)).all()),
+        "the chunk before limits must agree with the executed one.",
+    )
+    modules = dict(policy.named_modules())
+    layers = list(policy.linear_layers())
+    gradients = torch.autograd.grad(free.sum(), [modules[path].weight for path in layers], allow_unused=True)
+    for path, gradient in zip(layers, gradients, strict=True):
+        _require(gradient is not None, f"the chunk must depend on layer {path!r}, got no gradient.")
 
 
 def _check_noise(policy: Policy, batch: Batch, seed: int) -> None:

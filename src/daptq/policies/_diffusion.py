@@ -59,7 +59,7 @@ def add_noise(
 
 
 def ddim_sample(
-    predict_noise: Callable[[Float[Tensor, "b t a"], int], Float[Tensor, "b t a"]],
+    predict_noise: Callable[[Float[Tensor, "b t a"], int, int], Float[Tensor, "b t a"]],
     noise: Float[Tensor, "b t a"],
     alphas: NDArray[np.float64],
     num_samples: int,
@@ -67,7 +67,7 @@ def ddim_sample(
     """Runs DDIM with eta 0 from pure noise.
 
     Args:
-        predict_noise: Maps (x_t, training timestep) to the predicted noise.
+        predict_noise: Maps (x_t, training timestep, denoising step counted from 0) to the predicted noise.
         noise: float32 start x_T, standard normal.
         alphas: Cumulative products of the training schedule, float64 (num_steps,).
         num_samples: Number of denoising steps.
@@ -77,11 +77,11 @@ def ddim_sample(
     """
     timesteps = ddim_timesteps(len(alphas), num_samples)
     sample = noise
-    for position in reversed(range(num_samples)):
+    for step, position in enumerate(reversed(range(num_samples))):
         timestep = timesteps[position]
         alpha = float(alphas[timestep])
         previous = float(alphas[timesteps[position - 1]]) if position else 1.0
-        predicted = predict_noise(sample, timestep)
+        predicted = predict_noise(sample, timestep, step)
         clean = (sample - math.sqrt(1 - alpha) * predicted) / math.sqrt(alpha)
         sample = math.sqrt(previous) * clean + math.sqrt(1 - previous) * predicted
     return sample

@@ -20,7 +20,18 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
-from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch, Block, Interface, NoisePrediction, Policy
+from daptq.policies._base import (
+    ACTION,
+    IMAGE_PREFIX,
+    STATE,
+    TASK,
+    Batch,
+    Block,
+    DenoisingStep,
+    Interface,
+    NoisePrediction,
+    Policy,
+)
 from daptq.policies._cogact_config import CogACTConfig
 from daptq.policies._diffusion import add_noise, ddim_sample, squared_cosine_alphas
 from daptq.policies._dit import DiT
@@ -72,6 +83,7 @@ class CogACTPolicy(Policy):
         self.cameras = dict(config.cameras)
         self.action_dim, self.chunk_size = config.action_dim, config.chunk_size
         self.n_action_steps = config.n_action_steps
+        self.denoising_steps, self.denoising_step = config.denoising_steps, DenoisingStep()
         width = config.language_width
         self.vision_backbone = nn.ModuleDict(
             {
@@ -201,13 +213,33 @@ class CogACTPolicy(Policy):
         self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Float[Tensor, "b chunk action"]:
         """See `Policy.predict_chunk`: DDIM with classifier-free guidance, then un-normalisation."""
+        return self.unnormalize(self._sample(batch, generator))
+
+    def denoised_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.denoised_chunk`: un-normalised linearly; the gripper as 2 x - 1, whose threshold is 0."""
+        actions = self._sample(batch, generator)
+        scaled = self.action_low + 0.5 * (actions + 1) * (self.action_high - self.action_low)
+        return torch.where(self.action_mask, scaled, 2 * actions - 1)
+
+    @property
+    def action_unit(self) -> Float[Tensor, " action"]:
+        """See `Policy.action_unit`."""
+        half = 0.5 * (self.action_high - self.action_low)
+        return torch.where(self.action_mask, half, torch.full_like(half, 2.0))
+
+    def _sample(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """Normalised action chunks."""
         cognition, _ = self.perceive(batch)
         shape = (self.chunk_size, self.action_dim)
         if isinstance(generator, torch.Generator):
             noise = torch.randn(len(cognition), *shape, generator=generator)
         else:
             noise = torch.stack([torch.randn(*shape, generator=one) for one in generator])
-        return self.unnormalize(self.denoise(cognition, noise.to(cognition)))
+        return self.denoise(cognition, noise.to(cognition))
 
     def denoise(
         self, cognition: Float[Tensor, "b language"], noise: Float[Tensor, "b chunk action"]
@@ -216,7 +248,8 @@ class CogACTPolicy(Policy):
         condition = cognition.unsqueeze(1)
         net, scale = self.action_model.net, self.settings.guidance_scale
 
-        def predict(sample: Tensor, timestep: int) -> Tensor:
+        def predict(sample: Tensor, timestep: int, step: int) -> Tensor:
+            self.denoising_step.index = step
             timesteps = torch.full((len(sample),), timestep, device=sample.device)
             if scale == 1.0:
                 return net.forward(sample, timesteps, condition)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from daptq.catalog import ENVIRONMENTS
 from daptq.environments._base import Environment, Info, Observation
-from daptq.policies._base import STATE, Batch, Block, Interface, NoisePrediction, Policy
+from daptq.policies._base import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
 
 TASKS = ("left", "right")
 GOAL = {"left": 0.1, "right": -0.1}
@@ -118,6 +118,7 @@ class Pusher(Policy):
     ) -> None:
         super().__init__()
         self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = name, 7, 8, 4, {}
+        self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.gain = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.gain.weight)
         self.error, self.turn, self.noise, self.stop_at = error, turn, noise, stop_at
@@ -149,6 +150,13 @@ class Pusher(Policy):
         chunk[..., 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
         chunk[..., 5] = self.turn
         return chunk
+
+    def denoised_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def action_unit(self) -> Tensor:
+        return torch.ones(7)
 
     def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
         raise NotImplementedError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.calibration._base import CalibrationSource
-from daptq.policies._base import ACTION, STATE, TASK, Batch, Block, Interface, NoisePrediction, Policy
+from daptq.policies._base import ACTION, STATE, TASK, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
 from daptq.policies.cogact import CogACTPolicy, tiny
 
 
@@ -36,6 +36,7 @@ class ChainPolicy(Policy):
     def __init__(self) -> None:
         super().__init__()
         self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = "chain", 7, 2, 2, {}
+        self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.language = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 10))
         self.consumer = nn.Linear(10, 12)
         self.stack = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
@@ -81,7 +82,16 @@ class ChainPolicy(Policy):
         return NoisePrediction(predicted=self.head(self.language(batch[STATE]), batch[ACTION] + noise), noise=noise)
 
     def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        raise NotImplementedError
+        return self.denoised_chunk(batch, generator)
+
+    def denoised_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        assert isinstance(generator, torch.Generator)
+        noise = torch.randn(len(batch[STATE]), 2, 7, generator=generator)
+        return 0.01 * self.head(self.language(batch[STATE]), noise)
+
+    @property
+    def action_unit(self) -> Tensor:
+        return torch.full((7,), 0.01)
 
     def example_batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
