@@ -2,8 +2,9 @@
 
 A seven-dimensional action [dx, dy, dz, drx, dry, drz, dgripper] is read as seven joint increments of a planar chain
 with unit links; the weighted columns of the damped pseudo-inverse of the chain's Jacobian say how much a dimension
-matters. The module does not know the robot: no length, joint axis or unit of the real manipulator enters. The paper's
-remark that earlier dimensions always have the larger column norm holds for small angles only.
+matters. The module does not know the robot: no length, joint axis or unit of the real manipulator enters, so the
+millimetres of its metric are nominal. The paper's remark that earlier dimensions always have the larger column norm
+holds for small angles only.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.drift._base import SQUARE_MILLIMETRES, DriftModel, checked_chunks
 from daptq.errors import InvalidInputError, RecipeError
 
-__all__ = ["ACTION_DIM", "VirtualChainConfig", "drift_loss", "drift_weights", "jacobian"]
+__all__ = ["ACTION_DIM", "DRIFT_MODEL", "VirtualChainConfig", "drift_loss", "drift_weights", "jacobian"]
 
 ACTION_DIM = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtualChainConfig:
+class VirtualChainConfig(DriftModel):
     """Settings of eq. 15-16.
 
     Attributes:
@@ -47,9 +49,32 @@ class VirtualChainConfig:
                     f"{label} of the virtual chain must be positive, got {value}. Keep the paper's value."
                 )
 
-    def weights(self, actions: Float[Tensor, "n 7"]) -> Float[Tensor, " 7"]:
-        """`drift_weights` with these settings."""
+    def weights(
+        self,
+        actions: Float[Tensor, "n 7"],
+        unit: Float[Tensor, " 7"] | None = None,  # noqa: ARG002  (see the docstring)
+    ) -> Float[Tensor, " 7"]:
+        """`drift_weights` with these settings; like the paper it leaves `unit` aside and weighs every unit alike."""
         return drift_weights(actions, self.damping, self.translation_weight, self.rotation_weight)
+
+    def metric(
+        self,
+        chunks: Float[Tensor, "n chunk 7"],
+        states: Float[Tensor, "n state"] | None,
+        *,
+        steps: int,
+    ) -> Float[Tensor, "chunk*7 chunk*7"]:
+        """G that belongs to eq. 18: diagonal, the paper's weights for every executed action; see `DriftModel`.
+
+        The scale is the chain's own: its links are read as 1 m, so a unit error of a dimension of weight 1 counts as
+        1 m. These millimetres are nominal; ratios between layers mean something, millimetres of a robot they are not.
+        Errors of different actions do not add up, and the states do not enter.
+        """
+        chunks, _ = checked_chunks(chunks, states, width=ACTION_DIM, steps=steps, layout="one joint increment each")
+        weights = self.weights(chunks[:, :steps].flatten(0, 1))
+        diagonal = torch.zeros(chunks.shape[1], ACTION_DIM, dtype=torch.float64)
+        diagonal[:steps] = weights * (SQUARE_MILLIMETRES / steps)
+        return torch.diag(diagonal.flatten())
 
 
 def jacobian(actions: Float[Tensor, "n 7"]) -> Float[Tensor, "n 3 7"]:
@@ -142,3 +167,6 @@ def drift_loss(
         )
     squared = (predicted_noise - noise).square() * weights.to(predicted_noise)
     return squared.sum(dim=-1).mean()
+
+
+DRIFT_MODEL = VirtualChainConfig

@@ -1,0 +1,213 @@
+"""What rounding a layer to b bits costs, to first order in the rounding error that it really makes.
+
+With dW(b) = W_b - W of a layer and g = d value / dW, one backward pass gives g . dW(b) for every layer and every b.
+What its square means depends on the value that is differentiated. For a loss it is the squared first-order change of
+that loss. For `probe` its expectation is the drift itself: the probe is a random projection of the action chunk, and
+
+    E[(g . dW)^2] = mean over samples of dW^T J^T G J dW   [mm^2],
+
+J the derivative of the chunk with respect to the weights and G the metric of a drift model: the Gauss-Newton form of
+the squared displacement of the tool point. Each step is an unbiased estimate; probes are fresh in every step.
+
+The module does not know what terms of second order in dW add, nor how the errors of several layers meet: costs of
+layers do not add up, and a plan has to be verified as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+
+__all__ = ["Estimate", "RoundingSensitivity", "RoundingSensitivityConfig", "metric_root", "probe"]
+
+Estimate = Literal["fisher", "first-order"]
+
+_ROUNDING = 1e-9  # of the largest eigenvalue: what a float64 product leaves of an exact zero, with a wide margin
+
+
+def metric_root(metric: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    """A root L of a positive semi-definite matrix, L L^T = G, of any rank.
+
+    Args:
+        metric: Symmetric positive semi-definite matrix G.
+
+    Returns:
+        float64 (k, k).
+
+    Raises:
+        InvalidInputError: The matrix is not square, finite, symmetric and positive semi-definite.
+    """
+    square = metric.dim() == 2 and metric.shape[0] == metric.shape[1] > 0
+    if not (square and bool(torch.isfinite(metric).all())):
+        raise InvalidInputError(
+            f"metric must be a finite square matrix, got shape {tuple(metric.shape)}. Pass a drift model's metric."
+        )
+    values = metric.to(torch.float64)
+    largest = float(values.abs().max())
+    if float((values - values.mT).abs().max()) > _ROUNDING * largest:
+        raise InvalidInputError("metric must be symmetric, got a matrix that is not. Pass a drift model's metric.")
+    eigenvalues, vectors = torch.linalg.eigh((values + values.mT) / 2)
+    if float(eigenvalues[0]) < -_ROUNDING * len(values) * largest:
+        raise InvalidInputError(
+            f"metric must be positive semi-definite, got the eigenvalue {float(eigenvalues[0])}. Pass a drift model's "
+            "metric."
+        )
+    root: Tensor = vectors * eigenvalues.clamp(min=0.0).sqrt()
+    return root
+
+
+def probe(
+    chunk: Float[Tensor, "b chunk action"], metric_root: Float[Tensor, "k k"], generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Random projection of predicted chunks whose squared derivative is, on average, the drift.
+
+    It is sum_s xi_s^T L^T a_s / sqrt(b) with xi_s standard normal and independent. The projections of different samples
+    are independent with mean zero, so that in the expectation of a squared derivative only the terms of one sample
+    remain: one backward pass serves a whole batch.
+
+    Args:
+        chunk: Predicted chunks a_s, physical units, differentiable.
+        metric_root: L with L L^T = G, k = chunk * action.
+        generator: Source of xi, on the CPU.
+
+    Returns:
+        float64 scalar [mm], differentiable.
+
+    Raises:
+        InvalidInputError: The shapes do not belong together.
+    """
+    size = chunk[0].numel() if len(chunk) else 0
+    if chunk.dim() != 3 or metric_root.shape != (size, size):
+        raise InvalidInputError(
+            f"chunk and metric root must have shapes (b, chunk, action) and (k, k) with k = chunk * action, got "
+            f"{tuple(chunk.shape)} and {tuple(metric_root.shape)}. Compute the metric for chunks of this shape."
+        )
+    draws = torch.randn(len(chunk), size, generator=generator, dtype=torch.float64)
+    directions = draws @ metric_root.mT.to(draws) / math.sqrt(len(chunk))
+    return (directions.to(chunk.device) * chunk.flatten(1).to(torch.float64)).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingSensitivityConfig:
+    """How the cost of rounding a layer is estimated.
+
+    Attributes:
+        estimate: ``"fisher"``: the drift [mm^2] that the rounding error causes, to first order in it, from probes of
+            the predicted chunk; ``"first-order"``: by how much the drift loss (eq. 18) changes.
+        states: Calibration states that are used, at least 1.
+    """
+
+    method: ClassVar[str] = "rounding"
+
+    estimate: Estimate = "fisher"
+    states: int = 256
+
+    def __post_init__(self) -> None:
+        if self.estimate not in get_args(Estimate):
+            raise RecipeError(
+                f"estimate must be one of {', '.join(get_args(Estimate))}, got {self.estimate!r}. Choose one of these."
+            )
+        if type(self.states) is not int or self.states < 1:
+            raise RecipeError(f"states of the sensitivity must be at least 1, got {self.states}. 256 are usual.")
+
+
+class RoundingSensitivity:
+    """Accumulates g . dW of several layers and bit-widths over backward passes.
+
+    Args:
+        weights: Weight of each layer, by layer name; each must require gradients while `update` runs.
+        rounded: Returns the layer's weight as rounded to that many bits, in the weight's shape.
+        bits: Bit-widths to judge, at least one.
+
+    Raises:
+        InvalidInputError: `bits` is empty or names one twice.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], rounded: Callable[[str, int], Tensor], bits: Sequence[int]
+    ) -> None:
+        if not bits or len(set(bits)) != len(bits):
+            raise InvalidInputError(
+                f"bits must name at least one bit-width, each once, got {list(bits)}. Name those to choose from."
+            )
+        self._weights = dict(weights)
+        self._rounded = rounded
+        self._sums = {name: dict.fromkeys(bits, 0.0) for name in self._weights}
+        self._squares = {name: dict.fromkeys(bits, 0.0) for name in self._weights}
+        self.steps = 0
+
+    def update(self, value: Float[Tensor, ""]) -> None:
+        """Adds one step: one backward pass, then a product per layer and bit-width in float64.
+
+        Args:
+            value: Scalar of this step, a loss or a `probe`; a layer that it does not depend on counts as zero.
+
+        Raises:
+            CalibrationDataError: The value or a product is not finite.
+            InvalidInputError: A rounded weight has another shape than the weight.
+        """
+        if not bool(torch.isfinite(value)):
+            raise CalibrationDataError(
+                f"value of calibration step {self.steps} must be finite, got {float(value.detach())}. Check the "
+                "batch's values."
+            )
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            value, list(self._weights.values()), allow_unused=True
+        )
+        products: dict[tuple[str, int], float] = {}
+        for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            slope, full = gradient.to(torch.float64), weight.detach().to(torch.float64)
+            for bits in self._sums[name]:
+                low = self._rounded(name, bits)
+                if low.shape != weight.shape:
+                    raise InvalidInputError(
+                        f"weight of layer {name} rounded to {bits} bits must have shape {tuple(weight.shape)}, got "
+                        f"{tuple(low.shape)}. Return it dequantized and unpacked."
+                    )
+                change = float((slope * (low.detach().to(full) - full)).sum())
+                if not math.isfinite(change):
+                    raise CalibrationDataError(
+                        f"change by layer {name} at {bits} bits in calibration step {self.steps} must be finite, got "
+                        f"{change}. Check the batch's values and the rounding."
+                    )
+                products[name, bits] = change
+        for (name, bits), change in products.items():
+            self._sums[name][bits] += change
+            self._squares[name][bits] += change * change
+        self.steps += 1
+
+    def first_order(self) -> dict[str, dict[int, float]]:
+        """|mean of g . dW| by layer and bits: how far rounding moves the mean of the values, to first order.
+
+        Raises:
+            InvalidInputError: No step was added.
+        """
+        return {
+            name: {bits: abs(total) / self._seen() for bits, total in sums.items()} for name, sums in self._sums.items()
+        }
+
+    def second_moment(self) -> dict[str, dict[int, float]]:
+        """Mean of (g . dW)^2 by layer and bits; with values of `probe` an unbiased estimate of the drift [mm^2].
+
+        Raises:
+            InvalidInputError: No step was added.
+        """
+        return {
+            name: {bits: total / self._seen() for bits, total in squares.items()}
+            for name, squares in self._squares.items()
+        }
+
+    def _seen(self) -> int:
+        if self.steps == 0:
+            raise InvalidInputError("sensitivity must see at least one calibration step, got 0. Call update first.")
+        return self.steps
