@@ -54,10 +54,16 @@ def test_values_must_be_finite(model: DriftModel, value: float) -> None:
 
 
 @pytest.mark.parametrize("model", [Se3Config(), KinematicConfig()], ids=lambda model: model.method)
-@pytest.mark.parametrize("unit", [torch.ones(6), torch.zeros(7), torch.full((7,), math.nan)])
-def test_unit_must_be_positive(model: DriftModel, unit: torch.Tensor) -> None:
-    with pytest.raises(InvalidInputError, match="unit must hold 7 positive numbers"):
+@pytest.mark.parametrize("unit", [torch.ones(6), torch.zeros(7), -torch.ones(7), torch.full((7,), math.nan)])
+def test_unit_must_be_usable(model: DriftModel, unit: torch.Tensor) -> None:
+    with pytest.raises(InvalidInputError, match="unit must hold 7 numbers of 0 or more"):
         model.weights(torch.zeros(2, 7), unit)
+
+
+def test_a_dimension_that_never_varies_has_no_weight() -> None:
+    weights = Se3Config().weights(torch.zeros(2, 7), torch.tensor([0.0, 1, 1, 1, 1, 1, 1]))
+    assert weights[0] == 0
+    assert weights[1] > 0
 
 
 def test_the_virtual_chain_leaves_the_unit_aside() -> None:

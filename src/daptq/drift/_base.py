@@ -51,7 +51,7 @@ class DriftModel(ABC):
         Args:
             actions: Demonstrated actions, physical units, n at least 1.
             unit: Physical units per normalised unit of every dimension, since the loss weighs normalised errors;
-                None for ones.
+                0 for one that never varies, None for ones.
 
         Returns:
             float64, not negative, mean 1.
@@ -151,17 +151,19 @@ def normalised(metric: Float[Tensor, "action action"], unit: Float[Tensor, " act
 
     Args:
         metric: float64 matrix G of one action, mm^2 per squared physical unit, not zero.
-        unit: Physical units per normalised unit; None for ones.
+        unit: Physical units per normalised unit, 0 for a dimension that never varies; None for ones.
 
     Raises:
-        InvalidInputError: `unit` does not hold one positive number for every dimension.
+        InvalidInputError: `unit` does not hold one number of 0 or more for every dimension, or nothing is left of the
+            metric in these units.
     """
     raw = metric.diagonal()
     if unit is not None:
-        if unit.shape != raw.shape or not bool((torch.isfinite(unit) & (unit > 0)).all()):
+        usable = unit.shape == raw.shape and bool((torch.isfinite(unit) & (unit >= 0)).all())
+        if not (usable and bool((raw * unit.to(raw)).any())):
             raise InvalidInputError(
-                f"unit must hold {len(raw)} positive numbers, got {unit.tolist()}. Pass the physical units per "
-                "normalised unit of every action dimension."
+                f"unit must hold {len(raw)} numbers of 0 or more, one of them positive, got {unit.tolist()}. Pass the "
+                "physical units per normalised unit of every action dimension."
             )
         raw = raw * unit.to(raw).square()
     weights: Tensor = raw / raw.mean()
