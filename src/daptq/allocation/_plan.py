@@ -5,6 +5,7 @@ A plan is plain data that survives a round trip through JSON. It does not know t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -94,6 +95,23 @@ class BitPlan:
         """
         total = sum(sizes[layer.name] for layer in self.layers)
         return sum(layer.num_bits * sizes[layer.name] for layer in self.layers) / total
+
+    def total(self, values: Mapping[str, Mapping[int, float]]) -> float:
+        """Sum over the layers of a value that depends on the bits, such as a cost or a size; rounded once.
+
+        Args:
+            values: Value of each layer at each of its possible bits.
+        """
+        return math.fsum(values[layer.name][layer.num_bits] for layer in self.layers)
+
+    def replaced(self, decision: LayerBits) -> BitPlan:
+        """The same plan with another decision about one of its layers.
+
+        Raises:
+            KeyError: The plan has no such layer.
+        """
+        before = self[decision.name]
+        return BitPlan(tuple(decision if layer is before else layer for layer in self.layers))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The plan as JSON."""

@@ -47,6 +47,7 @@ def select_map(
     *,
     max_condition: float,
     always: bool,
+    sensitivity: Float[Tensor, "d d"] | None = None,
 ) -> SelectedMap:
     """Chooses a map, or none.
 
@@ -57,14 +58,15 @@ def select_map(
         mean: (d,) mean in full precision.
         max_condition: A map with a larger condition number is never chosen, since it cannot be inverted safely.
         always: Take the last invertible map whatever its error, instead of the one with the least error.
+        sensitivity: (d, d) weight H of squared errors, see `interface_error`; None weighs every channel alike.
 
     Raises:
         InvalidInputError: There is no candidate, or one has the reserved name ``"none"``.
     """
     if not maps or UNCHANGED in maps:
         raise InvalidInputError(f"maps must be named other than 'none', got {sorted(maps)}. Offer at least one map.")
-    errors = {UNCHANGED: interface_error(quantized, full, mean)}
-    errors |= {name: interface_error(affine(quantized), full, mean) for name, affine in maps.items()}
+    errors = {UNCHANGED: interface_error(quantized, full, mean, sensitivity)}
+    errors |= {name: interface_error(affine(quantized), full, mean, sensitivity) for name, affine in maps.items()}
     conditions = {name: affine.condition_number for name, affine in maps.items()}
     usable = [name for name in maps if conditions[name] <= max_condition]
     # Of equal errors the first counts, so nothing is changed without a gain.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from daptq.compensation._affine import AffineMap
 from daptq.compensation._alignment import Alignment
+from daptq.compensation._symmetry import symmetric_part
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = [
@@ -122,7 +123,7 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     M = Sigma_Q^-1/2 (Sigma_Q^1/2 Sigma_FP Sigma_Q^1/2)^1/2 Sigma_Q^-1/2, positive semi-definite. Directions in which
     `cov_q` has no variance (relative to its largest eigenvalue, 1e-12) are left alone: M is the identity there.
     """
-    source = _symmetric(cov_q)
+    source = symmetric_part(cov_q)
     values, vectors = torch.linalg.eigh(source)
     floor = 1e-12 * float(values[-1].clamp_min(0))
     alive = values > floor
@@ -130,7 +131,7 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     inverse_root = torch.where(alive, values.clamp_min(floor) ** -0.5, 0.0) if bool(alive.any()) else root
     half = (vectors * root) @ vectors.mT
     inverse_half = (vectors * inverse_root) @ vectors.mT
-    middle_values, middle_vectors = torch.linalg.eigh(_symmetric(half @ _symmetric(cov_fp) @ half))
+    middle_values, middle_vectors = torch.linalg.eigh(symmetric_part(half @ symmetric_part(cov_fp) @ half))
     middle = (middle_vectors * middle_values.clamp_min(0).sqrt()) @ middle_vectors.mT
     idle = (vectors * (~alive).to(vectors)) @ vectors.mT
     transport: Tensor = inverse_half @ middle @ inverse_half + idle
@@ -174,8 +175,8 @@ def align_covariance(
             "Observe the same channels."
         )
     problem = Alignment(
-        _symmetric(cov_fp).numpy(),
-        _symmetric(cov_q).numpy(),
+        symmetric_part(cov_fp).numpy(),
+        symmetric_part(cov_q).numpy(),
         _diagonal(weight, size).numpy(),
         fit=fit_weight,
         identity=identity_weight,
@@ -246,7 +247,7 @@ def solve(
     Returns:
         ``"per-channel"`` and, when asked for, ``"cross-channel"``; each maps `mean_q` to `mean_fp`.
     """
-    fp, q = _symmetric(cov_fp), _symmetric(cov_q)
+    fp, q = symmetric_part(cov_fp), symmetric_part(cov_q)
     target, centre = mean_fp.to(torch.float64), mean_q.to(torch.float64)
     variance_fp, variance_q = fp.diagonal().clamp_min(0), q.diagonal().clamp_min(0)
     unit = float(variance_fp.mean()) or 1.0
@@ -270,12 +271,6 @@ def solve(
         matrix = matrix * gain[None, :]
         maps["cross-channel"] = AffineMap(matrix=matrix, shift=target - matrix @ centre)
     return maps
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    """The symmetric part, float64 on the CPU: what rounding left of a covariance."""
-    exact = matrix.detach().to("cpu", torch.float64)
-    return 0.5 * (exact + exact.mT)
 
 
 def _diagonal(weight: Tensor, size: int) -> Tensor:

@@ -1,0 +1,51 @@
+"""What a linear layer costs to store, in bytes, at every number of bits.
+
+The sizes follow from the on-disk format and from nothing else, so a plan can be weighed before any layer is rounded.
+Times are measured and live with the kernels.
+"""
+
+from __future__ import annotations
+
+from daptq.allocation._plan import BFLOAT16
+from daptq.numerics.pack import packed_length
+
+__all__ = ["layer_bytes", "weight_bytes"]
+
+BFLOAT16_BYTES = 2
+FLOAT32_BYTES = 4
+# Two int64 numbers: the shape of the unpacked weight.
+SHAPE_BYTES = 16
+
+
+def weight_bytes(out_features: int, in_features: int, num_bits: int) -> int:
+    """Bytes of a layer's weight with its scales: what "mean bits per weight including scales" counts.
+
+    Args:
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        num_bits: 2 to 8 for packed integers with one float32 scale per row, 16 for bfloat16.
+
+    Raises:
+        InvalidInputError: There is no grid of `num_bits` bits.
+    """
+    if num_bits == BFLOAT16:
+        return BFLOAT16_BYTES * out_features * in_features
+    return out_features * (packed_length(in_features, num_bits) + FLOAT32_BYTES)
+
+
+def layer_bytes(out_features: int, in_features: int, num_bits: int, *, bias: bool) -> int:
+    """Bytes of a layer's tensors in a checkpoint.
+
+    Args:
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        num_bits: 2 to 8 for packed integers, whose bias is float32 and whose shape is stored; 16 for bfloat16.
+        bias: Whether the layer has one.
+
+    Raises:
+        InvalidInputError: There is no grid of `num_bits` bits.
+    """
+    weight = weight_bytes(out_features, in_features, num_bits)
+    if num_bits == BFLOAT16:
+        return weight + BFLOAT16_BYTES * out_features * bias
+    return weight + SHAPE_BYTES + FLOAT32_BYTES * out_features * bias

@@ -1,0 +1,15 @@
+"""The symmetric part of a matrix that is symmetric up to rounding: what statistics that were read back need."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["symmetric_part"]
+
+
+def symmetric_part(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """(M + M^T) / 2, float64 on the CPU, without gradient."""
+    exact = matrix.detach().to("cpu", torch.float64)
+    return 0.5 * (exact + exact.mT)
