@@ -32,14 +32,14 @@ from daptq.environments._tabletop_world import HOME_POSITION
 
 Array = NDArray[np.float64]
 
-LEVER, TRAVEL = 0.1, 0.011
+LEVER, TRAVEL, GAP = 0.1, 0.011, 0.03
 CHUNK = 4
 # Central differences with a step of 1e-6: truncation 1e-12, cancellation of metres 1e-16 / 1e-6 ~ 1e-10; times ten.
 STEP, TOLERANCE = 1e-6, 1e-9
 
 FLYING_GRIPPER = f"""
 <mujoco><compiler angle="radian"/><worldbody><body name="gripper"><freejoint/>
-  <geom size="0.01"/><site name="tool" pos="{LEVER} 0 0"/>
+  <geom size="0.01"/><site name="tool" pos="{LEVER} 0 0"/><site name="tip" pos="{LEVER} {GAP} 0"/>
   <body name="finger" pos="{LEVER} 0 0"><joint type="slide" axis="0 1 0"/><geom size="0.01"/></body>
 </body></worldbody></mujoco>"""
 
@@ -86,7 +86,8 @@ def flying_points(chunk: Array, angles: Array, frame: str) -> Array:
         data.qpos[:] = [*position, *quaternion, TRAVEL * action[6]]
         mujoco.mj_kinematics(model, data)
         tool, body = data.site_xpos[0].copy(), data.body("finger")
-        rows.append([*tool, float((body.xpos - tool) @ body.xmat.reshape(3, 3)[:, 1])])
+        travel = float((body.xpos - tool) @ body.xmat.reshape(3, 3)[:, 1])
+        rows.append([*tool, travel, *(data.site_xpos[1] - tool)])
     return np.array(rows)
 
 
@@ -94,7 +95,7 @@ def flying_points(chunk: Array, angles: Array, frame: str) -> Array:
 def test_se3_jacobian_is_the_derivative_of_a_flying_gripper(frame: _poses.Frame) -> None:
     chunks = chunks_of(3)
     angles = chunks_of(3, 3, seed=1)[:, 0]
-    exact = se3_jacobian(chunks, angles, frame=frame, lever=LEVER, gripper_travel=TRAVEL)
+    exact = se3_jacobian(chunks, angles, frame=frame, lever=LEVER, gripper_travel=TRAVEL, half_gap=GAP)
     for chunk, start, jacobian in zip(chunks.numpy(), angles.numpy(), exact.numpy(), strict=True):
 
         def points(c: Array, start: Array = start) -> Array:
@@ -106,7 +107,8 @@ def test_se3_jacobian_is_the_derivative_of_a_flying_gripper(frame: _poses.Frame)
 def test_the_frames_differ_where_a_gripper_turns() -> None:
     chunks, angles = chunks_of(2), torch.zeros(2, 3, dtype=torch.float64)
     base, tool = (
-        se3_jacobian(chunks, angles, frame=frame, lever=LEVER, gripper_travel=TRAVEL) for frame in ("base", "tool")
+        se3_jacobian(chunks, angles, frame=frame, lever=LEVER, gripper_travel=TRAVEL, half_gap=GAP)
+        for frame in ("base", "tool")
     )
     assert float((base - tool).abs().max()) > 0.1
 
@@ -121,10 +123,10 @@ def tabletop_arm() -> ArmKinematics:
     return ArmKinematics(tabletop_model(), JOINTS, SITE)
 
 
-def tool_point(joints: Array) -> Array:
+def fingertips(joints: Array, gripper: float) -> Array:
+    """Tool point, travel, and a fingertip relative to the tool point, of the simulated arm."""
     position, rotation = tabletop_arm().forward(joints)
-    point: Array = position + LEVER * rotation[:, 0]
-    return point
+    return np.array([*(position + LEVER * rotation[:, 0]), TRAVEL * gripper, *(GAP * rotation[:, 1])])
 
 
 def reachable_state(seed: int) -> Tensor:
@@ -185,7 +187,7 @@ def test_joint_space_jacobian_is_the_derivative_of_the_arm() -> None:
     chunk, start = chunks_of(1, seed=3), joints_of(reachable_state(1))
 
     def points(c: Array) -> Array:
-        return np.array([[*tool_point(start + c[: k + 1, :6].sum(axis=0)), TRAVEL * c[k, 6]] for k in range(CHUNK)])
+        return np.array([fingertips(start + c[: k + 1, :6].sum(axis=0), c[k, 6]) for k in range(CHUNK)])
 
     exact = kinematic_jacobian(
         chunk,
@@ -194,6 +196,7 @@ def test_joint_space_jacobian_is_the_derivative_of_the_arm() -> None:
         action_space="joint-delta",
         lever=LEVER,
         gripper_travel=TRAVEL,
+        half_gap=GAP,
         damping=0.01,
     )
     np.testing.assert_allclose(exact[0].numpy(), differences(points, chunk[0].numpy()), rtol=0, atol=TOLERANCE)
@@ -225,7 +228,7 @@ def test_cartesian_jacobian_is_the_derivative_of_the_arm_that_follows(damping: f
         for k, (position, rotation) in enumerate(commanded(c, *pose)):
             q, inverse, p, r = nominal[k]
             error = np.concatenate([position - p, Rotation.from_matrix(rotation @ r.T).as_rotvec()])
-            rows.append([*tool_point(q + inverse @ error), TRAVEL * c[k, 6]])
+            rows.append(fingertips(q + inverse @ error, c[k, 6]))
         return np.array(rows)
 
     exact = kinematic_jacobian(
@@ -235,6 +238,7 @@ def test_cartesian_jacobian_is_the_derivative_of_the_arm_that_follows(damping: f
         action_space="cartesian-delta",
         lever=LEVER,
         gripper_travel=TRAVEL,
+        half_gap=GAP,
         damping=damping,
     )
     # The joints of both agree to 2e-9; the derivative moves with them by a factor of about one over the damping.
@@ -310,25 +314,39 @@ def loop_metric(jacobian: Array, steps: int) -> Array:
     return metric
 
 
+def origin(state: Tensor) -> tuple[Tensor, Tensor]:
+    rotation = _poses.matrix_from_euler(state[None, 3:6]) @ _poses.pointing_down()
+    return torch.zeros(1, 3, dtype=torch.float64), rotation
+
+
 def test_metric_is_the_mean_square_of_the_displacement() -> None:
     chunks = chunks_of(5, size=0.05)
     states = torch.stack([reachable_state(seed) for seed in range(5)])
-    settings = {"lever": LEVER, "gripper_travel": TRAVEL}
+    settings = {"lever": LEVER, "gripper_travel": TRAVEL, "half_gap": GAP}
     jacobian = se3_jacobian(chunks, states[:, 3:6], frame="base", **settings)
-    metric = Se3Config().metric(chunks.float(), states.float(), steps=3)
+    metric = Se3Config(half_gap=GAP).metric(chunks.float(), states.float(), steps=3)
     np.testing.assert_allclose(metric.numpy(), loop_metric(jacobian.numpy(), 3), rtol=0, atol=1.0)  # float32 inputs
-    metric = Se3Config().metric(chunks, states, steps=3)
+    metric = Se3Config(half_gap=GAP).metric(chunks, states, steps=3)
     # Entries up to 1e6 from sums of 60 terms.
     np.testing.assert_allclose(metric.numpy(), loop_metric(jacobian.numpy(), 3), rtol=0, atol=1e-8)
     error = chunks_of(1, size=1e-3, seed=9).flatten()
-    moved = (jacobian @ error)[:, :3]
-    assert float(error @ metric @ error) == pytest.approx(1e6 * float(moved.square().sum()) / 15, rel=1e-12)
+    moved = (jacobian @ error)[:, :3].numpy()
+    across = np.stack(
+        [
+            _poses.compose(c[None, :, :6], *origin(s), "base")[1][0, 1:4, :, 1]
+            for c, s in zip(chunks, states, strict=True)
+        ]
+    )
+    both = [moved[..., :3] + sign * (moved[..., 4:] + moved[..., 3:4] * across) for sign in (1, -1)]
+    # What G means: the squared displacement of the two fingertips, averaged.
+    expected = 1e6 * float(np.square(both).sum()) / 2 / 15
+    assert float(error @ metric @ error) == pytest.approx(expected, rel=1e-12)
 
     joints = torch.from_numpy(np.stack([joints_of(state) for state in states]))
     followed = kinematic_jacobian(
         chunks, joints, KinematicConfig().chain(), action_space="cartesian-delta", damping=0.01, **settings
     )
-    metric = KinematicConfig().metric(chunks, states, steps=3)
+    metric = KinematicConfig(half_gap=GAP).metric(chunks, states, steps=3)
     # The joints agree to 2e-9, entries of 1e6 mm^2 change with them by at most about 1e2 of that.
     np.testing.assert_allclose(metric.numpy(), loop_metric(followed.numpy(), 3), rtol=0, atol=0.2)
 

@@ -20,7 +20,7 @@ CHUNK = 3
 MODELS: list[DriftModel] = [
     VirtualChainConfig(),
     Se3Config(),
-    Se3Config(frame="tool"),
+    Se3Config(frame="tool", half_gap=0.02),
     KinematicConfig(),
     KinematicConfig(action_space="joint-delta"),
 ]
@@ -81,7 +81,8 @@ def test_weights_average_one_and_are_not_negative(model: DriftModel, n: int, see
     weights = model.weights(chunks_of(n, seed)[:, 0], unit)
     assert weights.shape == (7,)
     assert weights.dtype == torch.float64
-    assert abs(float(weights.mean()) - 1.0) <= 4e-16
+    # Seven divisions and a sum of seven, rounded to 1.1e-16 each.
+    assert abs(float(weights.mean()) - 1.0) <= 1e-15
     assert bool((weights >= 0).all())
 
 
@@ -129,6 +130,21 @@ def test_a_stiff_arm_is_a_free_gripper() -> None:
     arm = KinematicConfig(damping=1e-5).metric(chunks, states, steps=CHUNK)
     # The least singular value of the arm is above 0.01 here: (1e-5 / 0.01)^2 of at most 3e6 mm^2.
     torch.testing.assert_close(arm, free, rtol=0, atol=6.0)
+
+
+@pytest.mark.parametrize("kind", [Se3Config, KinematicConfig])
+@given(seed=SEEDS)
+def test_fingertips_add_displacement_and_see_every_rotation(
+    kind: type[Se3Config] | type[KinematicConfig], seed: int
+) -> None:
+    chunks, states = chunks_of(2, seed), states_of(2, seed)
+    point, tips = (kind(half_gap=gap).metric(chunks, states, steps=CHUNK) for gap in (0.0, 0.02))
+    assert least_eigenvalue(tips - point) >= -1e-6  # Entries reach 3e6 mm^2.
+    still = torch.zeros(1, 1, 7, dtype=torch.float64)
+    yaw = [float(kind(half_gap=gap).metric(still, None, steps=1)[5, 5]) for gap in (0.0, 0.02)]
+    # A gripper that points down: (20 mm per rad)^2, and nothing without fingertips; the arm follows to a few percent.
+    assert yaw[0] < 1.0
+    assert yaw[1] == pytest.approx(400.0, rel=0.1)
 
 
 @given(seed=SEEDS, shift=st.floats(-0.1, 0.1))

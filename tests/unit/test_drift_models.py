@@ -90,6 +90,8 @@ def test_a_state_out_of_reach_is_refused() -> None:
     [
         (Se3Config, {"frame": "world"}, "frame of the se3 drift model must be one of base, tool, got 'world'"),
         (Se3Config, {"lever": -0.1}, "lever of the se3 drift model must be 0 or more"),
+        (Se3Config, {"half_gap": -0.1}, "half_gap of the se3 drift model must be 0 or more"),
+        (KinematicConfig, {"half_gap": math.inf}, "half_gap of the kinematic drift model must be 0 or more"),
         (Se3Config, {"lever": math.nan}, "lever of the se3 drift model must be 0 or more"),
         (Se3Config, {"gripper_travel": 0.0}, "gripper_travel of the se3 drift model must be positive"),
         (Se3Config, {"gripper_travel": math.inf}, "gripper_travel of the se3 drift model must be positive"),

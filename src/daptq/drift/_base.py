@@ -25,11 +25,13 @@ __all__ = ["ROWS_PER_STEP", "SQUARE_MILLIMETRES", "DriftModel", "checked_chunks"
 SQUARE_MILLIMETRES = 1e6
 """Square millimetres in a square metre."""
 
-ROWS_PER_STEP = 4
-"""Rows of a displacement Jacobian per action: x, y, z of the tool point, and the travel of each fingertip [m].
+ROWS_PER_STEP = 7
+"""Rows of a displacement Jacobian per action [m]: x, y, z of the tool point, the travel of each fingertip, and x, y, z
+of how a fingertip turns about the tool point.
 
-The two fingertips of a parallel gripper move by d + t u and d - t u when the tool point moves by d and each finger by t
-along the unit vector u. The mean of the two squares is |d|^2 + t^2 whatever u is, hence a row of its own for t.
+When the tool point moves by d, the gripper turns by w and each finger travels by t, the fingertips at plus and minus
+h u (u the unit vector along which fingers travel) move by d + (h w x u + t u) and d - (h w x u + t u). As w x u is
+orthogonal to u, the mean of the two squares is |d|^2 + t^2 + |h w x u|^2: rows of their own.
 """
 
 

@@ -13,7 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Frame", "compose", "displacements", "matrix_from_euler", "pointing_down", "rotation_vector", "turning_axes"]
+__all__ = [
+    "Frame",
+    "carried",
+    "compose",
+    "displacements",
+    "matrix_from_euler",
+    "pointing_down",
+    "rotation_vector",
+    "turning_axes",
+]
 
 Frame = Literal["base", "tool"]
 
@@ -127,3 +136,9 @@ def displacements(
                 result[:, k, :3, j, 3:] = torch.linalg.cross(turning, arm, dim=1)
                 result[:, k, 3:, j, 3:] = turning
     return result
+
+
+def carried(turning: Float[Tensor, "n chunk 3 j c"], arm: Float[Tensor, "n chunk 3"]) -> Float[Tensor, "n chunk 3 j c"]:
+    """How turning velocities move a point at the end of `arm` [m]: their cross products with it."""
+    moved: Tensor = torch.linalg.cross(turning, arm[..., None, None].expand_as(turning), dim=2)
+    return moved

@@ -8,7 +8,8 @@ commanded pose goes through one step of damped least squares to the joints and t
 moves by J J^+ times the error. Where the arm moves freely that is the error itself (the se3 model); near a singularity
 the arm does less than it is told.
 
-Tool point and gripper are those of the se3 model: `lever` metres along the end-effector's x axis, fingertips absolute.
+Tool point and fingertips are those of the se3 model: `lever` metres along the end-effector's x axis, and `half_gap` to
+either side of it along the y axis.
 The model does not know how motors lag behind their commands or what the workspace's limits clip, and takes the measured
 state for the commanded one.
 """
@@ -46,11 +47,12 @@ class KinematicConfig(DriftModel):
     Attributes:
         robot: ``"widowx-250"``, or the path of an MJCF file.
         joints: Names of the hinge joints on the way to the end-effector, in order.
-        site: Site that marks the end-effector; its x axis is the approach axis.
+        site: Site that marks the end-effector; its x axis is the approach axis, fingers travel along its y axis.
         rest: Joint positions [rad] that inverse kinematics starts from, and the state where none is given.
         action_space: What the dimensions of an action are.
         lever: Distance from the end-effector to the tool point along the approach axis [m], not negative.
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m], positive.
+        half_gap: Distance from the tool point to each fingertip [m]; 0 judges the tool point alone.
         damping: Damping of the least squares step that an error goes through, in the Jacobian's units, positive; the
             tabletop's.
     """
@@ -64,6 +66,7 @@ class KinematicConfig(DriftModel):
     action_space: ActionSpace = "cartesian-delta"
     lever: float = 0.1
     gripper_travel: float = 0.011
+    half_gap: float = 0.0
     damping: float = 0.01
 
     def __post_init__(self) -> None:
@@ -79,11 +82,13 @@ class KinematicConfig(DriftModel):
                 f"rest of the kinematic drift model must hold a position for each of {len(self.joints)} joints, got "
                 f"{list(self.rest)}. Give one angle [rad] per joint, and at least one joint."
             )
-        if not (math.isfinite(self.lever) and self.lever >= 0):
-            raise RecipeError(
-                f"lever of the kinematic drift model must be 0 or more metres, got {self.lever}. Measure it from the "
-                "end-effector to the held object."
-            )
+        for label in ("lever", "half_gap"):
+            value = getattr(self, label)
+            if not (math.isfinite(value) and value >= 0):
+                raise RecipeError(
+                    f"{label} of the kinematic drift model must be 0 or more metres, got {value}. Measure it on the "
+                    "gripper."
+                )
         for label in ("gripper_travel", "damping"):
             value = getattr(self, label)
             if not (math.isfinite(value) and value > 0):
@@ -143,6 +148,7 @@ class KinematicConfig(DriftModel):
                     action_space=self.action_space,
                     lever=self.lever,
                     gripper_travel=self.gripper_travel,
+                    half_gap=self.half_gap,
                     damping=self.damping,
                 )
                 for some, start in zip(chunks.split(_BATCH), joints.split(_BATCH), strict=True)
@@ -176,12 +182,13 @@ def displacement_jacobian(
     action_space: ActionSpace,
     lever: float,
     gripper_travel: float,
+    half_gap: float,
     damping: float,
-) -> Float[Tensor, "n chunk 4 chunk*action"]:
-    """Derivative of tool point and fingertip travel after every action with respect to the whole chunk.
+) -> Float[Tensor, "n chunk 7 chunk*action"]:
+    """Derivative of tool point and fingertips after every action with respect to the whole chunk.
 
-    In joint space it is exact: J_p(q_0 + sum of deltas) for every delta so far. In Cartesian space it is
-    J_p(q_k) J(q_k)^+ times the exact derivative of the commanded pose, q_k the joints that reach the demonstrated pose
+    In joint space it is exact: J(q_0 + sum of deltas) for every delta so far. In Cartesian space it is
+    J(q_k) J(q_k)^+ times the exact derivative of the commanded pose, q_k the joints that reach the demonstrated pose
     (or come nearest).
 
     Args:
@@ -191,29 +198,37 @@ def displacement_jacobian(
         action_space: What the dimensions of an action are.
         lever: Distance from the end-effector to the tool point along its x axis [m].
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m].
+        half_gap: Distance from the tool point to each fingertip [m].
         damping: Damping of the least squares step, in the Jacobian's units.
 
     Returns:
-        float64; rows x, y, z of the tool point and the fingertips' travel [m], columns action after action.
+        float64; rows as `daptq.drift._base.ROWS_PER_STEP` names them [m], columns action after action.
     """
     n, chunk, width = chunks.shape
-    offset = torch.tensor([lever, 0.0, 0.0], dtype=torch.float64)
     result = torch.zeros(n, chunk, ROWS_PER_STEP, chunk, width, dtype=torch.float64)
     if action_space == "joint-delta":
         for k in range(chunk):
             joints = joints + chunks[:, k, :-1]
-            result[:, k, :3, : k + 1, :-1] = chain.jacobian(joints, offset)[:, :3, None]
+            result[:, k, :, : k + 1, :-1] = _fingertips(chain, joints, lever, half_gap)[:, :, None]
     else:
         deltas = chunks[..., :-1]
         positions, rotations = compose(deltas, *chain.forward(joints), "base")
         poses = displacements(deltas, positions, rotations, "base")
         for k in range(chunk):
             joints, _ = chain.inverse(joints, positions[:, k + 1], rotations[:, k + 1])
-            followed = chain.jacobian(joints, offset)[:, :3] @ damped_inverse(chain.jacobian(joints), damping)
-            result[:, k, :3, :, :-1] = torch.einsum("nxy,nyjc->nxjc", followed, poses[:, k])
+            followed = _fingertips(chain, joints, lever, half_gap) @ damped_inverse(chain.jacobian(joints), damping)
+            result[:, k, :, :, :-1] = torch.einsum("nxy,nyjc->nxjc", followed, poses[:, k])
     steps = torch.arange(chunk)
     result[:, steps, 3, steps, -1] = gripper_travel
     return result.flatten(3)
+
+
+def _fingertips(
+    chain: SerialChain, joints: Float[Tensor, "n joints"], lever: float, half_gap: float
+) -> Float[Tensor, "n 7 joints"]:
+    """Derivative of tool point and fingertips with respect to the joints; rows as in `displacement_jacobian`."""
+    tool, tip = (chain.jacobian(joints, torch.tensor([lever, y, 0.0], dtype=torch.float64)) for y in (0.0, half_gap))
+    return torch.cat([tool[:, :3], torch.zeros_like(tool[:, :1]), (tip - tool)[:, :3]], dim=1)
 
 
 DRIFT_MODEL = KinematicConfig

@@ -6,8 +6,8 @@ it: the tool point, which lies `lever` along the approach axis from the end-effe
 actions are told in the tool frame, every later translation too. A gripper command is absolute, its error does not add
 up.
 
-It does not know the arm (see the kinematic model), limits of the workspace, or what a rotation about the approach axis
-does: that moves no point of the axis, so it costs nothing here while the gripper stands as it stood.
+A rotation about the approach axis moves no point of that axis: it costs nothing unless `half_gap` puts the two
+fingertips beside it. The model does not know the arm (see the kinematic model) or limits of the workspace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.drift._base import ROWS_PER_STEP, DriftModel, checked_chunks, mean_square, normalised
-from daptq.drift._poses import Frame, compose, displacements, matrix_from_euler, pointing_down
+from daptq.drift._poses import Frame, carried, compose, displacements, matrix_from_euler, pointing_down
 from daptq.errors import RecipeError
 
 __all__ = ["ACTION_DIM", "DRIFT_MODEL", "LAYOUT", "Se3Config", "displacement_jacobian"]
@@ -41,6 +41,7 @@ class Se3Config(DriftModel):
         lever: Distance from the end-effector to the tool point along the approach axis [m], not negative.
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m], positive. The default is the
             tabletop gripper's: 22 mm between -1 and +1.
+        half_gap: Distance from the tool point to each fingertip [m]; 0 judges the tool point alone.
     """
 
     method: ClassVar[str] = "se3"
@@ -48,6 +49,7 @@ class Se3Config(DriftModel):
     frame: Frame = "base"
     lever: float = 0.1
     gripper_travel: float = 0.011
+    half_gap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frame not in get_args(Frame):
@@ -55,11 +57,12 @@ class Se3Config(DriftModel):
                 f"frame of the se3 drift model must be one of {', '.join(get_args(Frame))}, got {self.frame!r}. "
                 "Choose the frame that actions are told in."
             )
-        if not (math.isfinite(self.lever) and self.lever >= 0):
-            raise RecipeError(
-                f"lever of the se3 drift model must be 0 or more metres, got {self.lever}. Measure it from the "
-                "end-effector to the held object."
-            )
+        for label in ("lever", "half_gap"):
+            value = getattr(self, label)
+            if not (math.isfinite(value) and value >= 0):
+                raise RecipeError(
+                    f"{label} of the se3 drift model must be 0 or more metres, got {value}. Measure it on the gripper."
+                )
         if not (math.isfinite(self.gripper_travel) and self.gripper_travel > 0):
             raise RecipeError(
                 f"gripper_travel of the se3 drift model must be positive, got {self.gripper_travel}. Divide a "
@@ -79,7 +82,12 @@ class Se3Config(DriftModel):
         return mean_square(
             (
                 displacement_jacobian(
-                    some, start, frame=self.frame, lever=self.lever, gripper_travel=self.gripper_travel
+                    some,
+                    start,
+                    frame=self.frame,
+                    lever=self.lever,
+                    gripper_travel=self.gripper_travel,
+                    half_gap=self.half_gap,
                 )
                 for some, start in zip(chunks.split(_BATCH), angles.split(_BATCH), strict=True)
             ),
@@ -94,8 +102,9 @@ def displacement_jacobian(
     frame: Frame,
     lever: float,
     gripper_travel: float,
-) -> Float[Tensor, "n chunk 4 chunk*7"]:
-    """Exact derivative of tool point and fingertip travel after every action with respect to the whole chunk.
+    half_gap: float,
+) -> Float[Tensor, "n chunk 7 chunk*7"]:
+    """Exact derivative of tool point and fingertips after every action with respect to the whole chunk.
 
     With poses (p_k, Q_k) and the lever l in the gripper's frame, the tool point is p_k + Q_k l; a turn w_j of action j
     moves it by w_j x (Q_k l) plus, in the tool frame, w_j x (p_k - p_j).
@@ -106,21 +115,20 @@ def displacement_jacobian(
         frame: Frame that actions are told in.
         lever: Distance from the end-effector to the tool point along the approach axis [m].
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m].
+        half_gap: Distance from the tool point to each fingertip [m].
 
     Returns:
-        float64; rows x, y, z of the tool point and the fingertips' travel [m], columns action after action.
+        float64; rows as `daptq.drift._base.ROWS_PER_STEP` names them [m], columns action after action.
     """
     n, chunk, _ = chunks.shape
     deltas = chunks[..., :6]
     start = matrix_from_euler(angles) @ pointing_down()
     positions, rotations = compose(deltas, torch.zeros(n, 3, dtype=torch.float64), start, frame)
     poses = displacements(deltas, positions, rotations, frame)
-    arm = lever * rotations[:, 1:, :, 0]
     result = torch.zeros(n, chunk, ROWS_PER_STEP, chunk, ACTION_DIM, dtype=torch.float64)
     turning = poses[:, :, 3:]
-    result[:, :, :3, :, :6] = poses[:, :, :3] + torch.linalg.cross(
-        turning, arm[..., None, None].expand_as(turning), dim=2
-    )
+    result[:, :, :3, :, :6] = poses[:, :, :3] + carried(turning, lever * rotations[:, 1:, :, 0])
+    result[:, :, 4:, :, :6] = carried(turning, half_gap * rotations[:, 1:, :, 1])
     steps = torch.arange(chunk)
     result[:, steps, 3, steps, 6] = gripper_travel
     return result.flatten(3)
