@@ -1,9 +1,10 @@
 """The folders that hold a policy: artifact kind ``policy`` (bfloat16) and ``quantized-policy`` (packed integers).
 
-A quantized folder holds, for each quantized layer, ``<layer>.weight_packed``, ``.weight_scale``, ``.weight_shape`` and
-``.bias``, and every other parameter in bfloat16. Loading one puts the packed layers in place of parameters that never
-had memory, so at no time does a float copy of the whole model exist. Which layers are quantized, and how they were
-rounded, was decided elsewhere; this module only records it.
+A quantized folder holds, for each quantized layer, ``<layer>.weight_packed``, ``.weight_scale``, ``.weight_shape``,
+``.bias`` and, where the layer has them, ``.activation_scale`` and ``.input_scale``, and every other parameter in
+bfloat16. Metadata of a layer without ``activation_bits`` means 8, without ``rotation_block`` none. Loading a folder
+puts the packed layers in place of parameters that never had memory, so at no time does a float copy of the whole model
+exist. Which layers are quantized, and how they were rounded, was decided elsewhere; this module only records it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def save_quantized(
     metadata = {
         **_describe(policy),
         "layers": {
-            name: {"role": role, "num_bits": layers[name].num_bits if name in layers else _BFLOAT16_BITS}
+            name: {"role": role, **(_describe_layer(layers[name]) if name in layers else {"num_bits": _BFLOAT16_BITS})}
             for name, role in roles.items()
         },
         "plan": plan,
@@ -159,6 +160,14 @@ def _describe(policy: Policy) -> dict[str, Any]:
     return {"family": policy.family, "name": policy.name, "config": policy.config()}
 
 
+def _describe_layer(layer: QuantizedLinear) -> dict[str, int]:
+    return {
+        "num_bits": layer.num_bits,
+        "activation_bits": layer.activation_bits,
+        "rotation_block": layer.rotation_block,
+    }
+
+
 def _require_listed(policy: Policy, layers: Mapping[str, QuantizedLinear]) -> None:
     """Refuses a policy with quantized layers that would be written neither packed nor as floats."""
     quantized = {path for path, module in policy.named_modules() if isinstance(module, QuantizedLinear)}
@@ -187,11 +196,23 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
     names = frozenset(artifact.tensor_names)
     for path, entry in artifact.metadata["layers"].items():
         if entry["num_bits"] != _BFLOAT16_BITS:
-            bias = artifact.tensor(f"{path}.bias") if f"{path}.bias" in names else None
+            bias, activation_scale, input_scale = (
+                artifact.tensor(f"{path}.{key}") if f"{path}.{key}" in names else None
+                for key in ("bias", "activation_scale", "input_scale")
+            )
             _, in_features = artifact.tensor(f"{path}.weight_shape").tolist()
             packed = artifact.tensor(f"{path}.weight_packed")
-            weight = PackedWeight(packed=packed, in_features=in_features, num_bits=entry["num_bits"])
-            replace_module(policy, path, QuantizedLinear(weight, artifact.tensor(f"{path}.weight_scale"), bias))
+            layer = QuantizedLinear(
+                PackedWeight(packed=packed, in_features=in_features, num_bits=entry["num_bits"]),
+                artifact.tensor(f"{path}.weight_scale"),
+                bias,
+                activation_bits=entry.get("activation_bits", 8),
+                activation_scale=activation_scale,
+                input_scale=input_scale,
+                rotation_block=entry.get("rotation_block", 0),
+            )
+            layer.follow(policy.denoising_step)
+            replace_module(policy, path, layer)
     for path, module in list(policy.named_modules()):
         # Subclasses may be read by their owner as plain parameters; they stay what they are.
         if type(module) is nn.Linear and f"{path}.weight" in names:

@@ -92,7 +92,12 @@ def test_metadata_says_what_was_done(folders: dict[str, Path]) -> None:
     assert {name: entry["role"] for name, entry in metadata["layers"].items()} == roles
     bits = {entry["num_bits"] for name, entry in metadata["layers"].items() if name.startswith(("vision", KEPT))}
     assert bits == {16}
-    assert metadata["layers"]["llm_backbone.layers.0.mlp.up_proj"] == {"role": "language", "num_bits": 4}
+    assert metadata["layers"]["llm_backbone.layers.0.mlp.up_proj"] == {
+        "role": "language",
+        "num_bits": 4,
+        "activation_bits": 8,
+        "rotation_block": 0,
+    }
     assert "versions" in read_artifact(folders["float"], kind="policy").metadata["provenance"]
 
 

@@ -1,9 +1,11 @@
 """The floating-point arithmetic around the integer product; every backend uses exactly these two steps.
 
-    q = round(x / s_x),  s_x = max |x| / 127        dynamic, symmetric, one scale for each token
-    y = (acc * s_x) * s_w + b                        float32, in this order, each operation rounded on its own
+    q = round(x / s_x),  s_x = max |x| / limit      dynamic, symmetric, one scale for each token
+    q = clip(round(x / s_x), -limit, limit)         static, s_x given
+    y = (acc * s_x) * s_w + b                       float32, in this order, each operation rounded on its own
 
-`acc` is the exact integer product, as float32 (rounded only where it exceeds 2^24). This module does not multiply.
+with limit 127 for 8-bit and 7 for 4-bit activations. `acc` is the exact integer product, as float32 (rounded only where
+it exceeds 2^24). This module does not multiply, and does not know how a static scale was found.
 """
 
 from __future__ import annotations
@@ -12,29 +14,66 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ACTIVATION_BITS", "LARGEST_ACTIVATION", "quantize_activations", "rescale"]
+from daptq.errors import InvalidInputError
 
-ACTIVATION_BITS = 8
+__all__ = ["ACTIVATION_BITS", "LARGEST_ACTIVATION", "check_activations", "quantize_activations", "rescale"]
+
+ACTIVATION_BITS = (4, 8)
 LARGEST_ACTIVATION = 127
 
+_LIMITS = {4: 7.0, 8: 127.0}
 # A tensor of no dimension costs less per call than a Python number, which torch wraps anew each time.
-_DIVISOR = torch.tensor(float(LARGEST_ACTIVATION))
+_DIVISORS = {bits: torch.tensor(limit) for bits, limit in _LIMITS.items()}
 # Keeps the quotient of a zero row finite; its integers are 0 and its result is the bias, whatever the scale.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
-def quantize_activations(x: Float[Tensor, "m in"]) -> tuple[Float[Tensor, "m in"], Float[Tensor, "m 1"]]:
-    """Dynamic symmetric 8-bit quantization of each row, halves to even.
+def check_activations(num_bits: int, scale: Float[Tensor, " steps"] | None) -> None:
+    """Refuses what `quantize_activations` cannot work with.
+
+    Args:
+        num_bits: Bits of an activation.
+        scale: A static scale, or one for each denoising step; None for dynamic scales.
+
+    Raises:
+        InvalidInputError: There is no grid of `num_bits`, or a scale is not positive and finite.
+    """
+    if type(num_bits) is not int or num_bits not in ACTIVATION_BITS:
+        raise InvalidInputError(f"activation_bits must be 4 or 8, got {num_bits!r}. Choose one of these.")
+    if scale is None:
+        return
+    if scale.dim() != 1 or len(scale) == 0:
+        raise InvalidInputError(
+            f"activation_scale must have shape (1,) or (steps,), got {tuple(scale.shape)}. "
+            "Give one scale, or one for each denoising step."
+        )
+    if not bool((torch.isfinite(scale) & (scale >= _SMALLEST_SCALE)).all()):
+        raise InvalidInputError(
+            "activation_scale must be positive and finite, got other values. Calibrate the layer on data that uses it."
+        )
+
+
+def quantize_activations(
+    x: Float[Tensor, "m in"], num_bits: int = 8, scale: Float[Tensor, ""] | None = None
+) -> tuple[Float[Tensor, "m in"], Float[Tensor, "m 1"]]:
+    """Symmetric quantization, halves to even.
 
     Args:
         x: float32 (m, in).
+        num_bits: 4 or 8.
+        scale: Static scale, float32 scalar; by default each row has its own, with which nothing is clipped.
 
     Returns:
-        Integers in [-127, 127], carried in float32 (m, in), and their scale, float32 (m, 1), positive. A row with NaN
-        or infinity gets a scale that is not finite, so its result is not finite either.
+        Integers of at most 7 or 127 in magnitude, carried in float32 (m, in), and the scale of each row, float32
+        (m, 1), positive. A row with NaN or infinity gets a scale that is not finite, so its result is not finite
+        either.
     """
-    scale = x.abs().amax(dim=1, keepdim=True).div_(_DIVISOR).clamp_min_(_SMALLEST_SCALE)
-    return (x / scale).round_(), scale
+    peaks = x.abs().amax(dim=1, keepdim=True)
+    if scale is None:
+        scales = peaks.div_(_DIVISORS[num_bits]).clamp_min_(_SMALLEST_SCALE)
+        return (x / scales).round_(), scales
+    limit = _LIMITS[num_bits]
+    return (x / scale).round_().clamp_(-limit, limit), peaks.mul_(0.0).add_(scale)
 
 
 def rescale(

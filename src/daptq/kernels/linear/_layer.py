@@ -1,13 +1,14 @@
-"""`QuantizedLinear`: a linear layer of packed integers that quantizes its activations to 8 bits on the fly.
+"""`QuantizedLinear`: a linear layer of packed integers that quantizes its activations on the fly.
 
 The layer keeps its weight in one form: packed until it is first called, afterwards as its backend multiplies it. It has
-no gradient: take gradients of the full-precision policy.
+no gradient: take gradients of the full-precision policy. How integers, scales and transforms were chosen, it does not
+know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int8, UInt8
@@ -15,39 +16,69 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
-from daptq.kernels.linear._arithmetic import ACTIVATION_BITS
+from daptq.kernels.linear._arithmetic import check_activations
 from daptq.kernels.linear._picker import AUTO, choose, prepare
 from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
 from daptq.kernels.linear._stand_in import WeightWithoutValues
+from daptq.kernels.linear._transform import check_transform, transform
 from daptq.numerics.grid import dequantize
+from daptq.numerics.rotation import hadamard, rotate
 
-__all__ = ["QuantizedLinear"]
+__all__ = ["QuantizedLinear", "Step"]
+
+# Buffers in float32 that a cast leaves alone.
+_FLOATS = ("weight_scale", "bias", "activation_scale", "input_scale", "_hadamard")
+
+
+class Step(Protocol):
+    """Where the policy is in its denoising loop.
+
+    Attributes:
+        index: 0 in the first iteration.
+    """
+
+    index: int
 
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + b with W = weight_scale * integers and x quantized to 8 bits per token, see ``daptq::linear_w4a8``.
+    """y = t(x) W^T + b with W = weight_scale * integers and t(x) quantized per token, see ``daptq::linear_w4a8``.
 
-    The state dict holds ``weight_packed``, ``weight_scale``, ``weight_shape`` and ``bias``.
+    Before it is quantized, the input is multiplied by `input_scale` and rotated in blocks,
+    t(x) = R diag(input_scale) x; the weight holds the inverse. By default neither happens.
+
+    The state dict holds ``weight_packed``, ``weight_scale``, ``weight_shape``, ``bias``, and where they are given
+    ``activation_scale`` and ``input_scale``.
 
     Args:
         weight: The packed integers.
         scale: float32 (out, 1), positive.
         bias: (out,), or None.
+        activation_bits: Bits of an activation, 4 or 8.
+        activation_scale: (1,): static scale of the transformed input; (steps,): one for each denoising step, see
+            `follow`; None: one scale per token, dynamic. Values past the end of a static grid are clipped.
+        input_scale: (in,), positive factor of each input channel, or None.
+        rotation_block: Channels of a block of the rotation, a power of two, or 0 for none.
         backend: Name of a kernel, or ``"auto"`` for the fastest at the shape of the first call.
 
     Attributes:
         in_features: Input channels.
         out_features: Output channels.
         num_bits: Bits of a weight.
-        activation_bits: Bits of an activation, 8.
-        weight_scale: float32 (out, 1). Scale and bias stay float32 when the module is cast.
+        activation_bits: Bits of an activation.
+        rotation_block: Channels of a block of the rotation, 0 for none.
+        weight_scale: float32 (out, 1). Scales and bias stay float32 when the module is cast.
         weight_shape: int64 (2,), (out_features, in_features).
         bias: float32 (out,), or None.
+        activation_scale: float32 (1,) or (steps,), or None.
+        input_scale: float32 (in,), or None.
     """
 
     weight_scale: Float[Tensor, "out 1"]
     weight_shape: Tensor
     bias: Float[Tensor, " out"] | None
+    activation_scale: Float[Tensor, " steps"] | None
+    input_scale: Float[Tensor, " in"] | None
+    _hadamard: Float[Tensor, "block block"] | None
     _packed: UInt8[Tensor, "out bytes"] | None
 
     def __init__(
@@ -56,13 +87,18 @@ class QuantizedLinear(nn.Module):
         scale: Float[Tensor, "out 1"],
         bias: Float[Tensor, " out"] | None = None,
         *,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, " steps"] | None = None,
+        input_scale: Float[Tensor, " in"] | None = None,
+        rotation_block: int = 0,
         backend: str = AUTO,
     ) -> None:
         super().__init__()
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.num_bits = weight.num_bits
-        self.activation_bits = ACTIVATION_BITS
+        self.activation_bits = activation_bits
+        self.rotation_block = rotation_block
         if tuple(scale.shape) != (self.out_features, 1):
             raise InvalidInputError(
                 f"weight_scale must have shape ({self.out_features}, 1), got {tuple(scale.shape)}. "
@@ -72,10 +108,18 @@ class QuantizedLinear(nn.Module):
             raise InvalidInputError(
                 f"bias must have shape ({self.out_features},), got {tuple(bias.shape)}. Give one per output channel."
             )
+        check_activations(activation_bits, activation_scale)
+        check_transform(input_scale, rotation_block, self.in_features)
         self.register_buffer("_packed", weight.packed, persistent=False)
-        self.register_buffer("weight_scale", scale.detach().to(torch.float32))
+        self.register_buffer("weight_scale", _float32(scale))
         self.register_buffer("weight_shape", torch.tensor([self.out_features, self.in_features], dtype=torch.int64))
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+        self.register_buffer("bias", _float32(bias))
+        self.register_buffer("activation_scale", _float32(activation_scale))
+        self.register_buffer("input_scale", _float32(input_scale))
+        rotation = hadamard(rotation_block).to(scale.device) if rotation_block else None
+        self.register_buffer("_hadamard", rotation, persistent=False)
+        self._transforms = input_scale is not None or rotation is not None
+        self._step: Step | None = None
         self._prepared: PreparedLinear | None = None
         self._backend: str | None = None
         self.register_state_dict_post_hook(_add_packed)  # type: ignore[no-untyped-call]
@@ -90,6 +134,10 @@ class QuantizedLinear(nn.Module):
         bias: Float[Tensor, " out"] | None = None,
         *,
         num_bits: int = 4,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, " steps"] | None = None,
+        input_scale: Float[Tensor, " in"] | None = None,
+        rotation_block: int = 0,
         backend: str = AUTO,
     ) -> Self:
         """Packs integers into a layer.
@@ -99,6 +147,10 @@ class QuantizedLinear(nn.Module):
             scale: (out, 1), positive.
             bias: (out,), or None.
             num_bits: 2, 3, 4 or 8.
+            activation_bits: As in the class, like everything below.
+            activation_scale: (1,), (steps,) or None.
+            input_scale: (in,), or None.
+            rotation_block: A power of two, or 0.
             backend: Name of a kernel, or ``"auto"``.
 
         Raises:
@@ -106,13 +158,23 @@ class QuantizedLinear(nn.Module):
             UnknownNameError: There is no such kernel.
             BackendUnavailableError: The kernel cannot run here or cannot take this weight.
         """
-        return cls(PackedWeight.from_integers(integers, num_bits), scale, bias, backend=backend)
+        return cls(
+            PackedWeight.from_integers(integers, num_bits),
+            scale,
+            bias,
+            activation_bits=activation_bits,
+            activation_scale=activation_scale,
+            input_scale=input_scale,
+            rotation_block=rotation_block,
+            backend=backend,
+        )
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiplies in integers; the result has the dtype of `x`.
 
         Raises:
-            InvalidInputError: The last axis of `x` is not `in_features` long.
+            InvalidInputError: The last axis of `x` is not `in_features` long, or the layer has one activation scale
+                for each denoising step and does not know the step.
         """
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(
@@ -127,14 +189,34 @@ class QuantizedLinear(nn.Module):
         # A small layer takes 50 microseconds: what changes nothing is skipped, and buffers are read without a detour.
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         rows = rows if x.dtype == torch.float32 else rows.to(torch.float32)
-        scale, bias = self._buffers["weight_scale"], self._buffers["bias"]
+        if self._transforms:
+            rows = transform(rows, self.input_scale, self._hadamard)
+        buffers = self._buffers
+        scale, bias, table = buffers["weight_scale"], buffers["bias"], buffers["activation_scale"]
         assert scale is not None
+        activation_scale = None if table is None else self._present(table)
         if self._prepared is None:
-            self._hold(*choose(self.packed_weight(), scale, bias, rows))
+            self._hold(*choose(self.packed_weight(), scale, bias, rows, self.activation_bits, activation_scale))
         assert self._prepared is not None
-        product = self._prepared.run(rows, scale, bias)
+        product = self._prepared.run(rows, scale, bias, self.activation_bits, activation_scale)
         product = product if x.dim() == 2 else product.view(*x.shape[:-1], self.out_features)
         return product if x.dtype == torch.float32 else product.to(x.dtype)
+
+    def follow(self, step: Step) -> None:
+        """Takes the activation scale at `step.index` of the table from now on; a table of one entry needs no step."""
+        self._step = step
+
+    def _present(self, table: Float[Tensor, " steps"]) -> Float[Tensor, ""]:
+        """The activation scale of the present denoising step."""
+        if len(table) == 1:
+            return table[0]
+        if self._step is None or not 0 <= self._step.index < len(table):
+            got = "none" if self._step is None else self._step.index
+            raise InvalidInputError(
+                f"denoising step must be known and less than {len(table)}, the length of activation_scale, got {got}. "
+                "Let the layer follow the policy's step, and calibrate with its number of denoising steps."
+            )
+        return table[self._step.index]
 
     @property
     def backend(self) -> str | None:
@@ -181,20 +263,29 @@ class QuantizedLinear(nn.Module):
         return self.packed_weight().integers()
 
     def dequantize(self) -> Float[Tensor, "out in"]:
-        """The weight that the integers stand for, float32 (out, in): a copy that the layer does not keep."""
-        return dequantize(self.integers(), self.weight_scale)
+        """The weight that the layer stands for, float32 (out, in): a copy that the layer does not keep.
+
+        Transforms of the input are undone: y is about dequantize() x.
+        """
+        weight = dequantize(self.integers(), self.weight_scale)
+        if self.rotation_block:
+            weight = rotate(weight, self.rotation_block)
+        return weight if self.input_scale is None else weight * self.input_scale
 
     def resident_bytes(self) -> int:
-        """Bytes that the layer keeps in memory in its present form: weight with padding, scale, shape and bias."""
+        """Bytes that the layer keeps in memory in its present form: weight with padding, scales, shape and bias."""
         form = self._prepared.resident_bytes() if self._prepared is not None else self.packed_weight().packed.nbytes
-        bias = 0 if self.bias is None else self.bias.nbytes
-        return form + self.weight_scale.nbytes + self.weight_shape.nbytes + bias
+        floats = sum(buffer.nbytes for name in _FLOATS if (buffer := self._buffers[name]) is not None)
+        return form + self.weight_shape.nbytes + floats
 
     def extra_repr(self) -> str:
-        """Sizes, bits and kernel."""
+        """Sizes, bits, transforms and kernel."""
+        steps = "dynamic" if self.activation_scale is None else f"static({len(self.activation_scale)})"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"num_bits={self.num_bits}, activation_bits={self.activation_bits}, backend={self._backend or AUTO}"
+            f"num_bits={self.num_bits}, activation_bits={self.activation_bits}, activation_scale={steps}, "
+            f"input_scale={self.input_scale is not None}, rotation_block={self.rotation_block}, "
+            f"backend={self._backend or AUTO}"
         )
 
     def _hold(self, name: str, prepared: PreparedLinear) -> None:
@@ -207,16 +298,17 @@ class QuantizedLinear(nn.Module):
         self._prepared = self._backend = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the layer; a cast leaves scale and bias in float32."""
-        scale, bias = self.weight_scale, self.bias
+        """Moves the layer; a cast leaves scales and bias in float32."""
+        before = {name: self._buffers[name] for name in _FLOATS}
+        origin = self.weight_scale.device
         chosen = self._backend
         self._release()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert self._packed is not None
         device = self._packed.device
-        self.weight_scale = scale.to(device)
-        self.bias = None if bias is None else bias.to(device)
-        if chosen is not None and device == scale.device:
+        for name, buffer in before.items():
+            self._buffers[name] = None if buffer is None else buffer.to(device)
+        if chosen is not None and device == origin:
             self.use_backend(chosen)
         return self
 
@@ -234,6 +326,11 @@ class _NoGradient(torch.autograd.Function):
             "a quantized layer must not be differentiated, got a backward pass through one. "
             "Take gradients of the full-precision policy."
         )
+
+
+def _float32(values: Tensor | None) -> Tensor | None:
+    """The values in float32, without gradient."""
+    return None if values is None else values.detach().to(torch.float32)
 
 
 def _add_packed(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _: object) -> None:

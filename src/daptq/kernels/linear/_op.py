@@ -1,7 +1,7 @@
 """The schema of the operation ``daptq::linear_w4a8`` and its shape rule for tracing; `reference.py` implements it.
 
-W4A8 names the usual case: weights of 2, 3, 4 or 8 bits (`num_bits`), activations quantized to 8 bits inside. The
-operation has no gradient.
+W4A8 names the usual case: weights of 2, 3, 4 or 8 bits (`num_bits`), activations quantized to 4 or 8 bits inside, with
+one scale per row or with a given one. The operation has no gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ NAME = "daptq::linear_w4a8"
 
 torch.library.define(
     NAME,
-    "(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias, int in_features, int num_bits) -> Tensor",
+    "(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias, int in_features, int num_bits, "
+    "int activation_bits=8, Tensor? activation_scale=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -29,5 +30,7 @@ def _shape(
     bias: Float[Tensor, " out"] | None,  # noqa: ARG001
     in_features: int,  # noqa: ARG001
     num_bits: int,  # noqa: ARG001
+    activation_bits: int = 8,  # noqa: ARG001
+    activation_scale: Float[Tensor, ""] | None = None,  # noqa: ARG001
 ) -> Float[Tensor, "m out"]:
     return x.new_empty((x.shape[0], weight_packed.shape[0]))

@@ -31,7 +31,8 @@ BYTES_PER_BFLOAT16 = 2
 
 _log = logging.getLogger("daptq.kernels")
 
-Shape = tuple[int, int, int, int, str, int]
+Shape = tuple[int, int, int, int, str, int, int, bool]
+Arguments = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
 _choices: dict[Shape, str] = {}
 
 
@@ -66,6 +67,8 @@ def choose(
     weight_scale: Float[Tensor, "out 1"],
     bias: Float[Tensor, " out"] | None,
     x: Float[Tensor, "m in"],
+    activation_bits: int = 8,
+    activation_scale: Float[Tensor, ""] | None = None,
 ) -> tuple[str, PreparedLinear]:
     """Takes the fastest backend for a layer at the shape of `x`, and logs it the first time a shape is seen.
 
@@ -74,16 +77,21 @@ def choose(
         weight_scale: float32 (out, 1).
         bias: float32 (out,), or None.
         x: float32 (m, in), the activations that the layer is about to multiply.
+        activation_bits: 4 or 8.
+        activation_scale: Static scale of the activations, float32 scalar; None for one scale per row.
 
     Returns:
         Name of the backend and the weight in its form.
     """
-    shape = (len(x), weight.in_features, weight.out_features, weight.num_bits, str(x.device), torch.get_num_threads())
+    static = activation_scale is not None
+    where = (str(x.device), torch.get_num_threads())
+    shape = (len(x), weight.in_features, weight.out_features, weight.num_bits, *where, activation_bits, static)
     if shape in _choices:
         name = _choices[shape]
         return name, prepare(name, weight)
     x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
-    expected = _reference(weight, weight_scale, bias, x)
+    arguments = (x, weight_scale, bias, activation_bits, activation_scale)
+    expected = _reference(weight, arguments)
     candidates: dict[str, PreparedLinear] = {}
     remarks: dict[str, str] = {}
     for name in KERNELS.names():
@@ -91,7 +99,7 @@ def choose(
         if isinstance(taken, str):
             remarks[name] = taken
         # The comparison is the warm-up, too.
-        elif torch.equal(taken.run(x, weight_scale, bias).cpu(), expected):
+        elif torch.equal(taken.run(*arguments).cpu(), expected):
             candidates[name] = taken
         else:
             _log.warning("kernel %s differs from the reference at %s: not used", name, _describe(shape))
@@ -99,7 +107,7 @@ def choose(
     times = dict.fromkeys(candidates, math.inf)
     for _ in range(ROUNDS):
         for name, prepared in candidates.items():
-            times[name] = min(times[name], _time(prepared, weight_scale, bias, x))
+            times[name] = min(times[name], _time(prepared, arguments))
     fastest = min(times, key=lambda name: times[name])
     _choices[shape] = fastest
     remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
@@ -118,21 +126,22 @@ def _try(name: str, weight: PackedWeight) -> PreparedLinear | str:
     return prepared if prepared.resident_bytes() <= limit else "needs more memory than bfloat16"
 
 
-def _reference(
-    weight: PackedWeight, weight_scale: Tensor, bias: Tensor | None, x: Float[Tensor, "m in"]
-) -> Float[Tensor, "m out"]:
+def _reference(weight: PackedWeight, arguments: Arguments) -> Float[Tensor, "m out"]:
     """The reference's result, on the CPU whatever the layer's device."""
     packed = PackedWeight(packed=weight.packed.cpu(), in_features=weight.in_features, num_bits=weight.num_bits)
-    moved = None if bias is None else bias.cpu()
-    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), moved)
+    x, weight_scale, bias, activation_bits, activation_scale = arguments
+    bias = None if bias is None else bias.cpu()
+    activation_scale = None if activation_scale is None else activation_scale.cpu()
+    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), bias, activation_bits, activation_scale)
 
 
-def _time(prepared: PreparedLinear, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> float:
+def _time(prepared: PreparedLinear, arguments: Arguments) -> float:
     """Seconds of one call."""
-    _wait(x.device)
+    device = arguments[0].device
+    _wait(device)
     start = time.perf_counter()
-    prepared.run(x, weight_scale, bias)
-    _wait(x.device)
+    prepared.run(*arguments)
+    _wait(device)
     return time.perf_counter() - start
 
 
@@ -143,5 +152,6 @@ def _wait(device: torch.device) -> None:
 
 
 def _describe(shape: Shape) -> str:
-    rows, in_features, out_features, num_bits, device, threads = shape
-    return f"{rows} x {in_features} x {out_features}, {num_bits} bits, {device}, {threads} threads"
+    rows, in_features, out_features, num_bits, device, threads, activation_bits, static = shape
+    activations = f"{'static' if static else 'dynamic'} {activation_bits}-bit activations"
+    return f"{rows} x {in_features} x {out_features}, {num_bits} bits, {device}, {threads} threads, {activations}"

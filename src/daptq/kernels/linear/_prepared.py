@@ -81,7 +81,12 @@ class PreparedLinear(ABC):
 
     @abstractmethod
     def run(
-        self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
+        self,
+        x: Float[Tensor, "m in"],
+        weight_scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "m out"]:
         """The product y = x W^T + b, equal to the reference bit for bit.
 
@@ -89,6 +94,8 @@ class PreparedLinear(ABC):
             x: float32 (m, in).
             weight_scale: float32 (out, 1).
             bias: float32 (out,), or None.
+            activation_bits: 4 or 8.
+            activation_scale: Static scale of the activations, float32 scalar; None for one scale per row.
         """
 
     @abstractmethod

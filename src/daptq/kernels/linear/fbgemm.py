@@ -42,10 +42,15 @@ class FbgemmLinear(PreparedLinear):
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def run(
-        self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
+        self,
+        x: Float[Tensor, "m in"],
+        weight_scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`."""
-        integers, scale = quantize_activations(x)
+        integers, scale = quantize_activations(x, activation_bits, activation_scale)
         return rescale(self._multiply(integers, 1.0, _ZERO_POINT, self._weight), scale, weight_scale, bias)
 
     def weight(self) -> PackedWeight:

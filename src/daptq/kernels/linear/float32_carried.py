@@ -36,10 +36,15 @@ class Float32CarriedLinear(PreparedLinear):
         self._exact_length = exact_length(weight.num_bits)
 
     def run(
-        self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
+        self,
+        x: Float[Tensor, "m in"],
+        weight_scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`."""
-        integers, scale = quantize_activations(x)
+        integers, scale = quantize_activations(x, activation_bits, activation_scale)
         if integers.shape[1] <= self._exact_length:
             accumulators = torch.mm(integers, self._integers.to(torch.float32).t())
         else:

@@ -23,8 +23,10 @@ def linear_w4a8(
     bias: Float[Tensor, " out"] | None,
     in_features: int,
     num_bits: int,
+    activation_bits: int = 8,
+    activation_scale: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "m out"]:
-    """The product y = x W^T + b with W = weight_scale * integers and x quantized to 8 bits per row.
+    """The product y = x W^T + b with W = weight_scale * integers and x quantized to integers.
 
     Args:
         x: float32 (m, in_features).
@@ -33,6 +35,8 @@ def linear_w4a8(
         bias: float32 (out,), or None.
         in_features: Integers of each packed row.
         num_bits: 2, 3, 4 or 8.
+        activation_bits: 4 or 8.
+        activation_scale: Static scale of x, float32 scalar; None for one scale per row.
 
     Returns:
         float32 (m, out).
@@ -41,7 +45,7 @@ def linear_w4a8(
         InvalidInputError: `weight_packed` does not have the bytes that `in_features` and `num_bits` ask for.
     """
     weight = PackedWeight(packed=weight_packed, in_features=in_features, num_bits=num_bits).integers()
-    integers, scale = quantize_activations(x)
+    integers, scale = quantize_activations(x, activation_bits, activation_scale)
     # |sum| <= 127 * 127 * in_features stays below 2^31 up to 133,000 input features.
     accumulators = torch.mm(integers.to(torch.int8).to(torch.int32), weight.to(torch.int32).t())
     return rescale(accumulators.to(torch.float32), scale, weight_scale, bias)
@@ -57,12 +61,24 @@ class ReferenceLinear(PreparedLinear):
         self._weight = weight
 
     def run(
-        self, x: Float[Tensor, "m in"], weight_scale: Float[Tensor, "out 1"], bias: Float[Tensor, " out"] | None
+        self,
+        x: Float[Tensor, "m in"],
+        weight_scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None,
+        activation_bits: int = 8,
+        activation_scale: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`; goes through torch's dispatcher, where it can be seen."""
         weight = self._weight
         result: Tensor = torch.ops.daptq.linear_w4a8(
-            x, weight.packed, weight_scale, bias, weight.in_features, weight.num_bits
+            x,
+            weight.packed,
+            weight_scale,
+            bias,
+            weight.in_features,
+            weight.num_bits,
+            activation_bits,
+            activation_scale,
         )
         return result
 
