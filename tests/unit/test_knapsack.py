@@ -233,7 +233,7 @@ def test_a_time_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -
         now[1] = not now[1]
         return now[0]
 
-    monkeypatch.setattr(_timing.time, "perf_counter", clock)
+    monkeypatch.setattr("daptq.kernels.linear._timing.time.perf_counter", clock)
     monkeypatch.setattr(_timing, "_layer", lambda *_: abs)
     # The order of the calls is 16, 4, then 4, 16, then 16, 4.
     times = measure_layer_times([(8, 16)], [4, 16], 3, rounds=3)

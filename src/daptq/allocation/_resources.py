@@ -36,6 +36,8 @@ def weight_bytes(out_features: int, in_features: int, num_bits: int) -> int:
 def layer_bytes(out_features: int, in_features: int, num_bits: int, *, bias: bool) -> int:
     """Bytes of a layer's tensors in a checkpoint.
 
+    Static activation scales and input scales are stored in addition; dynamic activations need neither.
+
     Args:
         out_features: Rows of the weight.
         in_features: Columns of the weight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def describe(source: str | Path) -> dict[str, Any]:
     Returns:
         JSON object: `schema_version`, `directory`, `kind`, `family`, `name`, `weight_bytes` (all shards), `mean_bits`
         (of a linear layer's weight, scales included; None for a float policy), `layers` (`name`, `role`, `num_bits`,
-        `parameters`, `bytes` of each linear layer of a quantized policy, in execution order), and, as they were
-        written, `plan`, `folding`, `recipe` and `provenance`.
+        `parameters`, `bytes`, and from the plans `score`, `reason` and `folding`, each None where they say nothing, of
+        each linear layer of a quantized policy, in execution order), and, as they were written, `plan`, `folding`,
+        `recipe` and `provenance`.
 
     Raises:
         ArtifactError: The folder is no policy, or is damaged.
@@ -33,6 +35,9 @@ def describe(source: str | Path) -> dict[str, Any]:
     artifact = read_artifact(locate(source), kind=(POLICY_KIND, QUANTIZED_KIND))
     metadata = artifact.metadata
     names = frozenset(artifact.tensor_names)
+    plan = metadata.get("plan")
+    decisions = _by_layer(plan.get("layers") if isinstance(plan, Mapping) else None, "name")
+    foldings = _by_layer(metadata.get("folding"), "layer")
     layers = []
     for layer, entry in metadata.get("layers", {}).items():
         keys = [layer + key for key in _INTEGER_WEIGHT if layer + key in names] or [f"{layer}.weight"]
@@ -42,7 +47,9 @@ def describe(source: str | Path) -> dict[str, Any]:
         else:
             parameters = artifact.tensor(f"{layer}.weight").numel()
         size = sum(artifact.tensor(key).nbytes for key in keys)
-        layers.append({"name": layer, **entry, "parameters": parameters, "bytes": size})
+        decided = {key: decisions.get(layer, {}).get(key) for key in ("score", "reason")}
+        folding = foldings.get(layer, {}).get("kind")
+        layers.append({"name": layer, **entry, "parameters": parameters, "bytes": size, **decided, "folding": folding})
     parameters = sum(layer["parameters"] for layer in layers)
     return {
         "schema_version": 1,
@@ -55,3 +62,9 @@ def describe(source: str | Path) -> dict[str, Any]:
         "layers": layers,
         **{key: metadata.get(key) for key in ("plan", "folding", "recipe", "provenance")},
     }
+
+
+def _by_layer(entries: Any, key: str) -> dict[str, Mapping[str, Any]]:
+    """Entries of a plan by the layer that they name under `key`; none where a plan was written in another form."""
+    listed = entries if isinstance(entries, list) else []
+    return {entry[key]: entry for entry in listed if isinstance(entry, Mapping) and entry.get(key) is not None}

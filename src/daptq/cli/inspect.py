@@ -38,10 +38,14 @@ def _print(described: dict[str, Any]) -> None:
         listed = ", ".join(f"{count} of {bits} bits" for bits, count in counts)
         click.echo(f"linear layers: {listed}; {described['mean_bits']:.2f} bits per weight, scales included")
         width = max(len(layer["name"]) for layer in layers)
-        click.echo(f"\n{'layer':{width}}  {'role':11}  {'bits':>4}  {'weights':>10}  {'KiB':>9}")
+        why = max(len(layer["reason"] or "-") for layer in layers)
+        titles = f"{'role':11}  {'bits':>4}  {'weights':>10}  {'KiB':>9}  {'score':>9}  {'reason':{why}}  folding"
+        click.echo(f"\n{'layer':{width}}  {titles}")
         for layer in layers:
             numbers = f"{layer['num_bits']:4}  {layer['parameters']:10}  {layer['bytes'] / 1024:9.1f}"
-            click.echo(f"{layer['name']:{width}}  {layer['role']:11}  {numbers}")
+            score = "-" if layer["score"] is None else f"{layer['score']:.3g}"
+            decision = f"{score:>9}  {layer['reason'] or '-':{why}}  {layer['folding'] or '-'}"
+            click.echo(f"{layer['name']:{width}}  {layer['role']:11}  {numbers}  {decision}")
     for key in ("folding", "recipe", "provenance"):
         if described[key] is not None:
             click.echo(f"\n{key}: {json.dumps(described[key], indent=2, ensure_ascii=False)}")
