@@ -134,17 +134,23 @@ def test_table_takes_the_scale_of_the_present_step(name: str) -> None:
     assert not torch.equal(layer(x), QuantizedLinear.from_integers(integers, scale, bias)(x))
 
 
+class Looped(nn.Module):
+    """A model that knows its step and a layer that follows it."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self.step, self.layer = Step(), layer
+        layer.follow(self.step)
+
+
 def test_copies_of_a_model_follow_their_own_step() -> None:
     x, integers, scale, _ = example()
-    model = nn.Module()
-    model.step = Step()  # type: ignore[assignment]
-    model.layer = QuantizedLinear.from_integers(integers, scale, activation_scale=torch.tensor([0.3, 0.02]))
-    model.layer.follow(model.step)  # type: ignore[arg-type]
+    model = Looped(QuantizedLinear.from_integers(integers, scale, activation_scale=torch.tensor([0.3, 0.02])))
     twin = copy.deepcopy(model)
     before = model.layer(x)
-    twin.step.index = 1  # type: ignore[union-attr]
+    twin.step.index = 1
     assert torch.equal(model.layer(x), before)
-    assert not torch.equal(twin.layer(x), before)  # type: ignore[operator]
+    assert not torch.equal(twin.layer(x), before)
 
 
 def test_a_table_without_a_step_or_past_its_end_is_refused() -> None:

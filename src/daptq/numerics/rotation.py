@@ -61,7 +61,8 @@ def rotate(x: Float[Tensor, "*batch n"], block: int) -> Float[Tensor, "*batch n"
             f"last axis must be divisible by the block size {block}, got shape {tuple(x.shape)}. "
             "Leave the layer unrotated or choose a smaller block."
         )
-    return (x.unflatten(-1, (-1, block)) @ hadamard(block).to(x)).flatten(-2)
+    blocks: Tensor = x.unflatten(-1, (-1, block)) @ hadamard(block).to(x)
+    return blocks.flatten(-2)
 
 
 def _require_power_of_two(block: int) -> None:
