@@ -30,11 +30,12 @@ PRECISION = 1e-8
 
 # Sums of budgets such as 0.1 ms are rounded: a total that is larger by this fraction is still the budget.
 _ROUNDING = 1e-12
-# What the best total, and the free budget, are to the solver: its tolerances are 1e-6, its coefficients at most 1e6.
-_COST_UNIT = 1e6
+# What the best total, and the free budget, are to the solver, whose tolerances are 1e-6. With costs of 1e6 it solves
+# some problems in several attempts and prints a line for each.
+_COST_UNIT = 1e4
 _RESOURCE_UNIT = 1e4
 # Cost of using the whole budget beside _COST_UNIT: decides between plans of equal cost, and nothing else.
-_THRIFT = 1e-3
+_THRIFT = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
