@@ -63,4 +63,3 @@ def allocate(resources: Mapping[str, Mapping[int, float]], budget: float) -> Bit
         spent += options[bits]
         decisions.append(LayerBits(name=name, num_bits=bits, reason="even"))
     return BitPlan(tuple(decisions))
-

@@ -1,8 +1,8 @@
 """Watches the representation at the perception-to-action interfaces while a policy runs, and changes nothing.
 
 A forward pre-hook on each interface's observed module hands every representation that passes to a sink.
-`InterfaceStatistics` is a pair of sinks: one streams into mean and covariance, the other keeps what was held out, in
-order, so that the same states of two policies can be compared.
+`InterfaceStatistics` is a pair of sinks: one streams into mean and covariance, the other is for what was held out. Both
+keep the representations, in order, so that the same states of two policies can be paired.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class InterfaceStatistics:
 
     def __init__(self) -> None:
         self.moments: dict[str, Moments] = {}
+        self._fitted: dict[str, list[Tensor]] = {}
         self._held_out: dict[str, list[Tensor]] = {}
 
     def fit(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
@@ -63,10 +64,15 @@ class InterfaceStatistics:
         if observed not in self.moments:
             self.moments[observed] = Moments(representation.shape[1])
         self.moments[observed].update(representation)
+        self._fitted.setdefault(observed, []).append(representation.to("cpu", torch.float32, copy=True))
 
     def hold_out(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
         """Sink for states that maps are judged by."""
         self._held_out.setdefault(observed, []).append(representation.to("cpu", torch.float32, copy=True))
+
+    def fitted(self) -> dict[str, Float[Tensor, "n d"]]:
+        """Float32 (n, d) representations of the states that maps are fitted to, in the order they were seen."""
+        return {observed: torch.cat(parts) for observed, parts in self._fitted.items()}
 
     def held_out(self) -> dict[str, Float[Tensor, "n d"]]:
         """Float32 (n, d) representations of the held-out states, in the order they were seen."""

@@ -29,27 +29,33 @@ class DriftProfile:
 
     Attributes:
         drift_weights: float64 (action_dim,), weight of every action dimension, mean 1.
+        metric: float64 (k, k), G of the drift model in mm^2, k = chunk_size * action_dim; None when nothing reads it.
         scores: Sensitivity phi of each layer in scope.
         steps: Number of calibration steps R behind the scores.
         states: Number of calibration states.
         moments: Mean and covariance of the representation over the states that maps are fitted to.
+        fitted: float32 (n, d) representations of those states, in order.
         held_out: float32 (n, d) representations of the states that maps are judged by, in order.
         judged_on_fit: Whether the held-out states are, for want of others, the fitted ones.
     """
 
     drift_weights: Float[Tensor, " action"]
+    metric: Float[Tensor, "k k"] | None
     scores: Mapping[str, float]
     steps: int
     states: int
     moments: Mapping[str, Moments]
+    fitted: Mapping[str, Float[Tensor, "n d"]]
     held_out: Mapping[str, Float[Tensor, "n d"]]
     judged_on_fit: bool
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the artifact."""
         content = {"drift_weights": self.drift_weights}
+        content |= {} if self.metric is None else {"metric": self.metric}
         for observed, moments in self.moments.items():
             content |= {f"{observed}/{key}": value for key, value in moments.tensors().items()}
+            content[f"{observed}/fitted"] = self.fitted[observed]
             content[f"{observed}/held_out"] = self.held_out[observed]
         return content
 
@@ -82,10 +88,12 @@ class DriftProfile:
 
         return cls(
             drift_weights=artifact.tensor("drift_weights").to(torch.float64),
+            metric=artifact.tensor("metric") if "metric" in artifact.tensor_names else None,
             scores=data["scores"],
             steps=data["steps"],
             states=data["states"],
             moments={observed: moments(observed) for observed in data["interfaces"]},
+            fitted={observed: artifact.tensor(f"{observed}/fitted") for observed in data["interfaces"]},
             held_out={observed: artifact.tensor(f"{observed}/held_out") for observed in data["interfaces"]},
             judged_on_fit=data["judged_on_fit"],
         )

@@ -125,23 +125,28 @@ class RoundingSensitivity:
     Args:
         weights: Weight of each layer, by layer name; each must require gradients while `update` runs.
         rounded: Returns the layer's weight as rounded to that many bits, in the weight's shape.
-        bits: Bit-widths to judge, at least one.
+        bits: Bit-widths to judge, at least one, for all layers or for each.
 
     Raises:
-        InvalidInputError: `bits` is empty or names one twice.
+        InvalidInputError: The bits of a layer are missing, empty or name one twice.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], rounded: Callable[[str, int], Tensor], bits: Sequence[int]
+        self,
+        weights: Mapping[str, Tensor],
+        rounded: Callable[[str, int], Tensor],
+        bits: Sequence[int] | Mapping[str, Sequence[int]],
     ) -> None:
-        if not bits or len(set(bits)) != len(bits):
-            raise InvalidInputError(
-                f"bits must name at least one bit-width, each once, got {list(bits)}. Name those to choose from."
-            )
+        by_layer = {name: bits.get(name, ()) if isinstance(bits, Mapping) else bits for name in weights}
+        for several in (bits,) if not isinstance(bits, Mapping) else by_layer.values():
+            if not several or len(set(several)) != len(several):
+                raise InvalidInputError(
+                    f"bits must name at least one bit-width, each once, got {list(several)}. Name those to choose from."
+                )
         self._weights = dict(weights)
         self._rounded = rounded
-        self._sums = {name: dict.fromkeys(bits, 0.0) for name in self._weights}
-        self._squares = {name: dict.fromkeys(bits, 0.0) for name in self._weights}
+        self._sums = {name: dict.fromkeys(several, 0.0) for name, several in by_layer.items()}
+        self._squares = {name: dict.fromkeys(several, 0.0) for name, several in by_layer.items()}
         self.steps = 0
 
     def update(self, value: Float[Tensor, ""]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,8 @@ class SensitivityConfig:
     Attributes:
         reduction: Reading of |.|_i in eq. 19, see the module.
     """
+
+    method: ClassVar[str] = "phi"
 
     reduction: Reduction = "l2"
 

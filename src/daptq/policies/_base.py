@@ -56,7 +56,8 @@ class Interface:
     Attributes:
         producer: Module path of the last linear layer that writes the representation. Its output need not *be* the
             representation (a residual stream and a norm may follow), but a gain on it changes the representation.
-        observed: Module path of the module whose first input is the representation (statistics are taken there).
+        observed: Module path of the module whose first input is the representation (statistics are taken there). In
+            `predict_noise` that is all it reads; where it reads constants as well (guidance), they stand behind.
         consumer: Module path of the linear layer that reads the representation directly.
         exact_producer: Whether the producer's output is the representation itself, so that a per-channel gain folds
             into the producer without error.

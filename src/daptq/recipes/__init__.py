@@ -5,6 +5,7 @@ from __future__ import annotations
 from daptq.recipes._pipeline import quantize
 from daptq.recipes._recipe import Recipe
 from daptq.recipes.da_ptq import da_ptq
+from daptq.recipes.da_ptq_plus import da_ptq_plus
 from daptq.recipes.round_to_nearest import round_to_nearest
 
-__all__ = ["Recipe", "da_ptq", "quantize", "round_to_nearest"]
+__all__ = ["Recipe", "da_ptq", "da_ptq_plus", "quantize", "round_to_nearest"]

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
-from daptq.allocation._plan import BFLOAT16, BitPlan, LayerBits
-from daptq.allocation.top_fraction import TopFractionConfig, allocate
+from daptq.allocation import even, knapsack, top_fraction
+from daptq.allocation._plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
+from daptq.allocation._resources import layer_bytes, weight_bytes
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.errors import InvalidInputError
+from daptq.kernels.linear._timing import measure_layer_times
 from daptq.policies._base import Policy
 from daptq.recipes._recipe import Recipe
 
-__all__ = ["bit_plan", "float_linear", "layers_in_scope"]
+__all__ = ["bit_plan", "budget_of", "candidate_bits", "float_linear", "layer_resources", "layers_in_scope"]
+
+Resource = Literal["bytes", "weight bytes", "ms"]
+
+ALL_BITS = (*WEIGHT_BITS, BFLOAT16)
+# Rows of a product whose time is measured: the tokens of an action chunk under guidance.
+ROWS = 34
 
 
-def bit_plan(policy: Policy, recipe: Recipe, *, scores: Mapping[str, float], keep: Mapping[str, str]) -> BitPlan:
+def bit_plan(
+    policy: Policy, recipe: Recipe, *, scores: Mapping[str, Mapping[int, float]], keep: Mapping[str, str]
+) -> BitPlan:
     """The bits of every linear layer, in execution order.
 
     Args:
         policy: Says which layers there are, with their roles and sizes.
         recipe: Bits by role, and the allocation.
-        scores: Sensitivity of the layers in scope; empty where nothing is allocated.
+        scores: What each layer in scope scores at each of its bits; empty where nothing is allocated yet.
         keep: Reason by name of layers that stay bfloat16 whatever their score.
     """
     allocated: dict[str, LayerBits] = {}
-    if recipe.allocation is not None and scores:
-        reasons = {**dict.fromkeys(_last_blocks(policy, recipe.allocation, scores), "last block"), **keep}
-        plan = allocate(
-            scores,
-            recipe.allocation.fraction,
-            keep={name: reason for name, reason in reasons.items() if name in scores},
-            by=recipe.allocation.by,
-            sizes={name: float_linear(policy, name).weight.numel() for name in scores},
-        )
-        allocated = {layer.name: layer for layer in plan.layers}
+    config = recipe.allocation
+    if isinstance(config, TopFractionConfig) and scores:
+        allocated = {layer.name: layer for layer in _top_fraction(policy, recipe, config, scores, keep).layers}
+    elif isinstance(config, KnapsackConfig) and scores:
+        allocated = {layer.name: layer for layer in _knapsack(policy, config, scores, keep).layers}
+    elif isinstance(config, EvenConfig):
+        sizes = layer_resources(policy, dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS), per="weight bytes")
+        weights = sum(float_linear(policy, name).weight.numel() for name in sizes)
+        allocated = {layer.name: layer for layer in even.allocate(sizes, config.budget_bits * weights / 8).layers}
 
     def decide(name: str, bits: int | None) -> LayerBits:
         ranked = allocated.get(name)
         score = None if ranked is None else ranked.score
         if bits is None:
             return LayerBits(name=name, num_bits=BFLOAT16, reason="role")
-        if ranked is not None and ranked.kept:
+        if ranked is not None and (ranked.kept or not isinstance(config, TopFractionConfig)):
             return ranked
         if name in keep:
             return LayerBits(name=name, num_bits=BFLOAT16, reason=keep[name], score=score)
@@ -51,15 +65,77 @@ def bit_plan(policy: Policy, recipe: Recipe, *, scores: Mapping[str, float], kee
     return BitPlan(tuple(decide(name, recipe.weight_bits.of(role)) for name, role in layers.items()))
 
 
+def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """The bits, bfloat16 left out, that each layer to be quantized may get, in execution order."""
+    scope = set(layers_in_scope(policy, recipe))
+    config = recipe.allocation
+    several: tuple[int, ...] = ()
+    if isinstance(config, KnapsackConfig):
+        several = config.bits
+    elif isinstance(config, EvenConfig) or recipe.verification is not None:
+        several = ALL_BITS
+    options: dict[str, tuple[int, ...]] = {}
+    for name, role in policy.linear_layers().items():
+        bits = recipe.weight_bits.of(role)
+        if bits is not None:
+            wanted = {bits, *several} if name in scope else {bits}
+            options[name] = tuple(sorted(wanted - {BFLOAT16}))
+    return options
+
+
 def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
-    """Names of the layers that the allocation ranks, in execution order."""
-    if recipe.allocation is None:
+    """Names of the layers that the allocation and the verification decide about, in execution order."""
+    if recipe.allocation is None and recipe.verification is None:
         return ()
+    head_only = isinstance(recipe.allocation, TopFractionConfig) and recipe.allocation.scope == "action_head"
     return tuple(
         name
         for name, role in policy.linear_layers().items()
-        if recipe.weight_bits.of(role) is not None and (recipe.allocation.scope == "all" or role == "action_head")
+        if recipe.weight_bits.of(role) is not None and (role == "action_head" or not head_only)
     )
+
+
+def layer_resources(
+    policy: Policy, options: Mapping[str, tuple[int, ...]], *, per: Resource
+) -> dict[str, dict[int, float]]:
+    """What each layer needs at each of its bits.
+
+    Args:
+        policy: Gives the sizes.
+        options: Bits of each layer.
+        per: ``"bytes"`` in a checkpoint, ``"weight bytes"`` (weight and scales alone), or measured ``"ms"``.
+    """
+    layers = {name: float_linear(policy, name) for name in options}
+    if per == "ms":
+        bits = tuple(sorted({b for several in options.values() for b in several}))
+        times = measure_layer_times({(one.out_features, one.in_features) for one in layers.values()}, bits, ROWS)
+        return {
+            name: {b: times[layer.out_features, layer.in_features][b] for b in options[name]}
+            for name, layer in layers.items()
+        }
+    if per == "weight bytes":
+        return {
+            name: {b: float(weight_bytes(layer.out_features, layer.in_features, b)) for b in options[name]}
+            for name, layer in layers.items()
+        }
+    return {
+        name: {
+            b: float(layer_bytes(layer.out_features, layer.in_features, b, bias=layer.bias is not None))
+            for b in options[name]
+        }
+        for name, layer in layers.items()
+    }
+
+
+def budget_of(policy: Policy, config: KnapsackConfig, names: Iterable[str]) -> tuple[Resource, float]:
+    """The resource that a budget limits, and its amount for the layers `names`."""
+    if config.budget_ms is not None:
+        return "ms", config.budget_ms
+    if config.budget_mib is not None:
+        return "bytes", config.budget_mib * 2**20
+    assert config.budget_bits is not None
+    weights = sum(float_linear(policy, name).weight.numel() for name in names)
+    return "weight bytes", config.budget_bits * weights / 8
 
 
 def float_linear(policy: Policy, name: str) -> nn.Linear:
@@ -74,7 +150,43 @@ def float_linear(policy: Policy, name: str) -> nn.Linear:
     return layer
 
 
-def _last_blocks(policy: Policy, config: TopFractionConfig, scores: Mapping[str, float]) -> list[str]:
+def _top_fraction(
+    policy: Policy,
+    recipe: Recipe,
+    config: TopFractionConfig,
+    scores: Mapping[str, Mapping[int, float]],
+    keep: Mapping[str, str],
+) -> BitPlan:
+    """Ranks the layers by their score at the bits of their role."""
+    roles = policy.linear_layers()
+    bits = {name: recipe.weight_bits.of(roles[name]) for name in scores}
+    ranked = {name: by_bits[bits[name] or BFLOAT16] for name, by_bits in scores.items()}
+    reasons = {**dict.fromkeys(_last_blocks(policy, config, ranked), "last block"), **keep}
+    return top_fraction.allocate(
+        ranked,
+        config.fraction,
+        keep={name: reason for name, reason in reasons.items() if name in ranked},
+        by=config.by,
+        sizes={name: float_linear(policy, name).weight.numel() for name in ranked},
+    )
+
+
+def _knapsack(
+    policy: Policy, config: KnapsackConfig, scores: Mapping[str, Mapping[int, float]], keep: Mapping[str, str]
+) -> BitPlan:
+    """Spends the budget on the layers in scope; layers to keep use it up, too."""
+    options = {
+        name: (BFLOAT16,) if name in keep else tuple(b for b in config.bits if b in by_bits)
+        for name, by_bits in scores.items()
+    }
+    per, budget = budget_of(policy, config, options)
+    resources = layer_resources(policy, options, per=per)
+    costs = {name: {b: scores[name][b] for b in bits} for name, bits in options.items()}
+    plan = knapsack.allocate(costs, resources, budget)
+    return BitPlan(tuple(replace(layer, reason=keep.get(layer.name, layer.reason)) for layer in plan.layers))
+
+
+def _last_blocks(policy: Policy, config: TopFractionConfig, scores: Iterable[str]) -> list[str]:
     """Layers of the last blocks of the action head."""
     blocks = policy.action_head_blocks()
     kept = blocks[max(len(blocks) - config.keep_last_blocks, 0) :]

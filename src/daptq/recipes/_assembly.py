@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 
 from daptq.allocation._plan import BitPlan
-from daptq.artifacts import Artifact
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.policies._base import Policy
 from daptq.recipes._allocation import float_linear
-from daptq.recipes._recipe import Recipe
-from daptq.rounding.nearest import round_weight
 
-__all__ = ["ROUNDED_KIND", "assemble", "quantized_layer", "rounded_tensors", "share_tensors"]
-
-ROUNDED_KIND = "rounded-layers"
-
-
-def rounded_tensors(
-    policy: Policy, plan: BitPlan, recipe: Recipe, *, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, Tensor]]:
-    """Rounds one layer of the plan after the other: int8 ``<layer>/integers`` and float32 ``<layer>/scale``."""
-    for done, name in enumerate(plan.quantized, start=1):
-        weight = float_linear(policy, name).weight
-        integers, scale = round_weight(weight, plan[name].num_bits, scale=recipe.rounding.scale)
-        yield f"{name}/integers", integers
-        yield f"{name}/scale", scale
-        progress(done, len(plan.quantized))
-
-
-def quantized_layer(policy: Policy, name: str, rounded: Artifact, num_bits: int) -> QuantizedLinear:
-    """The packed layer for one rounded weight, with the bias of the full-precision layer."""
-    return QuantizedLinear.from_integers(
-        rounded.tensor(f"{name}/integers"),
-        rounded.tensor(f"{name}/scale"),
-        float_linear(policy, name).bias,
-        num_bits=num_bits,
-    )
+__all__ = ["assemble", "share_tensors"]
 
 
 def share_tensors(policy: Policy) -> Policy:

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from daptq.artifacts import Artifact
+from daptq.compensation import csrc, paired
 from daptq.compensation._affine import AffineMap
 from daptq.compensation._selection import UNCHANGED, select_map
-from daptq.compensation.csrc import CsrcConfig, solve
+from daptq.compensation.csrc import CsrcConfig
+from daptq.compensation.paired import PairedConfig
 from daptq.drift._profile import DriftProfile
+from daptq.numerics.moments import Moments
 from daptq.policies._base import Batch, Policy
 from daptq.recipes._profiling import Calibration, Progress, observe
 from daptq.recipes._workspace import StageContent
@@ -27,7 +31,13 @@ COMPENSATION_KIND = "compensation"
 
 
 def compensation_content(
-    quantized: Policy, profile: DriftProfile, calibration: Calibration, config: CsrcConfig, *, progress: Progress
+    quantized: Policy,
+    profile: DriftProfile,
+    calibration: Calibration,
+    config: CsrcConfig | PairedConfig,
+    sensitivities: Mapping[str, Tensor],
+    *,
+    progress: Progress,
 ) -> StageContent:
     """Runs the quantized policy over the calibration data and decides about every interface.
 
@@ -36,6 +46,7 @@ def compensation_content(
         profile: Statistics of the full-precision policy on the same data with the same noise.
         calibration: Checked data.
         config: Compensation method.
+        sensitivities: H of every interface, float64 (d, d), where the method weighs by drift.
         progress: Called as progress(done, total, "measure") after every batch.
 
     Returns:
@@ -52,13 +63,19 @@ def compensation_content(
     decisions: dict[str, dict[str, Any]] = {}
     for observed, full in profile.moments.items():
         measured = statistics.moments[observed]
+        weight = sensitivities.get(observed)
+        if isinstance(config, CsrcConfig):
+            maps = csrc.solve(full.mean, full.covariance(), measured.mean, measured.covariance(), config)
+        else:
+            maps = _paired(profile.fitted[observed], statistics.fitted()[observed], weight, config)
         chosen = select_map(
-            solve(full.mean, full.covariance(), measured.mean, measured.covariance(), config),
+            maps,
             held_out[observed],
             profile.held_out[observed],
             full.mean,
             max_condition=config.max_condition,
             always=config.selection == "always",
+            sensitivity=weight,
         )
         LOG.log(logging.WARNING if chosen.name == UNCHANGED else logging.INFO, "%s: %s", observed, chosen.reason)
         tensors[f"{observed}/matrix"] = chosen.affine.matrix
@@ -74,6 +91,16 @@ def compensation_content(
             "judged_on_fit": profile.judged_on_fit,
         }
     return tensors, {"interfaces": decisions}
+
+
+def _paired(
+    full: Float[Tensor, "n d"], quantized: Float[Tensor, "n d"], weight: Tensor | None, config: PairedConfig
+) -> dict[str, AffineMap]:
+    """The paired maps for one interface, from the same states before and after quantization."""
+    moments = Moments(2 * full.shape[1])
+    moments.update(torch.cat([full, quantized], dim=1))
+    mean_fp, mean_q, _, cov_fq, cov_qq = paired.split(moments)
+    return paired.candidates(mean_fp, mean_q, cov_fq, cov_qq, weight, config)
 
 
 def read_maps(artifact: Artifact) -> Mapping[str, AffineMap]:

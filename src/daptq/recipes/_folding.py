@@ -35,7 +35,7 @@ from daptq.packing.checkpoint import replace_module
 from daptq.policies._base import Interface, Policy
 from daptq.recipes._allocation import float_linear
 from daptq.recipes._recipe import Folding, Recipe
-from daptq.rounding.nearest import round_weight
+from daptq.recipes._rounding import Rounder
 
 __all__ = ["FoldedInterface", "check_folding", "consumers_to_keep", "fold"]
 
@@ -107,7 +107,8 @@ def fold(
     maps: Mapping[str, AffineMap],
     plan: BitPlan,
     layers: dict[str, QuantizedLinear],
-    recipe: Recipe,
+    folding: Folding,
+    rounder: Rounder,
 ) -> tuple[FoldedInterface, ...]:
     """Folds the map of every interface; the policy and `layers` are changed in place.
 
@@ -116,10 +117,11 @@ def fold(
         maps: The map of every interface by observed module; empty when nothing is compensated.
         plan: Which layers are quantized.
         layers: The quantized layers.
-        recipe: Where maps go, and how folded weights are rounded.
+        folding: Where maps go.
+        rounder: Rounds the weights that maps were folded into.
     """
     return tuple(
-        _fold_one(policy, interface, maps[interface.observed], plan, layers, recipe)
+        _fold_one(policy, interface, maps[interface.observed], plan, layers, folding, rounder)
         for interface in policy.interfaces()
         if interface.observed in maps
     )
@@ -131,17 +133,18 @@ def _fold_one(
     affine: AffineMap,
     plan: BitPlan,
     layers: dict[str, QuantizedLinear],
-    recipe: Recipe,
+    folding: Folding,
+    rounder: Rounder,
 ) -> FoldedInterface:
     observed = interface.observed
-    kind = _kind(interface, affine, plan, recipe.folding)
+    kind = _kind(interface, affine, plan, folding)
     LOG.info("%s: folding %s", observed, kind)
     if kind == "none":
         return FoldedInterface(observed=observed, kind=kind)
     if kind.startswith("producer"):
-        error = _into_producer(policy, interface.producer, affine, plan, layers, recipe, kind)
+        error = _into_producer(policy, interface.producer, affine, plan, layers, rounder, kind)
         return FoldedInterface(observed=observed, kind=kind, layer=interface.producer, rounding_error=error)
-    error = _into_consumer(policy, interface.consumer, affine, plan, layers, recipe)
+    error = _into_consumer(policy, interface.consumer, affine, plan, layers, rounder)
     for path in interface.constants:
         parent, _, leaf = path.rpartition(".")
         moved = fold_constant(policy.get_parameter(path), affine)
@@ -174,7 +177,7 @@ def _into_consumer(
     affine: AffineMap,
     plan: BitPlan,
     layers: dict[str, QuantizedLinear],
-    recipe: Recipe,
+    rounder: Rounder,
 ) -> float | None:
     """Folds into the consumer; returns the error of rounding when it is quantized."""
     weight, bias = fold_into_consumer(*_weight_and_bias(policy, name), affine)
@@ -182,7 +185,7 @@ def _into_consumer(
         replace_module(policy, name, _linear(weight, bias))
         return None
     bits = plan[name].num_bits
-    integers, scale = round_weight(weight, bits, scale=recipe.rounding.scale)
+    integers, scale = rounder(name, weight, bits)
     layers[name] = QuantizedLinear.from_integers(integers, scale, bias, num_bits=bits)
     return float((integers * scale.double() - weight).norm() / weight.double().norm())
 
@@ -193,7 +196,7 @@ def _into_producer(
     affine: AffineMap,
     plan: BitPlan,
     layers: dict[str, QuantizedLinear],
-    recipe: Recipe,
+    rounder: Rounder,
     kind: str,
 ) -> float | None:
     """Folds into the producer; returns the error of rounding its weight again."""
@@ -213,10 +216,7 @@ def _into_producer(
         replace_module(policy, name, _linear(folded.float(), new_bias.float()))
         return None
 
-    def rounder(values: Tensor) -> tuple[Tensor, Tensor]:
-        return round_weight(values, bits, scale=recipe.rounding.scale)
-
-    result = fold_into_producer_weight(weight, bias, affine, rounder)
+    result = fold_into_producer_weight(weight, bias, affine, lambda values: rounder(name, values, bits))
     layers[name] = QuantizedLinear.from_integers(result.integers, result.scale, result.bias, num_bits=bits)
     return result.rounding_error
 

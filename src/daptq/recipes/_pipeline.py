@@ -1,36 +1,40 @@
 """`quantize`: runs a recipe on a policy, stage by stage, and writes the checkpoint.
 
-    check -> profile -> round -> measure, solve, select -> allocate -> fold -> write      (compensation first,
-    Algorithm 1) check -> profile -> allocate -> round -> measure, solve, select -> fold -> write      (allocation
-    first, section 3.5)
+    check -> profile -> statistics -> round -> score -> ... -> fold -> write
 
-Stages that a recipe does not ask for are left out. Every finished stage is an artifact in `<output>.partial`, so that
-a killed run that is started again with the same inputs continues there and writes the same bytes.
+where "..." is, with compensation first (Algorithm 1), measure and solve the maps, allocate, verify; with allocation
+first (section 3.5) allocate, verify, measure and solve. Stages that a recipe does not ask for are left out. Every
+finished stage is an artifact in `<output>.partial`, so that a killed run that is started again with the same inputs
+continues there and writes the same bytes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from daptq.allocation._plan import BitPlan
+from daptq.allocation._plan import BFLOAT16, BitPlan
 from daptq.artifacts import Artifact, hash_tensors, provenance, read_artifact, require_new_output, write_json
 from daptq.calibration._base import CalibrationSource, open_named_source, source_name
+from daptq.compensation._affine import AffineMap
 from daptq.drift._profile import PROFILE_KIND, DriftProfile
+from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
 from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies._base import Policy
-from daptq.recipes._allocation import bit_plan
-from daptq.recipes._assembly import ROUNDED_KIND, assemble, quantized_layer, rounded_tensors, share_tensors
+from daptq.recipes._allocation import bit_plan, candidate_bits
+from daptq.recipes._assembly import assemble, share_tensors
 from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content, read_maps
+from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._folding import check_folding, consumers_to_keep, fold
 from daptq.recipes._profiling import Calibration, Progress, profile_policy
 from daptq.recipes._recipe import Recipe
+from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
+from daptq.recipes._statistics import STATISTICS_KIND, interface_sensitivities, needs_statistics, statistics_content
+from daptq.recipes._verification import VERIFICATION_KIND, Replay, verification_json, verify
 from daptq.recipes._workspace import StageContent, Workspace, digest
 
 __all__ = ["quantize"]
@@ -104,29 +108,32 @@ class _Run:
 
     def write(self, output: Path) -> None:
         """Runs every stage and writes the checkpoint."""
+        policy, recipe = self.policy, self.recipe
         profile = self._profile()
-        scores = {} if profile is None else profile.scores
-        if self.recipe.order == "compensation-first":
-            before = bit_plan(self.policy, self.recipe, scores={}, keep={})
+        statistics = self._statistics(profile)
+        rounder = Rounder(recipe.rounding, statistics)
+        rounded = self._rounded(rounder)
+        scores = self._scores(profile, rounded)
+        verification: dict[str, Any] | None = None
+        if recipe.order == "compensation-first":
+            initial = bit_plan(policy, recipe, scores={}, keep={})
+            maps, decisions = self._compensation(initial, rounded, profile, statistics)
+            plan = bit_plan(policy, recipe, scores=scores, keep=consumers_to_keep(policy, recipe, maps))
+            plan, verification = self._verified(plan, scores, rounded, profile)
         else:
-            before = bit_plan(self.policy, self.recipe, scores=scores, keep=consumers_to_keep(self.policy, self.recipe))
-        rounded = self.workspace.stage("rounded", ROUNDED_KIND, lambda: (self._rounded(before), {}))
-        compensation = self._compensation(before, rounded, profile)
-        maps = {} if compensation is None else read_maps(compensation)
-        plan = before
-        if self.recipe.order == "compensation-first":
-            keep = consumers_to_keep(self.policy, self.recipe, maps)
-            plan = bit_plan(self.policy, self.recipe, scores=scores, keep=keep)
-        final = share_tensors(self.policy)
-        layers = {name: quantized_layer(self.policy, name, rounded, plan[name].num_bits) for name in plan.quantized}
-        folded = fold(final, maps, plan, layers, self.recipe)
+            plan = bit_plan(policy, recipe, scores=scores, keep=consumers_to_keep(policy, recipe))
+            plan, verification = self._verified(plan, scores, rounded, profile)
+            maps, decisions = self._compensation(plan, rounded, profile, statistics)
+        final = share_tensors(policy)
+        layers = {name: rounded.layer(name, plan[name].num_bits) for name in plan.quantized}
+        folded = fold(final, maps, plan, layers, recipe.folding, rounder)
         plan_json = {
             "layers": plan.to_json(),
             "drift_weights": None if profile is None else profile.drift_weights.tolist(),
             "calibration_steps": 0 if profile is None else profile.steps,
             "calibration_states": 0 if profile is None else profile.states,
+            "verification": verification,
         }
-        decisions = {} if compensation is None else compensation.metadata["interfaces"]
         folding_json = [{**decisions[entry.observed], **entry.to_json()} for entry in folded]
         write_json(self.workspace.path / "plan.json", {"plan": plan_json, "folding": folding_json})
         self.progress(0, 1, "write")
@@ -136,7 +143,7 @@ class _Run:
             layers=layers,
             plan=plan_json,
             folding=folding_json,
-            recipe=self.recipe.to_json(),
+            recipe=recipe.to_json(),
             provenance=self.workspace.provenance,
         )
         self.progress(1, 1, "write")
@@ -153,24 +160,87 @@ class _Run:
 
         return DriftProfile.from_artifact(self.workspace.stage("profile", PROFILE_KIND, compute))
 
-    def _rounded(self, plan: BitPlan) -> Iterator[tuple[str, Tensor]]:
-        """Every quantized layer of the plan, rounded."""
-        return rounded_tensors(
-            self.policy, plan, self.recipe, progress=lambda done, total: self.progress(done, total, "round")
-        )
-
-    def _compensation(self, plan: BitPlan, rounded: Artifact, profile: DriftProfile | None) -> Artifact | None:
-        """Measures the policy that `plan` describes and solves the maps; None when the recipe does not compensate."""
-        config, calibration = self.recipe.compensation, self.calibration
-        if config is None or calibration is None or profile is None:
+    def _statistics(self, profile: DriftProfile | None) -> Artifact | None:
+        """Gram matrices and interface sensitivities; None when no stage reads them."""
+        calibration = self.calibration
+        if calibration is None or profile is None or not needs_statistics(self.recipe):
             return None
 
         def compute() -> StageContent:
-            layers = {name: quantized_layer(self.policy, name, rounded, plan[name].num_bits) for name in plan.quantized}
-            quantized = assemble(self.policy, plan, layers)
-            return compensation_content(quantized, profile, calibration, config, progress=self.progress)
+            return statistics_content(self.policy, self.recipe, profile, calibration, progress=self.progress)
 
-        return self.workspace.stage("compensation", COMPENSATION_KIND, compute)
+        return self.workspace.stage("statistics", STATISTICS_KIND, compute)
+
+    def _rounded(self, rounder: Rounder) -> RoundedLayers:
+        """Every layer that may be quantized, rounded to each number of bits that it may get."""
+        options = candidate_bits(self.policy, self.recipe)
+
+        def compute() -> StageContent:
+            def report(done: int, total: int) -> None:
+                self.progress(done, total, "round")
+
+            return rounder.layers(self.policy, options, progress=report), {}
+
+        return RoundedLayers(self.policy, self.workspace.stage("rounded", ROUNDED_KIND, compute))
+
+    def _scores(self, profile: DriftProfile | None, rounded: RoundedLayers) -> dict[str, dict[int, float]]:
+        """Score of every layer in scope by bits: phi, or what rounding costs; empty when nothing is scored."""
+        config, calibration = self.recipe.sensitivity, self.calibration
+        if calibration is None or profile is None or not self.recipe.scores_layers:
+            return {}
+        if not isinstance(config, RoundingSensitivityConfig):
+            options = candidate_bits(self.policy, self.recipe)
+            return {name: dict.fromkeys((*options[name], BFLOAT16), score) for name, score in profile.scores.items()}
+
+        def compute() -> StageContent:
+            return costs_content(
+                self.policy, self.recipe, config, profile, rounded, calibration, progress=self.progress
+            )
+
+        return read_costs(self.workspace.stage("costs", COSTS_KIND, compute))
+
+    def _verified(
+        self,
+        plan: BitPlan,
+        scores: dict[str, dict[int, float]],
+        rounded: RoundedLayers,
+        profile: DriftProfile | None,
+    ) -> tuple[BitPlan, dict[str, Any] | None]:
+        """The plan after joint verification, and its record; the plan as it is when the recipe does not verify."""
+        config, calibration = self.recipe.verification, self.calibration
+        if config is None or calibration is None or profile is None or profile.metric is None:
+            return plan, None
+        replay = Replay(self.policy, profile.metric, calibration, config.states)
+
+        def compute() -> StageContent:
+            result = verify(self.policy, self.recipe, config, plan, scores, rounded, replay, progress=self.progress)
+            return {}, {"plan": result.plan.to_json(), "record": verification_json(result)}
+
+        stage = self.workspace.stage("verification", VERIFICATION_KIND, compute)
+        return BitPlan.from_json(stage.metadata["plan"]), dict(stage.metadata["record"])
+
+    def _compensation(
+        self, plan: BitPlan, rounded: RoundedLayers, profile: DriftProfile | None, statistics: Artifact | None
+    ) -> tuple[Mapping[str, AffineMap], Mapping[str, Any]]:
+        """Measures the policy that `plan` describes and solves the maps; none when the recipe does not compensate."""
+        config, calibration = self.recipe.compensation, self.calibration
+        if config is None or calibration is None or profile is None:
+            return {}, {}
+
+        def compute() -> StageContent:
+            layers = {name: rounded.layer(name, plan[name].num_bits) for name in plan.quantized}
+            sensitivities = interface_sensitivities(statistics)
+            return compensation_content(
+                assemble(self.policy, plan, layers),
+                profile,
+                calibration,
+                config,
+                sensitivities,
+                progress=self.progress,
+            )
+
+        stage = self.workspace.stage("compensation", COMPENSATION_KIND, compute)
+        return read_maps(stage), stage.metadata["interfaces"]
 
 
 def _require_float(policy: Policy) -> None:

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from daptq.calibration._base import CalibrationSource, batch_size, checked, limited
 from daptq.calibration._observers import InterfaceStatistics, observe_interfaces
 from daptq.drift._profile import DriftProfile
-from daptq.drift.sensitivity import Sensitivity, only_gradients_of
+from daptq.drift.sensitivity import Sensitivity, SensitivityConfig, only_gradients_of
 from daptq.drift.virtual_chain import drift_loss
 from daptq.errors import CalibrationDataError
-from daptq.policies._base import ACTION, Batch, Policy
+from daptq.policies._base import ACTION, STATE, Batch, Policy
 from daptq.policies._execution import noise_generator
 from daptq.recipes._allocation import float_linear, layers_in_scope
 from daptq.recipes._recipe import Recipe
 
-__all__ = ["Calibration", "Progress", "evaluating", "observe", "profile_policy"]
+__all__ = ["Calibration", "Progress", "drift_metric", "evaluating", "observe", "profile_policy"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,7 +39,8 @@ class Calibration:
         seed: Seed of the diffusion noise; batch i sees the same noise whichever policy reads it.
         batches: Number of batches.
         states: Number of states.
-        actions: float32 (n, action_dim), every action of every chunk, physical units.
+        chunks: float32 (n, chunk_size, action_dim), the demonstrated chunks, physical units.
+        positions: float32 (n, state_dim), the proprioception before each chunk; None where a batch has none.
     """
 
     source: CalibrationSource
@@ -47,7 +48,13 @@ class Calibration:
     seed: int
     batches: int
     states: int
-    actions: Float[Tensor, "n action"]
+    chunks: Float[Tensor, "n chunk action"]
+    positions: Float[Tensor, "n state"] | None
+
+    @property
+    def actions(self) -> Float[Tensor, "n action"]:
+        """Every action of every chunk, float32, physical units."""
+        return self.chunks.flatten(0, 1)
 
     @classmethod
     def checked(
@@ -58,10 +65,12 @@ class Calibration:
         Raises:
             CalibrationDataError: The source is empty, or a batch is not fit for the policy; the message names it.
         """
-        actions: list[Tensor] = []
+        chunks: list[Tensor] = []
+        positions: list[Tensor] = []
         states = 0
         for batch in limited(checked(source, policy), limit):
-            actions.append(batch[ACTION].reshape(-1, policy.action_dim).float())
+            chunks.append(batch[ACTION].float())
+            positions += [batch[STATE].float()] if STATE in batch else []
             states += batch_size(batch)
             progress(states, limit, "check")
         if not states:
@@ -70,7 +79,13 @@ class Calibration:
                 "Choose other data."
             )
         return cls(
-            source=source, limit=limit, seed=seed, batches=len(actions), states=states, actions=torch.cat(actions)
+            source=source,
+            limit=limit,
+            seed=seed,
+            batches=len(chunks),
+            states=states,
+            chunks=torch.cat(chunks),
+            positions=torch.cat(positions) if len(positions) == len(chunks) else None,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Generator]]:
@@ -125,6 +140,11 @@ def observe(
     return statistics
 
 
+def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
+    """The matrix G of the recipe's drift model over the executed actions of the demonstrated chunks [mm^2]."""
+    return recipe.drift.metric(calibration.chunks, calibration.positions, steps=policy.n_action_steps)
+
+
 def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> DriftProfile:
     """Drift weights, sensitivity of every layer in scope, and the representation's statistics, eq. 12-19.
 
@@ -134,9 +154,11 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         calibration: Checked data.
         progress: Called as progress(done, total, "profile") after every batch.
     """
-    weights = recipe.drift.weights(calibration.actions)
-    parameters = {name: float_linear(policy, name).weight for name in layers_in_scope(policy, recipe)}
-    sensitivity = Sensitivity(parameters, recipe.sensitivity.reduction)
+    weights = recipe.drift.weights(calibration.actions, policy.action_unit)
+    phi = recipe.sensitivity if isinstance(recipe.sensitivity, SensitivityConfig) else None
+    scored = layers_in_scope(policy, recipe) if phi is not None and recipe.scores_layers else ()
+    parameters = {name: float_linear(policy, name).weight for name in scored}
+    sensitivity = Sensitivity(parameters, "l2" if phi is None else phi.reduction)
 
     def step(batch: Batch, generator: torch.Generator) -> None:
         if parameters:
@@ -150,10 +172,12 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         statistics = observe(policy, calibration, step, progress=lambda done, total: progress(done, total, "profile"))
     return DriftProfile(
         drift_weights=weights,
+        metric=drift_metric(policy, recipe, calibration) if recipe.needs_metric else None,
         scores=sensitivity.scores() if parameters else {},
         steps=sensitivity.steps,
         states=calibration.states,
         moments=statistics.moments,
+        fitted=statistics.fitted(),
         held_out=statistics.held_out(),
         judged_on_fit=calibration.batches == 1,
     )

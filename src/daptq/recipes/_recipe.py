@@ -11,12 +11,21 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from daptq.allocation._plan import WEIGHT_BITS
+from daptq.allocation._verification import VerificationConfig
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
+from daptq.compensation.paired import PairedConfig
+from daptq.drift._base import DriftModel
+from daptq.drift.kinematic import KinematicConfig
+from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
+from daptq.drift.se3 import Se3Config
 from daptq.drift.sensitivity import SensitivityConfig
 from daptq.drift.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
 from daptq.policies._base import Role
+from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 
 __all__ = ["Folding", "Order", "Recipe", "RoleBits"]
@@ -59,11 +68,12 @@ class RoleBits:
 # Methods that a stage can be done with; the key "method" of a stage's JSON names one.
 _STAGES: Mapping[str, tuple[type[Any], ...]] = {
     "weight_bits": (RoleBits,),
-    "rounding": (NearestConfig,),
-    "drift": (VirtualChainConfig,),
-    "sensitivity": (SensitivityConfig,),
-    "allocation": (TopFractionConfig,),
-    "compensation": (CsrcConfig,),
+    "rounding": (NearestConfig, GptqConfig),
+    "drift": (VirtualChainConfig, Se3Config, KinematicConfig),
+    "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
+    "allocation": (TopFractionConfig, KnapsackConfig, EvenConfig),
+    "compensation": (CsrcConfig, PairedConfig),
+    "verification": (VerificationConfig,),
 }
 
 
@@ -80,7 +90,8 @@ class Recipe:
         drift: Drift model.
         sensitivity: How layers are scored.
         compensation: Compensation of the perception-to-action interface, or None.
-        allocation: Which layers stay in bfloat16 for their score, or None for none.
+        allocation: Which layer gets how many bits, or None for the bits of its role.
+        verification: Joint measurement of the allocated bits, which promotes layers until its gate holds, or None.
         order: Whether compensation is solved with every layer quantized and then bits are allocated (Algorithm 1 of
             arXiv 2604.11572), or the other way round (its section 3.5).
         folding: Where a compensating map goes: into the layer that consumes the representation, into the one that
@@ -92,12 +103,13 @@ class Recipe:
     name: str
     weight_bits: RoleBits = field(default_factory=RoleBits)
     activation_bits: int = 8
-    rounding: NearestConfig = field(default_factory=NearestConfig)
+    rounding: NearestConfig | GptqConfig = field(default_factory=NearestConfig)
     calibration_states: int = 512
-    drift: VirtualChainConfig = field(default_factory=VirtualChainConfig)
-    sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
-    compensation: CsrcConfig | None = None
-    allocation: TopFractionConfig | None = None
+    drift: DriftModel = field(default_factory=VirtualChainConfig)
+    sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
+    compensation: CsrcConfig | PairedConfig | None = None
+    allocation: TopFractionConfig | KnapsackConfig | EvenConfig | None = None
+    verification: VerificationConfig | None = None
     order: Order = "compensation-first"
     folding: Folding = "auto"
 
@@ -115,11 +127,39 @@ class Recipe:
                 raise RecipeError(
                     f"{label} must be one of {', '.join(choices)}, got {getattr(self, label)!r}. Choose one of these."
                 )
+        if isinstance(self.allocation, KnapsackConfig) and not self.needs_costs:
+            raise RecipeError(
+                f"sensitivity must be 'rounding' for the allocation {self.allocation.method}, got "
+                f"{self.sensitivity.method!r}. A budget is spent by what rounding to each number of bits costs."
+            )
+        if self.verification is not None and not self.needs_costs:
+            raise RecipeError(
+                f"sensitivity must be 'rounding' for a verification, got {self.sensitivity.method!r}. "
+                "Layers are promoted by what rounding costs."
+            )
 
     @property
     def needs_data(self) -> bool:
         """Whether the run looks at calibration data."""
-        return self.compensation is not None or self.allocation is not None
+        return self.compensation is not None or self.scores_layers or isinstance(self.rounding, GptqConfig)
+
+    @property
+    def scores_layers(self) -> bool:
+        """Whether layers are scored."""
+        return self.verification is not None or isinstance(self.allocation, TopFractionConfig | KnapsackConfig)
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the scores are what rounding costs, in place of the paper's phi."""
+        return isinstance(self.sensitivity, RoundingSensitivityConfig)
+
+    @property
+    def needs_metric(self) -> bool:
+        """Whether a stage reads the matrix G of the drift model."""
+        weighted_rounding = isinstance(self.rounding, GptqConfig) and self.rounding.drift_weighted
+        weighted_map = isinstance(self.compensation, PairedConfig) and self.compensation.weighted
+        costs = self.scores_layers and self.needs_costs
+        return weighted_rounding or weighted_map or costs
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object; each stage names its method."""

@@ -1,0 +1,129 @@
+"""What rounding and weighted compensation read of the full-precision policy, from one more pass over the data.
+
+Gram matrices of the layers' inputs (GPTQ), and for every interface the matrix H = E[J^T G J], J the derivative of the
+executed chunk with respect to the representation: what an error of the representation does to the robot [mm^2]. Both
+come from the complete denoising loop; where drift weighs, from one backward pass through it per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daptq.artifacts import Artifact
+from daptq.calibration._base import batch_size
+from daptq.calibration._gram import observe_grams
+from daptq.compensation.paired import PairedConfig
+from daptq.drift._profile import DriftProfile
+from daptq.drift.rounding_sensitivity import metric_root, probe
+from daptq.drift.sensitivity import only_gradients_of
+from daptq.policies._base import Policy
+from daptq.recipes._allocation import candidate_bits, float_linear
+from daptq.recipes._profiling import Calibration, Progress, evaluating
+from daptq.recipes._recipe import Recipe
+from daptq.recipes._workspace import StageContent
+from daptq.rounding.gptq import GptqConfig
+
+__all__ = ["STATISTICS_KIND", "interface_sensitivities", "needs_statistics", "probe_generator", "statistics_content"]
+
+STATISTICS_KIND = "layer-statistics"
+
+
+def needs_statistics(recipe: Recipe) -> bool:
+    """Whether a stage of the recipe reads what this pass collects."""
+    return isinstance(recipe.rounding, GptqConfig) or _weighted_map(recipe)
+
+
+def probe_generator(generator: torch.Generator) -> torch.Generator:
+    """The source of random projections that goes with a batch's source of noise."""
+    return torch.Generator().manual_seed(generator.initial_seed() ^ 0x9E3779B9)
+
+
+def statistics_content(
+    policy: Policy, recipe: Recipe, profile: DriftProfile, calibration: Calibration, *, progress: Progress
+) -> StageContent:
+    """Runs the pass.
+
+    Args:
+        policy: Full-precision policy.
+        recipe: Says which statistics are read.
+        profile: Holds the metric G where drift weighs.
+        calibration: Checked data.
+        progress: Called as progress(done, total, "statistics") after every batch.
+
+    Returns:
+        Tensors float64 ``<layer>/gram`` and ``<observed>/sensitivity``.
+    """
+    rounding = recipe.rounding if isinstance(recipe.rounding, GptqConfig) else None
+    names = tuple(candidate_bits(policy, recipe)) if rounding is not None else ()
+    weighted = rounding is not None and rounding.drift_weighted
+    backward = weighted or _weighted_map(recipe)
+    parameters = {name: float_linear(policy, name).weight for name in policy.linear_layers()} if backward else {}
+    root = metric_root(profile.metric) if backward and profile.metric is not None else None
+    sensitivities: dict[str, Tensor] = {}
+    with (
+        evaluating(policy),
+        only_gradients_of(policy, parameters),
+        observe_grams(policy, names, weighted=weighted) as grams,
+    ):
+        for index, (batch, generator) in enumerate(calibration):
+            if root is None:
+                with torch.no_grad():
+                    policy.denoised_chunk(batch, generator)
+            else:
+                states = batch_size(batch)
+                with _representation_gradients(policy, states) as gradients:
+                    value = probe(policy.denoised_chunk(batch, generator), root, probe_generator(generator))
+                    torch.autograd.grad(value, [*parameters.values()], allow_unused=True)
+                for observed, total in gradients().items():
+                    added = total.mT @ total * (states / calibration.states)
+                    sensitivities[observed] = sensitivities.get(observed, torch.zeros_like(added)) + added
+            progress(index + 1, calibration.batches, "statistics")
+    tensors = grams.tensors() if names else {}
+    return {**tensors, **{f"{observed}/sensitivity": h for observed, h in sensitivities.items()}}, {}
+
+
+def interface_sensitivities(statistics: Artifact | None) -> dict[str, Float[Tensor, "d d"]]:
+    """H of every interface by observed module, as far as the pass collected it."""
+    if statistics is None:
+        return {}
+    ending = "/sensitivity"
+    names = [name for name in statistics.tensor_names if name.endswith(ending)]
+    return {name.removesuffix(ending): statistics.tensor(name) for name in names}
+
+
+def _weighted_map(recipe: Recipe) -> bool:
+    return isinstance(recipe.compensation, PairedConfig) and recipe.compensation.weighted
+
+
+@contextmanager
+def _representation_gradients(
+    policy: Policy, states: int
+) -> Iterator[Callable[[], dict[str, Float[Tensor, "states d"]]]]:
+    """Within the block, gradients with respect to the representation of each state are added up over its uses.
+
+    The first rows that an interface's observed module reads are those of the states, see `Interface.observed`.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def add(observed: str, gradient: Tensor) -> None:
+        rows = gradient.detach().reshape(-1, gradient.shape[-1])[:states].to(torch.float64)
+        sums[observed] = sums[observed] + rows if observed in sums else rows
+
+    def hook_for(observed: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(lambda gradient: add(observed, gradient))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for interface in policy.interfaces():
+            module = policy.get_submodule(interface.observed)
+            hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
+        yield lambda: dict(sums)

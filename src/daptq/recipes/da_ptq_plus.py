@@ -1,0 +1,64 @@
+"""daptq's own method: one drift metric G, used by rounding, allocation, compensation and verification alike.
+
+Every linear layer is quantized, the vision tower included. Weights are rounded by GPTQ under Gram matrices in which a
+token counts by what it does to the robot; the bits of every layer are the exact solution of a budget over the drift
+that its rounding causes; the plan is replayed as a whole; and what remains at the perception-to-action interface is
+compensated by a least-squares map, folded into weights.
+"""
+
+from __future__ import annotations
+
+from daptq.allocation._verification import VerificationConfig
+from daptq.allocation.knapsack import KnapsackConfig
+from daptq.compensation.paired import PairedConfig
+from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
+from daptq.recipes._drift_models import DriftModelName, drift_model_config
+from daptq.recipes._recipe import Recipe, RoleBits
+from daptq.rounding.gptq import GptqConfig
+
+__all__ = ["da_ptq_plus"]
+
+
+def da_ptq_plus(
+    *,
+    weight_bits: int = 4,
+    activation_bits: int = 8,
+    budget_bits: float | None = None,
+    budget_mib: float | None = None,
+    budget_ms: float | None = None,
+    gate_mm: float | None = None,
+    drift_model: DriftModelName = "se3",
+    calibration_states: int = 512,
+) -> Recipe:
+    """Our method; `dataclasses.replace` on the result reaches every other setting.
+
+    Args:
+        weight_bits: Bits of a layer before the budget is spent, and the budget when none is given: so many mean bits
+            per weight, scales included.
+        activation_bits: Bits of the activations.
+        budget_bits: Mean bits per weight, scales included.
+        budget_mib: Size of the linear layers in the checkpoint [MiB].
+        budget_ms: Time of one product with every linear layer, as measured on this machine [ms].
+        gate_mm: Largest root mean square drift of an executed chunk [mm]; layers are promoted, within the budget, until
+            it holds. By default it is measured and nothing is promoted.
+        drift_model: ``"se3"``, ``"kinematic"`` or ``"virtual-chain"``.
+        calibration_states: Number of demonstration states.
+
+    Raises:
+        RecipeError: A setting is outside its range, or more than one budget is given.
+    """
+    if budget_bits is None and budget_mib is None and budget_ms is None:
+        budget_bits = float(weight_bits)
+    return Recipe(
+        name="da-ptq-plus",
+        weight_bits=RoleBits(vision=weight_bits, connector=weight_bits, language=weight_bits, action_head=weight_bits),
+        activation_bits=activation_bits,
+        rounding=GptqConfig(drift_weighted=True),
+        calibration_states=calibration_states,
+        drift=drift_model_config(drift_model),
+        sensitivity=RoundingSensitivityConfig(),
+        compensation=PairedConfig(),
+        allocation=KnapsackConfig(budget_bits=budget_bits, budget_mib=budget_mib, budget_ms=budget_ms),
+        verification=VerificationConfig(gate_mm=gate_mm),
+        order="allocation-first",
+    )
