@@ -30,8 +30,8 @@ PRECISION = 1e-8
 
 # Sums of budgets such as 0.1 ms are rounded: a total that is larger by this fraction is still the budget.
 _ROUNDING = 1e-12
-# What the best total, and the free budget, are to the solver, whose tolerances are 1e-6. With costs of 1e6 it solves
-# some problems in several attempts and prints a line for each.
+# What the best total, and the free budget, are to the solver, whose tolerances are 1e-6. On some problems of hundreds
+# of layers it prints a line of its own to the standard output, whatever these units are.
 _COST_UNIT = 1e4
 _RESOURCE_UNIT = 1e4
 # Cost of using the whole budget beside _COST_UNIT: decides between plans of equal cost, and nothing else.
