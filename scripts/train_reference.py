@@ -280,9 +280,9 @@ def start(work: Path, policy: str) -> None:
     """Takes the weights and the normalisation of a trained policy in place of the perception phase."""
     trained = load_policy(policy)
     write_json(work / "config.json", trained.config())
-    tensors = {f"model.policy.{name}": tensor for name, tensor in trained.named_parameters()}
+    tensors = {f"model.policy.{name}": tensor.detach() for name, tensor in trained.named_parameters()}
     heads = {
-        f"model.{name}": tensor
+        f"model.{name}": tensor.detach()
         for name, tensor in new_learner(work / "config.json").named_parameters()
         if not name.startswith("policy.")
     }

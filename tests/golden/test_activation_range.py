@@ -64,9 +64,9 @@ def test_percentiles_that_cannot_be_are_refused() -> None:
         with pytest.raises(RecipeError, match=r"percentile must lie in \(0, 100\]"):
             ActivationConfig(percentile=percent)
     with pytest.raises(
-        RecipeError, match="method of activations must be one of dynamic, static, per-step, got 'fixed'"
+        RecipeError, match="scaling of activations must be one of dynamic, static, per-step, got 'fixed'"
     ):
-        ActivationConfig(method="fixed")  # type: ignore[arg-type]
+        ActivationConfig(scaling="fixed")  # type: ignore[arg-type]
 
 
 class Net(nn.Module):

@@ -26,7 +26,7 @@ def test_quantize_inspect_load(run: Run, tiny: Path, tmp_path: Path, little_sour
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.json"]
 
     written = json.loads(described.read_text())
-    assert (written["kind"], written["recipe"]["name"], written["recipe"]["activation_bits"]) == (
+    assert (written["kind"], written["recipe"]["name"], written["recipe"]["activation_bits"]["language"]) == (
         "quantized-policy",
         "da-ptq",
         8,

@@ -12,9 +12,10 @@ from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.sensitivity import SensitivityConfig
+from daptq.drift.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
 from daptq.recipes import Recipe, da_ptq, round_to_nearest
-from daptq.recipes._recipe import RoleBits
+from daptq.recipes._recipe import RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig
 
 RECIPES = {
@@ -51,11 +52,12 @@ def test_recipes_differ_in_json() -> None:
 def test_the_papers_defaults() -> None:
     recipe = da_ptq()
     assert recipe.weight_bits == RoleBits(vision=None, connector=None, language=4, action_head=4)
-    assert recipe.activation_bits == 8
+    assert recipe.activation_bits == RoleActivationBits()
+    assert recipe.activation_bits.of("language") == 8
     assert recipe.allocation == TopFractionConfig(fraction=0.3, by="count", keep_last_blocks=2, scope="action_head")
     assert recipe.order == "compensation-first"
     assert recipe.calibration_states == 512
-    assert (recipe.drift.damping, recipe.drift.translation_weight, recipe.drift.rotation_weight) == (3e-4, 1.8, 0.15)
+    assert recipe.drift == VirtualChainConfig(damping=3e-4, translation_weight=1.8, rotation_weight=0.15)
     assert recipe.needs_data
 
 
@@ -87,8 +89,8 @@ def test_bits_without_a_kernel_are_refused(factory: Any, bits: Any) -> None:
         ({"keep_fraction": 1.5}, "keep_fraction must be between 0 and 1, got 1.5"),
         ({"keep_fraction": -0.1}, "keep_fraction must be between 0 and 1"),
         ({"keep_last_blocks": -1}, "keep_last_blocks"),
-        ({"activation_bits": 4}, "activation_bits must be 8, got 4"),
-        ({"activation_bits": 8.0}, "activation_bits must be 8"),
+        ({"activation_bits": 5}, "activation_bits of vision must be one of 4, 8, got 5"),
+        ({"activation_bits": 8.0}, "activation_bits of vision must be one of 4, 8"),
         ({"calibration_states": 0}, "calibration_states must be a positive integer"),
         ({"order": "both"}, "order must be one of compensation-first, allocation-first"),
         ({"folding": "nowhere"}, "folding must be one of auto, consumer, producer"),

@@ -12,6 +12,7 @@ from daptq.cli._console import json_option
 CATALOGS = {
     "environments": catalog.ENVIRONMENTS,
     "methods": catalog.METHODS,
+    "drift-models": catalog.DRIFT_MODELS,
     "kernels": catalog.KERNELS,
     "sources": catalog.SOURCES,
 }

@@ -20,11 +20,16 @@ from daptq.errors import RecipeError
 @click.option("--weight-bits", metavar="BITS", type=int, help="Bits of a quantized weight.  [default: the method's]")
 @click.option("--activation-bits", metavar="BITS", type=int, help="Bits of its activations.  [default: the method's]")
 @click.option("--keep-fraction", metavar="F", type=float, help="Action-head layers kept.  [default: the method's]")
+@click.option("--budget-mib", metavar="N", type=float, help="Size of the linear layers, for a method with a budget.")
+@click.option("--budget-ms", metavar="N", type=float, help="Measured time of the linear layers, likewise.")
+@click.option("--budget-bits", metavar="N", type=float, help="Mean bits per weight, scales included, likewise.")
+@click.option("--drift-model", metavar="NAME", help="See `daptq list drift-models`.  [default: the method's]")
+@click.option("--gate-mm", metavar="N", type=float, help="Promote layers until a chunk drifts at most so far.")
 @click.option("--calibration-states", metavar="N", type=int, help="States to calibrate on.  [default: the method's]")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of the calibration states and their noise.")
 @json_option
 def quantize(
-    policy: str, output: Path, method: str, data: str, seed: int, json_path: Path | None, **settings: float | None
+    policy: str, output: Path, method: str, data: str, seed: int, json_path: Path | None, **settings: float | str | None
 ) -> None:
     """Quantizes POLICY into the new folder DIR, which loads without the original policy.
 

@@ -37,6 +37,7 @@ def assemble(policy: Policy, plan: BitPlan, layers: dict[str, QuantizedLinear]) 
         if decision.kept:
             replace_module(copy, decision.name, BFloat16Linear.from_linear(float_linear(policy, decision.name)))
         else:
+            layers[decision.name].follow(copy.denoising_step)
             replace_module(copy, decision.name, layers[decision.name])
     return copy
 

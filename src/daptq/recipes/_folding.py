@@ -185,9 +185,10 @@ def _into_consumer(
         replace_module(policy, name, _linear(weight, bias))
         return None
     bits = plan[name].num_bits
-    integers, scale = rounder(name, weight, bits)
-    layers[name] = QuantizedLinear.from_integers(integers, scale, bias, num_bits=bits)
-    return float((integers * scale.double() - weight).norm() / weight.double().norm())
+    transformed = rounder.transformed(name, weight)
+    integers, scale = rounder.round(name, transformed, bits)
+    layers[name] = rounder.layer(name, integers, scale, bias, bits)
+    return float((integers * scale.double() - transformed).norm() / transformed.double().norm())
 
 
 def _into_producer(
@@ -207,7 +208,7 @@ def _into_producer(
         scale, new_bias = fold_gain_into_producer(
             before.weight_scale, before.bias, affine.matrix.diagonal(), affine.shift
         )
-        layers[name] = QuantizedLinear.from_integers(before.integers(), scale, new_bias, num_bits=bits)
+        layers[name] = rounder.layer(name, before.integers(), scale, new_bias, bits)
         return None
     if plan[name].kept:
         # A linear layer in floating point takes W' = M W and b' = M b + d without a second rounding.
@@ -216,8 +217,10 @@ def _into_producer(
         replace_module(policy, name, _linear(folded.float(), new_bias.float()))
         return None
 
-    result = fold_into_producer_weight(weight, bias, affine, lambda values: rounder(name, values, bits))
-    layers[name] = QuantizedLinear.from_integers(result.integers, result.scale, result.bias, num_bits=bits)
+    # The map acts on rows and the transform of the input on columns: their order does not matter.
+    transformed = rounder.transformed(name, weight)
+    result = fold_into_producer_weight(transformed, bias, affine, lambda values: rounder.round(name, values, bits))
+    layers[name] = rounder.layer(name, result.integers, result.scale, result.bias, bits)
     return result.rounding_error
 
 

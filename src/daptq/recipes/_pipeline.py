@@ -1,6 +1,6 @@
 """`quantize`: runs a recipe on a policy, stage by stage, and writes the checkpoint.
 
-    check -> profile -> statistics -> round -> score -> ... -> fold -> write
+    check -> profile -> statistics, ranges -> round -> score -> ... -> fold -> write
 
 where "..." is, with compensation first (Algorithm 1), measure and solve the maps, allocate, verify; with allocation
 first (section 3.5) allocate, verify, measure and solve. Stages that a recipe does not ask for are left out. Every
@@ -31,6 +31,7 @@ from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content,
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._folding import check_folding, consumers_to_keep, fold
 from daptq.recipes._profiling import Calibration, Progress, profile_policy
+from daptq.recipes._ranges import RANGES_KIND, ranges_content
 from daptq.recipes._recipe import Recipe
 from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
 from daptq.recipes._statistics import STATISTICS_KIND, interface_sensitivities, needs_statistics, statistics_content
@@ -111,7 +112,7 @@ class _Run:
         policy, recipe = self.policy, self.recipe
         profile = self._profile()
         statistics = self._statistics(profile)
-        rounder = Rounder(recipe.rounding, statistics)
+        rounder = Rounder(policy, recipe, statistics, self._ranges())
         rounded = self._rounded(rounder)
         scores = self._scores(profile, rounded)
         verification: dict[str, Any] | None = None
@@ -171,6 +172,17 @@ class _Run:
 
         return self.workspace.stage("statistics", STATISTICS_KIND, compute)
 
+    def _ranges(self) -> Artifact | None:
+        """Ranges of the layers' inputs; None when nothing reads them."""
+        calibration = self.calibration
+        if calibration is None or not self.recipe.needs_ranges:
+            return None
+
+        def compute() -> StageContent:
+            return ranges_content(self.policy, self.recipe, calibration, progress=self.progress)
+
+        return self.workspace.stage("ranges", RANGES_KIND, compute)
+
     def _rounded(self, rounder: Rounder) -> RoundedLayers:
         """Every layer that may be quantized, rounded to each number of bits that it may get."""
         options = candidate_bits(self.policy, self.recipe)
@@ -179,9 +191,9 @@ class _Run:
             def report(done: int, total: int) -> None:
                 self.progress(done, total, "round")
 
-            return rounder.layers(self.policy, options, progress=report), {}
+            return rounder.layers(options, progress=report), {}
 
-        return RoundedLayers(self.policy, self.workspace.stage("rounded", ROUNDED_KIND, compute))
+        return RoundedLayers(self.policy, rounder, self.workspace.stage("rounded", ROUNDED_KIND, compute))
 
     def _scores(self, profile: DriftProfile | None, rounded: RoundedLayers) -> dict[str, dict[int, float]]:
         """Score of every layer in scope by bits: phi, or what rounding costs; empty when nothing is scored."""

@@ -24,11 +24,14 @@ from daptq.drift.se3 import Se3Config
 from daptq.drift.sensitivity import SensitivityConfig
 from daptq.drift.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
+from daptq.kernels.linear._arithmetic import ACTIVATION_BITS
 from daptq.policies._base import Role
+from daptq.rounding._activations import ActivationConfig
+from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 
-__all__ = ["Folding", "Order", "Recipe", "RoleBits"]
+__all__ = ["Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits"]
 
 Order = Literal["compensation-first", "allocation-first"]
 Folding = Literal["auto", "consumer", "producer"]
@@ -59,15 +62,59 @@ class RoleBits:
                     f"bfloat16, got {bits}. Choose one of these."
                 )
 
+    @classmethod
+    def everywhere(cls, bits: int | None) -> RoleBits:
+        """The same bits in every role."""
+        return cls(vision=bits, connector=bits, language=bits, action_head=bits)
+
     def of(self, role: Role) -> int | None:
         """Bits of one role."""
         bits: int | None = getattr(self, role)
         return bits
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoleActivationBits:
+    """Bits of the activations that quantized layers multiply with, by role: 4 or 8.
+
+    Attributes:
+        vision: Vision towers.
+        connector: Projections into the language model.
+        language: Language model.
+        action_head: Action decoder.
+    """
+
+    vision: int = 8
+    connector: int = 8
+    language: int = 8
+    action_head: int = 8
+
+    def __post_init__(self) -> None:
+        for role in fields(self):
+            bits = getattr(self, role.name)
+            if type(bits) is not int or bits not in ACTIVATION_BITS:
+                raise RecipeError(
+                    f"activation_bits of {role.name} must be one of {', '.join(map(str, ACTIVATION_BITS))}, got "
+                    f"{bits!r}. Choose one of these."
+                )
+
+    @classmethod
+    def everywhere(cls, bits: int) -> RoleActivationBits:
+        """The same bits in every role."""
+        return cls(vision=bits, connector=bits, language=bits, action_head=bits)
+
+    def of(self, role: Role) -> int:
+        """Bits of one role."""
+        bits: int = getattr(self, role)
+        return bits
+
+
 # Methods that a stage can be done with; the key "method" of a stage's JSON names one.
 _STAGES: Mapping[str, tuple[type[Any], ...]] = {
     "weight_bits": (RoleBits,),
+    "activation_bits": (RoleActivationBits,),
+    "activations": (ActivationConfig,),
+    "transform": (TransformConfig,),
     "rounding": (NearestConfig, GptqConfig),
     "drift": (VirtualChainConfig, Se3Config, KinematicConfig),
     "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
@@ -84,7 +131,9 @@ class Recipe:
     Attributes:
         name: Name of the recipe in the catalog.
         weight_bits: Bits of the weights by role.
-        activation_bits: Bits of the activations that a quantized layer multiplies with, rounded per token; 8.
+        activation_bits: Bits of the activations that a quantized layer multiplies with, by role.
+        activations: How activations are scaled.
+        transform: Smoothing and rotation of the inputs of quantized layers.
         rounding: How weights are rounded.
         calibration_states: Number of calibration states.
         drift: Drift model.
@@ -102,7 +151,9 @@ class Recipe:
 
     name: str
     weight_bits: RoleBits = field(default_factory=RoleBits)
-    activation_bits: int = 8
+    activation_bits: RoleActivationBits = field(default_factory=RoleActivationBits)
+    activations: ActivationConfig = field(default_factory=ActivationConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
     rounding: NearestConfig | GptqConfig = field(default_factory=NearestConfig)
     calibration_states: int = 512
     drift: DriftModel = field(default_factory=VirtualChainConfig)
@@ -114,10 +165,6 @@ class Recipe:
     folding: Folding = "auto"
 
     def __post_init__(self) -> None:
-        if self.activation_bits != 8 or type(self.activation_bits) is not int:
-            raise RecipeError(
-                f"activation_bits must be 8, got {self.activation_bits}. The kernels multiply with 8-bit activations."
-            )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
                 f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
@@ -141,7 +188,13 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether the run looks at calibration data."""
-        return self.compensation is not None or self.scores_layers or isinstance(self.rounding, GptqConfig)
+        rounding = isinstance(self.rounding, GptqConfig) or self.needs_ranges
+        return self.compensation is not None or self.scores_layers or rounding
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether the ranges of the layers' inputs are measured."""
+        return self.transform.smoothing > 0 or self.activations.scaling != "dynamic"
 
     @property
     def scores_layers(self) -> bool:

@@ -1,4 +1,8 @@
-"""The rounding stage: every layer of a plan's candidates rounded by the recipe's method, one layer after the other."""
+"""The rounding stage: every layer rounded by the recipe's method to each number of bits that it may get.
+
+A layer's input may be smoothed and rotated and its activations scaled statically: `Rounder` prepares a weight for that,
+and builds the quantized layer that does the same to its input.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,14 @@ from torch import Tensor
 from daptq.artifacts import Artifact
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.numerics.grid import dequantize
+from daptq.numerics.rotation import fits, rotate
 from daptq.policies._base import Policy
 from daptq.recipes._allocation import float_linear
+from daptq.recipes._recipe import Recipe
 from daptq.rounding import gptq, nearest
-from daptq.rounding.gptq import GptqConfig
+from daptq.rounding._activations import static_scale
+from daptq.rounding._smoothing import smoothing_scale
+from daptq.rounding._transform import transform_gram
 from daptq.rounding.nearest import NearestConfig
 
 __all__ = ["ROUNDED_KIND", "RoundedLayers", "Rounder"]
@@ -22,51 +30,103 @@ ROUNDED_KIND = "rounded-layers"
 
 
 class Rounder:
-    """Rounds a weight of a named layer as the recipe says.
+    """Rounds weights of named layers, and builds their quantized layers, as the recipe says.
 
     Args:
-        config: The rounding method.
-        statistics: Artifact with the Gram matrix ``<layer>/gram`` of every layer, where the method reads them.
+        policy: Full-precision policy.
+        recipe: Rounding method, transform of the inputs, activations.
+        statistics: Holds the Gram matrix ``<layer>/gram`` of every layer, where the method reads them.
+        ranges: Holds ``<layer>/absmax`` and ``<layer>/range``, where transform and activations read them.
     """
 
-    def __init__(self, config: NearestConfig | GptqConfig, statistics: Artifact | None) -> None:
-        self._config = config
-        self._statistics = statistics
+    def __init__(self, policy: Policy, recipe: Recipe, statistics: Artifact | None, ranges: Artifact | None) -> None:
+        self._policy, self._recipe = policy, recipe
+        self._statistics, self._ranges = statistics, ranges
+        self._roles = policy.linear_layers()
 
-    def __call__(
-        self, name: str, weight: Float[Tensor, "out in"], num_bits: int
+    def transformed(self, name: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """A weight for the transformed input of layer `name`, float32: W diag(1 / input_scale) R."""
+        input_scale, block = self._transform(name)
+        result = weight.detach().double()
+        result = result if input_scale is None else result / input_scale
+        return (rotate(result, block) if block else result).float()
+
+    def restored(self, name: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The inverse of `transformed`."""
+        input_scale, block = self._transform(name)
+        result = rotate(weight.double(), block) if block else weight.double()
+        return (result if input_scale is None else result * input_scale).float()
+
+    def round(
+        self, name: str, transformed: Float[Tensor, "out in"], num_bits: int
     ) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
-        """Integers int8 (out, in) and scale float32 (out, 1)."""
-        config = self._config
+        """Integers int8 (out, in) and scale float32 (out, 1) of a transformed weight of layer `name`."""
+        config = self._recipe.rounding
         if isinstance(config, NearestConfig):
-            return nearest.round_weight(weight, num_bits, scale=config.scale)
+            return nearest.round_weight(transformed, num_bits, scale=config.scale)
         assert self._statistics is not None
         return gptq.round_weight(
-            weight,
+            transformed,
             num_bits,
-            self._statistics.tensor(f"{name}/gram"),
+            transform_gram(self._statistics.tensor(f"{name}/gram"), *self._transform(name)),
             scale=config.scale,
             act_order=config.act_order,
             damping=config.damping,
         )
 
+    def layer(
+        self,
+        name: str,
+        integers: Int8[Tensor, "out in"],
+        scale: Float[Tensor, "out 1"],
+        bias: Float[Tensor, " out"] | None,
+        num_bits: int,
+    ) -> QuantizedLinear:
+        """The layer of these integers."""
+        input_scale, block = self._transform(name)
+        bits = self._recipe.activation_bits.of(self._roles[name])
+        activation_scale = None
+        if self._recipe.activations.scaling != "dynamic":
+            assert self._ranges is not None
+            activation_scale = static_scale(self._ranges.tensor(f"{name}/range"), bits)
+        return QuantizedLinear.from_integers(
+            integers,
+            scale,
+            bias,
+            num_bits=num_bits,
+            activation_bits=bits,
+            activation_scale=activation_scale,
+            input_scale=input_scale,
+            rotation_block=block,
+        )
+
     def layers(
-        self, policy: Policy, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int, int], None]
+        self, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int, int], None]
     ) -> Iterator[tuple[str, Tensor]]:
         """Rounds every layer to each of its bits: int8 ``<layer>/<bits>/integers``, float32 ``<layer>/<bits>/scale``.
 
         Args:
-            policy: Full-precision policy.
             options: Bits of each layer.
             progress: Called as progress(done, total) after every layer.
         """
         for done, (name, bits) in enumerate(options.items(), start=1):
-            weight = float_linear(policy, name).weight
+            weight = self.transformed(name, float_linear(self._policy, name).weight)
             for num_bits in bits:
-                integers, scale = self(name, weight, num_bits)
+                integers, scale = self.round(name, weight, num_bits)
                 yield f"{name}/{num_bits}/integers", integers
                 yield f"{name}/{num_bits}/scale", scale
             progress(done, len(options))
+
+    def _transform(self, name: str) -> tuple[Float[Tensor, " in"] | None, int]:
+        """`input_scale` and `rotation_block` of a layer."""
+        config = self._recipe.transform
+        weight, input_scale = float_linear(self._policy, name).weight, None
+        if config.smoothing:
+            assert self._ranges is not None
+            absmax = self._ranges.tensor(f"{name}/absmax")
+            input_scale = smoothing_scale(weight, absmax, config.smoothing).reciprocal()
+        block = config.rotation_block
+        return input_scale, block if block and fits(weight.shape[1], block) else 0
 
 
 class RoundedLayers:
@@ -74,24 +134,22 @@ class RoundedLayers:
 
     Args:
         policy: Gives the bias of each layer.
+        rounder: Builds the layers.
         artifact: The rounded layers.
     """
 
-    def __init__(self, policy: Policy, artifact: Artifact) -> None:
-        self._policy = policy
-        self._artifact = artifact
+    def __init__(self, policy: Policy, rounder: Rounder, artifact: Artifact) -> None:
+        self._policy, self._rounder, self._artifact = policy, rounder, artifact
 
     def layer(self, name: str, num_bits: int) -> QuantizedLinear:
         """The packed layer, with the bias of the full-precision layer."""
-        return QuantizedLinear.from_integers(
-            self._artifact.tensor(f"{name}/{num_bits}/integers"),
-            self._artifact.tensor(f"{name}/{num_bits}/scale"),
-            float_linear(self._policy, name).bias,
-            num_bits=num_bits,
-        )
+        integers, scale = self._rounded(name, num_bits)
+        return self._rounder.layer(name, integers, scale, float_linear(self._policy, name).bias, num_bits)
 
     def weight(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:
-        """The rounded weight as floats (fake quantization), float32."""
-        return dequantize(
-            self._artifact.tensor(f"{name}/{num_bits}/integers"), self._artifact.tensor(f"{name}/{num_bits}/scale")
-        )
+        """The rounded weight as floats for the untransformed input (fake quantization), float32."""
+        return self._rounder.restored(name, dequantize(*self._rounded(name, num_bits)))
+
+    def _rounded(self, name: str, num_bits: int) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
+        prefix = f"{name}/{num_bits}"
+        return self._artifact.tensor(f"{prefix}/integers"), self._artifact.tensor(f"{prefix}/scale")

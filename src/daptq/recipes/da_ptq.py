@@ -12,7 +12,8 @@ from typing import Literal, get_args
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
 from daptq.errors import RecipeError
-from daptq.recipes._recipe import Folding, Order, Recipe, RoleBits
+from daptq.recipes._drift_models import DriftModelName, drift_model_config
+from daptq.recipes._recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
 __all__ = ["Compensation", "da_ptq"]
@@ -30,13 +31,14 @@ def da_ptq(
     order: Order = "compensation-first",
     folding: Folding = "auto",
     scale: ScaleRule = "searched",
+    drift_model: DriftModelName = "virtual-chain",
     calibration_states: int = 512,
 ) -> Recipe:
     """The paper's method; `dataclasses.replace` on the result reaches every other setting.
 
     Args:
         weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
-        activation_bits: Bits of the activations: 8.
+        activation_bits: Bits of the activations, 4 or 8.
         keep_fraction: Fraction of the action head's linear layers that stay bfloat16 for their sensitivity, in [0, 1].
         keep_last_blocks: Number of last blocks of the action head that are never quantized.
         compensation: ``"cross-channel"``: gain and shift per channel, then the matrix of eq. 7; ``"per-channel"``: the
@@ -44,6 +46,7 @@ def da_ptq(
         order: Whether to compensate or to allocate first.
         folding: Where the compensating map goes, see `Recipe`.
         scale: How the scale of each output channel is chosen.
+        drift_model: ``"virtual-chain"`` is the paper's; ``"se3"`` and ``"kinematic"`` know more of the robot.
         calibration_states: Number of demonstration states.
 
     Raises:
@@ -57,9 +60,10 @@ def da_ptq(
     return Recipe(
         name="da-ptq",
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
-        activation_bits=activation_bits,
+        activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=NearestConfig(scale=scale),
         calibration_states=calibration_states,
+        drift=drift_model_config(drift_model),
         compensation=None if compensation == "none" else CsrcConfig(cross_channel=compensation == "cross-channel"),
         allocation=TopFractionConfig(fraction=keep_fraction, keep_last_blocks=keep_last_blocks),
         order=order,

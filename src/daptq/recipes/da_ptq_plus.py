@@ -13,7 +13,7 @@ from daptq.allocation.knapsack import KnapsackConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
 from daptq.recipes._drift_models import DriftModelName, drift_model_config
-from daptq.recipes._recipe import Recipe, RoleBits
+from daptq.recipes._recipe import Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.gptq import GptqConfig
 
 __all__ = ["da_ptq_plus"]
@@ -35,7 +35,7 @@ def da_ptq_plus(
     Args:
         weight_bits: Bits of a layer before the budget is spent, and the budget when none is given: so many mean bits
             per weight, scales included.
-        activation_bits: Bits of the activations.
+        activation_bits: Bits of the activations, 4 or 8.
         budget_bits: Mean bits per weight, scales included.
         budget_mib: Size of the linear layers in the checkpoint [MiB].
         budget_ms: Time of one product with every linear layer, as measured on this machine [ms].
@@ -51,8 +51,8 @@ def da_ptq_plus(
         budget_bits = float(weight_bits)
     return Recipe(
         name="da-ptq-plus",
-        weight_bits=RoleBits(vision=weight_bits, connector=weight_bits, language=weight_bits, action_head=weight_bits),
-        activation_bits=activation_bits,
+        weight_bits=RoleBits.everywhere(weight_bits),
+        activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=GptqConfig(drift_weighted=True),
         calibration_states=calibration_states,
         drift=drift_model_config(drift_model),

@@ -5,7 +5,7 @@ The baseline of every comparison. It reads no calibration data.
 
 from __future__ import annotations
 
-from daptq.recipes._recipe import Recipe, RoleBits
+from daptq.recipes._recipe import Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
 __all__ = ["round_to_nearest"]
@@ -16,7 +16,7 @@ def round_to_nearest(*, weight_bits: int = 4, activation_bits: int = 8, scale: S
 
     Args:
         weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
-        activation_bits: Bits of the activations: 8.
+        activation_bits: Bits of the activations, 4 or 8.
         scale: How the scale of each output channel is chosen; the default is the one `da_ptq` uses.
 
     Raises:
@@ -25,6 +25,6 @@ def round_to_nearest(*, weight_bits: int = 4, activation_bits: int = 8, scale: S
     return Recipe(
         name="round-to-nearest",
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
-        activation_bits=activation_bits,
+        activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=NearestConfig(scale=scale),
     )

@@ -15,9 +15,9 @@ from torch import Tensor
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.numerics.grid import largest_integer
 
-__all__ = ["ActivationConfig", "ActivationMethod", "static_scale"]
+__all__ = ["ActivationConfig", "Scaling", "static_scale"]
 
-ActivationMethod = Literal["dynamic", "static", "per-step"]
+Scaling = Literal["dynamic", "static", "per-step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +25,19 @@ class ActivationConfig:
     """How activations are scaled.
 
     Attributes:
-        method: ``"dynamic"``: every token by its largest magnitude when it comes; ``"static"``: one scale for a layer;
+        scaling: ``"dynamic"``: every token by its largest magnitude when it comes; ``"static"``: one scale for a layer;
             ``"per-step"``: one scale for each denoising step in the layers of the action head's loop, and one scale in
             all others.
         percentile: Part of the calibration values, in percent, that a static range does not clip.
     """
 
-    method: ActivationMethod = "dynamic"
+    scaling: Scaling = "dynamic"
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(ActivationMethod):
+        if self.scaling not in get_args(Scaling):
             raise RecipeError(
-                f"method of activations must be one of {', '.join(get_args(ActivationMethod))}, got {self.method!r}. "
+                f"scaling of activations must be one of {', '.join(get_args(Scaling))}, got {self.scaling!r}. "
                 "Choose one of these."
             )
         if not 0 < self.percentile <= 100:

@@ -21,6 +21,7 @@ from daptq.policies.cogact import CogACTPolicy
 from daptq.recipes import Recipe, da_ptq, quantize
 from daptq.recipes._assembly import share_tensors
 from daptq.recipes._folding import fold
+from daptq.recipes._rounding import Rounder
 from daptq.rounding.nearest import round_weight
 
 ALL_BITS = 8
@@ -90,7 +91,9 @@ def folded(policy: Policy, affine: AffineMap, kept: set[str], recipe: Recipe) ->
     (interface,) = policy.interfaces()
     constant = policy.get_parameter(interface.constants[0])
     target, layers = prepared(policy, plan)
-    (entry,) = fold(target, {interface.observed: affine}, plan, layers, recipe)
+    (entry,) = fold(
+        target, {interface.observed: affine}, plan, layers, recipe.folding, Rounder(policy, recipe, None, None)
+    )
     reference = placed(*prepared(policy, plan))
     with explicit(reference, affine, constant):
         expected = predicted(reference)
@@ -129,7 +132,7 @@ def test_guidance_without_condition_answers_as_before(cogact: CogACTPolicy) -> N
     plan = plan_of(cogact, set(cogact.linear_layers()))
     target, layers = prepared(cogact, plan)
     (interface,) = cogact.interfaces()
-    fold(target, {interface.observed: dense(48)}, plan, layers, da_ptq())
+    fold(target, {interface.observed: dense(48)}, plan, layers, "auto", Rounder(cogact, da_ptq(), None, None))
     net, moved = cogact.action_model.net, target.get_submodule("action_model.net")
     with torch.no_grad():
         before = net.z_embedder.linear(net.z_embedder.uncondition)
