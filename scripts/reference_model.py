@@ -60,8 +60,8 @@ def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
         state_std=tuple(std.float().tolist()),
         chunk_size=CHUNK_SIZE,
         n_action_steps=3,
-        denoising_steps=5,
-        guidance_scale=2.0,
+        denoising_steps=10,
+        guidance_scale=1.5,
         prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
     )
     return asdict(config)
