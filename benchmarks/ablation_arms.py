@@ -1,0 +1,99 @@
+"""The arms of the ablation: every choice that the paper leaves open and every step of our own method, as recipes.
+
+An arm is a recipe for one setting, a pair of weight budget and activation bits. Arms of the paper's family keep its
+layer scope (vision and connector in bfloat16); arms named *whole* quantize every linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
+from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
+from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
+from daptq.recipes._recipe import RoleBits
+from daptq.rounding._transform import TransformConfig
+from daptq.rounding.gptq import GptqConfig
+from daptq.rounding.nearest import NearestConfig
+
+__all__ = ["SETTINGS", "Setting", "arms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Bits of weights and activations.
+
+    Attributes:
+        weight_bits: Bits of a quantized weight where all get the same.
+        activation_bits: Bits of an activation.
+        budget_bits: Mean bits per weight, scales included, of the arms with a budget.
+        uniform: Whether round-to-nearest at the same size has the same bits everywhere.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    budget_bits: float
+    uniform: bool = True
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "W4A8": Setting(weight_bits=4, activation_bits=8, budget_bits=4.0),
+    "W3A8": Setting(weight_bits=3, activation_bits=8, budget_bits=3.12),
+    "W4A4": Setting(weight_bits=4, activation_bits=4, budget_bits=4.0),
+    "W2.5A8": Setting(weight_bits=3, activation_bits=8, budget_bits=2.5, uniform=False),
+}
+
+
+def arms(setting: Setting) -> dict[str, Recipe]:
+    """The recipes of one setting by name; the bytes of DA-PTQ are matched by the caller, see ``match``."""
+    bits, activations = setting.weight_bits, setting.activation_bits
+    whole = RoleBits.everywhere(bits)
+    nearest = round_to_nearest(weight_bits=bits, activation_bits=activations)
+    paper = da_ptq(weight_bits=bits, activation_bits=activations)
+    plus = da_ptq_plus(weight_bits=bits, activation_bits=activations, budget_bits=setting.budget_bits)
+    costs = RoundingSensitivityConfig()
+    whole_nearest = replace(nearest, weight_bits=whole)
+    if not setting.uniform:
+        even = EvenConfig(budget_bits=setting.budget_bits)
+        whole_nearest = replace(whole_nearest, allocation=even)
+    table = {
+        "nearest, whole": whole_nearest,
+        "plus": plus,
+        "plus, rotated": replace(plus, transform=TransformConfig(rotation_block=16)),
+        "plus, kinematic": replace(plus, drift=da_ptq_plus(drift_model="kinematic").drift),
+        "plus, virtual chain": replace(plus, drift=da_ptq_plus(drift_model="virtual-chain").drift),
+        "plus without compensation": replace(plus, compensation=None),
+        "plus, plain Gram": replace(plus, rounding=GptqConfig()),
+        "plus, nearest": replace(plus, rounding=NearestConfig()),
+        "GPTQ, whole": replace(plus, allocation=None, verification=None, compensation=None),
+        "nearest and rotation, whole": replace(whole_nearest, transform=TransformConfig(rotation_block=16)),
+    }
+    if setting.uniform:
+        table |= {
+            "nearest": nearest,
+            "CSRC diagonal": replace(
+                paper, allocation=None, compensation=da_ptq(compensation="per-channel").compensation
+            ),
+            "CSRC low rank": replace(paper, allocation=None),
+            "DA-MPA": replace(paper, compensation=None),
+            "DA-PTQ": paper,
+            "DA-PTQ, allocation first": replace(paper, order="allocation-first"),
+            "DA-PTQ, Fisher": replace(paper, sensitivity=costs),
+            "DA-PTQ, se3": replace(paper, drift=plus.drift),
+            "DA-PTQ, kinematic": replace(paper, drift=da_ptq_plus(drift_model="kinematic").drift),
+            "DA-PTQ, paired": replace(paper, compensation=plus.compensation),
+            "paired": replace(nearest, compensation=plus.compensation, order="allocation-first"),
+        }
+    return table
+
+
+def match(paper: Recipe, plus: Recipe, budget_mib: float) -> dict[str, Recipe]:
+    """The knapsack at the bytes of DA-PTQ, in the paper's layer scope, with nearest and with our rounding."""
+    knapsack = KnapsackConfig(budget_mib=budget_mib)
+    same = replace(paper, allocation=knapsack, sensitivity=RoundingSensitivityConfig(), drift=plus.drift)
+    return {
+        "knapsack at DA-PTQ's bytes": same,
+        "plus at DA-PTQ's bytes": replace(plus, weight_bits=paper.weight_bits, allocation=knapsack),
+    }
