@@ -98,7 +98,8 @@ def branch_drift(
 
     Returns:
         JSON object: `n` states from `episodes` episodes and `after_steps`, a list with one entry per horizon that holds
-        `steps`, `n` and per unit (`position_mm`, `rotation_deg`) median, mean and RMS, each with its interval.
+        `steps`, `n`, per unit (`position_mm`, `rotation_deg`) median, mean and RMS, each with its interval, and
+        `per_state_mm`, the position's deviation from every state in order, for paired tests between policies.
     """
     deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
     clusters = np.array([record.index for record in candidate], dtype=np.int64)
@@ -111,6 +112,7 @@ def branch_drift(
                 name: _estimate(values, clusters, statistic, seed)
                 for name, statistic in (("median", _median), ("mean", _mean), ("rms", _rms))
             }
+        entry["per_state_mm"] = [float(deviation["position_mm"][steps - 1]) for deviation in deviations]
         entries.append(entry)
     return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries}
 

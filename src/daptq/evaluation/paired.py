@@ -69,6 +69,7 @@ def evaluate_many(
     seed: int = 0,
     workers: int = 1,
     drift_states: int | None = None,
+    closed_loop: bool = True,
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> dict[str, Any]:
@@ -84,6 +85,8 @@ def evaluate_many(
         workers: Number of processes; the result does not depend on it.
         drift_states: Number of states, saved along the baseline's episodes, from which every policy continues; None for
             one per episode.
+        closed_loop: Whether candidates run whole episodes; otherwise they only continue from the baseline's states, at
+            a fifth of the cost, and what episodes would say about them is None.
         progress: Called after every episode or branch with how many are done, how many there are, and what was done.
         journal: File that keeps finished episodes; a run that was killed continues from it.
 
@@ -131,10 +134,11 @@ def evaluate_many(
         descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
-    records = Journal(journal, {**settings, "drift_states": drift_states, "policies": identity})
+    about = {**settings, "drift_states": drift_states, "policies": identity}
+    records = Journal(journal, about if closed_loop else {**about, "closed_loop": False})
     try:
         with crew:
-            _run(crew, plan, list(sources), baseline, records, progress)
+            _run(crew, plan, list(sources), baseline, records, progress, closed_loop=closed_loop)
     finally:
         place.close()
     return _result(settings, plan, descriptions, baseline, records)
@@ -197,9 +201,12 @@ def _run(
     baseline: str | None,
     records: Journal,
     progress: Progress | None,
+    *,
+    closed_loop: bool,
 ) -> None:
     """Runs what the journal does not hold yet: the baseline's episodes first: branches start from their states."""
-    total = len(labels) * sum(1 + len(episode.branch_steps) for episode in plan)
+    driving = [label for label in labels if closed_loop or label == baseline]
+    total = len(driving) * len(plan) + len(labels) * sum(len(episode.branch_steps) for episode in plan)
 
     def run(jobs: Sequence[Job]) -> None:
         for record in crew.run(jobs):
@@ -217,7 +224,7 @@ def _run(
 
     first = [] if baseline is None else [baseline]
     run([job for label in first for job in missing(label)])
-    jobs = [job for label in labels for job in missing(label)]
+    jobs = [job for label in driving for job in missing(label)]
     for episode in plan if baseline is not None else ():
         source = records.records[baseline or "", episode.index, None]
         assert isinstance(source, EpisodeRecord)
@@ -243,19 +250,21 @@ def _result(
     for label in descriptions:
         for episode in plan:
             for step in (None, *episode.branch_steps):
-                record = records.records[label, episode.index, step]
+                record = records.records.get((label, episode.index, step))
                 if isinstance(record, EpisodeRecord):
                     episodes[label].append(record)
-                else:
+                elif record is not None:
                     branches[label].append(record)
     seed = int(settings["seed"])
     comparisons = [
         {
             "policy": label,
             "against": baseline,
-            "paired": paired_summary(episodes[baseline], episodes[label]),
+            "paired": paired_summary(episodes[baseline], episodes[label]) if episodes[label] else None,
             "drift": {
-                "whole_episode": episode_drift(episodes[baseline], episodes[label], seed=seed),
+                "whole_episode": (
+                    episode_drift(episodes[baseline], episodes[label], seed=seed) if episodes[label] else None
+                ),
                 "identical_states": branch_drift(
                     branches[baseline], branches[label], horizons=DRIFT_HORIZONS, seed=seed
                 ),
@@ -268,7 +277,7 @@ def _result(
         {
             "name": label,
             "role": "baseline" if label == baseline else "candidate",
-            **success_summary(episodes[label]),
+            **(success_summary(episodes[label]) if episodes[label] else {}),
             **description,
         }
         for label, description in descriptions.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -14,16 +15,24 @@ from daptq.allocation._resources import layer_bytes, weight_bytes
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
-from daptq.errors import InvalidInputError
+from daptq.errors import InvalidInputError, RecipeError
 from daptq.kernels.linear._timing import measure_layer_times
 from daptq.policies._base import Policy
 from daptq.recipes._recipe import Recipe
 
-__all__ = ["bit_plan", "budget_of", "candidate_bits", "float_linear", "layer_resources", "layers_in_scope"]
+__all__ = [
+    "bit_plan",
+    "budget_of",
+    "candidate_bits",
+    "check_budget",
+    "float_linear",
+    "layer_resources",
+    "layers_in_scope",
+]
 
 Resource = Literal["bytes", "weight bytes", "ms"]
 
-ALL_BITS = (*WEIGHT_BITS, BFLOAT16)
+ALL_BITS: tuple[int, ...] = (*WEIGHT_BITS, BFLOAT16)
 # Rows of a product whose time is measured: the tokens of an action chunk under guidance.
 ROWS = 34
 
@@ -81,6 +90,31 @@ def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]
             wanted = {bits, *several} if name in scope else {bits}
             options[name] = tuple(sorted(wanted - {BFLOAT16}))
     return options
+
+
+def check_budget(policy: Policy, recipe: Recipe) -> None:
+    """Refuses a budget that no plan can keep, before any long work. A budget in milliseconds is not measured here.
+
+    Raises:
+        RecipeError: The budget is smaller than the layers are at their fewest bits.
+    """
+    config = recipe.allocation
+    if isinstance(config, EvenConfig):
+        given, options = {"budget_bits": config.budget_bits}, dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS)
+        per, budget = budget_of(policy, KnapsackConfig(budget_bits=config.budget_bits), options)
+    elif isinstance(config, KnapsackConfig) and config.budget_ms is None:
+        given = {"budget_bits": config.budget_bits or 0.0, "budget_mib": config.budget_mib or 0.0}
+        options = dict.fromkeys(layers_in_scope(policy, recipe), config.bits)
+        per, budget = budget_of(policy, config, options)
+    else:
+        return
+    smallest = math.fsum(min(sizes.values()) for sizes in layer_resources(policy, options, per=per).values())
+    if smallest > budget:
+        label, value = next((label, value) for label, value in given.items() if value)
+        least = value * smallest / budget
+        raise RecipeError(
+            f"{label} must be at least {least:.4g} for this policy, got {value:.4g}. Raise it, or allow fewer bits."
+        )
 
 
 def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:

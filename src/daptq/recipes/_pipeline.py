@@ -25,7 +25,7 @@ from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
 from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies._base import Policy
-from daptq.recipes._allocation import bit_plan, candidate_bits
+from daptq.recipes._allocation import bit_plan, candidate_bits, check_budget
 from daptq.recipes._assembly import assemble, share_tensors
 from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
@@ -69,7 +69,7 @@ def quantize(
         `output` as a path.
 
     Raises:
-        RecipeError: The recipe does not fit the policy.
+        RecipeError: The recipe does not fit the policy, or no plan keeps its budget.
         OutputExistsError: `output` is a file or a folder that is not empty.
         CalibrationDataError: The recipe needs data and there is none, or a batch is not fit for the policy.
         UnknownNameError: There is no source of this name.
@@ -80,6 +80,7 @@ def quantize(
     progress = progress or _log_progress
     _require_float(policy)
     check_folding(policy, recipe)
+    check_budget(policy, recipe)
     source = _source(data, recipe, seed)
     described = _described(policy, recipe, source, seed)
     inputs = digest({key: described[key] for key in ("recipe", "policy_hash", "data_hash", "seed", "daptq")})

@@ -1,0 +1,345 @@
+"""The stages of daptq's own method: budgets, costs, sensitivities, verification, transforms; and kills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from daptq.allocation._verification import VerificationConfig
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
+from daptq.artifacts import Artifact, read_artifact, write_artifact
+from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig, metric_root
+from daptq.errors import RecipeError
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.packing.checkpoint import load_policy
+from daptq.policies._base import Policy
+from daptq.policies.cogact import CogACTPolicy
+from daptq.recipes import Recipe, da_ptq_plus, quantize, round_to_nearest
+from daptq.recipes._allocation import layer_resources
+from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
+from daptq.recipes._profiling import Calibration, profile_policy
+from daptq.recipes._recipe import RoleActivationBits, RoleBits
+from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
+from daptq.recipes._statistics import statistics_content
+from daptq.rounding._activations import ActivationConfig
+from daptq.rounding._transform import TransformConfig
+from daptq.rounding.gptq import GptqConfig
+
+
+def silent(*_: object) -> None:
+    """No progress."""
+
+
+def calibrated(policy: Policy, held: Any, batches: int = 2) -> Calibration:
+    return Calibration.checked(held(policy, batches), policy, limit=10_000, seed=0, progress=silent)
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    return dict(read_artifact(folder, kind="quantized-policy").metadata)
+
+
+def small(**settings: Any) -> Recipe:
+    """The method with few states."""
+    recipe = da_ptq_plus(**settings)
+    return replace(recipe, sensitivity=RoundingSensitivityConfig(states=8))
+
+
+def test_the_whole_policy_is_quantized_within_the_budget(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    out = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 4), output=tmp_path / "out")
+    plan = metadata(out)["plan"]
+    bits = {layer["name"]: layer["num_bits"] for layer in plan["layers"]}
+    assert set(bits) == set(cogact.linear_layers())
+    assert len(set(bits.values())) > 1
+    sizes = layer_resources(cogact, dict.fromkeys(bits, (2, 3, 4, 8, 16)), per="weight bytes")
+    weights = sum(cogact.get_submodule(name).weight.numel() for name in bits)  # type: ignore[union-attr,operator]
+    used = sum(sizes[name][b] for name, b in bits.items())
+    assert 0.9 * 4.5 * weights / 8 < used <= 4.5 * weights / 8
+    assert plan["verification"]["holds"]
+    assert plan["verification"]["measured"] > 0
+    quantized = load_policy(out)
+    assert torch.isfinite(quantized.predict_chunk(cogact.example_batch(9), torch.Generator().manual_seed(0))).all()
+
+
+@pytest.mark.parametrize("order", ["allocation-first", "compensation-first"])
+def test_more_budget_drifts_less_in_either_order(cogact: CogACTPolicy, tmp_path: Path, held: Any, order: Any) -> None:
+    measured = []
+    for budget in (3.2, 6.0, 10.0):
+        recipe = replace(small(budget_bits=budget), order=order)
+        out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / str(budget))
+        measured.append(metadata(out)["plan"]["verification"]["measured"])
+    assert measured[0] > measured[1] > measured[2]
+
+
+def test_a_budget_in_mib_counts_the_bytes_of_the_file(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    budget = 0.12
+    out = quantize(cogact, small(budget_mib=budget), data=held(cogact, 2), output=tmp_path / "out")
+    artifact = read_artifact(out, kind="quantized-policy")
+    layers = tuple(f"{name}." for name in cogact.linear_layers())
+    stored = sum(t.nbytes for name, t in artifact.tensors() if name.startswith(layers))
+    assert 0.9 * budget * 2**20 < stored <= budget * 2**20
+
+
+def test_a_budget_in_milliseconds_is_spent_by_measured_times(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {2: 1.0, 3: 2.0, 4: 3.0, 8: 4.0, 16: 5.0}
+    monkeypatch.setattr(
+        "daptq.recipes._allocation.measure_layer_times",
+        lambda shapes, bits, _: {s: {b: times[b] for b in bits} for s in shapes},
+    )
+    count = len(cogact.linear_layers())
+    out = quantize(cogact, small(budget_ms=2.5 * count), data=held(cogact, 2), output=tmp_path / "out")
+    spent = sum(times[layer["num_bits"]] for layer in metadata(out)["plan"]["layers"])
+    assert 2.4 * count < spent <= 2.5 * count
+
+
+def test_a_budget_that_no_plan_keeps_is_refused_before_any_work(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any
+) -> None:
+    for recipe in (
+        small(budget_bits=1.0),
+        small(budget_mib=0.001),
+        replace(round_to_nearest(), allocation=EvenConfig(budget_bits=1.0)),
+    ):
+        with pytest.raises(RecipeError, match="budget_(bits|mib) must be at least"):
+            quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out", progress=pytest.fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_promotes_layers_and_says_which(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    loose = small(budget_bits=2.6)
+    before = metadata(quantize(cogact, loose, data=held(cogact, 2), output=tmp_path / "before"))["plan"]
+    gate = 0.9 * before["verification"]["measured"]
+    # Without an allocation promotions have no budget.
+    free = replace(
+        loose,
+        weight_bits=RoleBits.everywhere(2),
+        allocation=None,
+        verification=VerificationConfig(gate_mm=gate, max_rounds=200),
+    )
+    after = metadata(quantize(cogact, free, data=held(cogact, 2), output=tmp_path / "after"))["plan"]["verification"]
+    assert after["holds"]
+    assert after["measured"] <= gate
+    assert after["steps"]
+    assert all(step["after_bits"] != step["before_bits"] and step["reason"] for step in after["steps"])
+
+
+def test_a_gate_out_of_reach_is_reported(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    recipe = replace(small(budget_bits=2.6), verification=VerificationConfig(gate_mm=0.0, max_rounds=3))
+    record = metadata(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out"))["plan"]["verification"]
+    assert not record["holds"]
+    assert record["gate"] == 0.0
+
+
+def test_even_bits_keep_to_the_budget_without_data(cogact: CogACTPolicy, tmp_path: Path) -> None:
+    recipe = replace(round_to_nearest(), weight_bits=RoleBits.everywhere(4), allocation=EvenConfig(budget_bits=3.4))
+    bits = [x["num_bits"] for x in metadata(quantize(cogact, recipe, output=tmp_path / "out"))["plan"]["layers"]]
+    assert {2, 3} <= set(bits)
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("stage", ["profile", "statistics", "ranges", "round", "cost", "verify", "measure", "write"])
+def test_a_run_that_ends_in_any_stage_continues_to_the_same_bytes(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, stage: str, whole: Callable[[Path], dict[str, bytes]]
+) -> None:
+    recipe = everything()
+
+    def progress(_done: int, _total: int, name: str) -> None:
+        if name == stage:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out", progress=progress)
+    assert not (tmp_path / "out").exists()
+    quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out", progress=silent)
+    assert tensors_of(tmp_path / "out") == whole(tmp_path)
+
+
+def everything() -> Recipe:
+    """A recipe with every stage."""
+    return replace(
+        small(budget_bits=4.5, activation_bits=4),
+        transform=TransformConfig(rotation_block=16, smoothing=0.3),
+        activations=ActivationConfig(scaling="per-step"),
+    )
+
+
+def tensors_of(folder: Path) -> dict[str, bytes]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    plan = {"plan": json.dumps(manifest["metadata"]["plan"]).encode()}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))} | plan
+
+
+@pytest.fixture(scope="module")
+def whole(cogact: CogACTPolicy, held: Any) -> Callable[[Path], dict[str, bytes]]:
+    cache: dict[str, bytes] = {}
+
+    def run(folder: Path) -> dict[str, bytes]:
+        if not cache:
+            cache.update(tensors_of(quantize(cogact, everything(), data=held(cogact, 4), output=folder / "whole")))
+        return cache
+
+    return run
+
+
+def written(folder: Path, kind: str, content: Any) -> Artifact:
+    tensors, described = content
+    write_artifact(folder, kind=kind, tensors=tensors, metadata=described)
+    return read_artifact(folder, kind=kind)
+
+
+def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Path, held: Any) -> None:
+    """Against exact directional derivatives; n probes leave a relative error of sqrt(2 / n)."""
+    recipe = replace(
+        round_to_nearest(weight_bits=4),
+        sensitivity=RoundingSensitivityConfig(states=10**6),
+        allocation=KnapsackConfig(bits=(2, 4), budget_bits=8.0),
+    )
+    calibration = calibrated(chain, held, batches=100)
+    profile = profile_policy(chain, recipe, calibration, progress=silent)
+    rounder = Rounder(chain, recipe, None, None)
+    bits = (2, 4)
+    artifact = written(
+        tmp_path / "rounded",
+        ROUNDED_KIND,
+        (rounder.layers(dict.fromkeys(chain.linear_layers(), bits), progress=silent), {}),
+    )
+    rounded = RoundedLayers(chain, rounder, artifact)
+    config = recipe.sensitivity
+    assert isinstance(config, RoundingSensitivityConfig)
+    content = costs_content(chain, recipe, config, profile, rounded, calibration, progress=silent)
+    costs = read_costs(written(tmp_path / "costs", COSTS_KIND, content))
+    assert profile.metric is not None
+    name = "stack.1"
+    change = (rounded.weight(name, 2) - chain.get_submodule(name).weight).detach()  # type: ignore[operator]
+
+    def chunks(batch: Any, generator: torch.Generator, weight: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(
+            _Denoised(chain, batch, generator), {f"policy.{name}.weight": weight}, ()
+        )
+        return result
+
+    total, count = 0.0, 0
+    for batch, generator in list(calibration)[:12]:
+        start = generator.initial_seed()
+        weight = chain.get_submodule(name).weight.detach()  # type: ignore[union-attr,operator]
+        _, moved = torch.func.jvp(
+            lambda w, b=batch, s=start: chunks(b, torch.Generator().manual_seed(s), w), (weight,), (change,)
+        )
+        flat = moved.flatten(1).double()
+        total += float(((flat @ profile.metric) * flat).sum())
+        count += len(flat)
+    # 200 probes of 4 states against 96 other states' exact values: 0.1 of sampling each, three standard errors.
+    assert costs[name][2] == pytest.approx(total / count, rel=0.45)
+    assert costs[name][16] == 0.0
+    assert costs[name][2] > costs[name][4] > 0.0
+
+
+class _Denoised(torch.nn.Module):
+    def __init__(self, policy: Policy, batch: Any, generator: torch.Generator) -> None:
+        super().__init__()
+        self.policy, self.batch, self.generator = policy, batch, generator
+
+    def forward(self) -> Tensor:
+        return self.policy.denoised_chunk(self.batch, self.generator)
+
+
+def test_sensitivity_of_the_interface_is_the_gauss_newton_matrix(chain: Policy, held: Any) -> None:
+    recipe = small(budget_bits=4.5)
+    calibration = calibrated(chain, held, batches=150)
+    profile = profile_policy(chain, recipe, calibration, progress=silent)
+    tensors, _ = statistics_content(chain, recipe, profile, calibration, progress=silent)
+    measured = dict(tensors)["consumer/sensitivity"]
+    assert profile.metric is not None
+    root = metric_root(profile.metric)
+    expected = torch.zeros_like(measured)
+    count = 0
+    for batch, generator in list(calibration)[:20]:
+        noise = torch.randn(8, 2, 7, generator=generator)
+        z = chain.language(batch["observation.state"]).detach()  # type: ignore[operator]
+        for one, start in zip(z, noise, strict=True):
+            jacobian = torch.autograd.functional.jacobian(
+                lambda r, s=start: 0.01 * chain.head(r[None], s[None]).flatten(),
+                one,  # type: ignore[operator]
+            )
+            half = root.mT @ jacobian.double()
+            expected += half.mT @ half
+            count += 1
+    expected /= count
+    # 1,200 states with one projection each: the trace has a relative error of about sqrt(2 / 1200) = 0.04 and more for
+    # few dominating directions.
+    assert float(measured.trace()) == pytest.approx(float(expected.trace()), rel=0.2)
+    assert float((measured - expected).norm() / expected.norm()) < 0.25
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        TransformConfig(rotation_block=16),
+        TransformConfig(smoothing=0.5),
+        TransformConfig(rotation_block=16, smoothing=0.5),
+    ],
+)
+def test_transforms_leave_the_function_as_it_was(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, transform: TransformConfig
+) -> None:
+    """With 8 bits only rounding errors are left, of the size that they have without a transform."""
+    errors = {}
+    for label, config in (("plain", TransformConfig()), ("transformed", transform)):
+        recipe = replace(
+            round_to_nearest(weight_bits=8), transform=config, rounding=GptqConfig(), weight_bits=RoleBits.everywhere(8)
+        )
+        quantized = load_policy(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / label))
+        with torch.no_grad():
+            exact = cogact.denoised_chunk(cogact.example_batch(7), torch.Generator().manual_seed(1))
+            rounded = quantized.denoised_chunk(cogact.example_batch(7), torch.Generator().manual_seed(1))
+        errors[label] = float((rounded - exact).norm() / exact.norm())
+        layers = [m for m in quantized.modules() if isinstance(m, QuantizedLinear)]
+        assert any(m.rotation_block for m in layers) is (config.rotation_block > 0)
+        assert all((m.input_scale is not None) is (config.smoothing > 0) for m in layers)
+    assert 0 < errors["transformed"] < 3 * errors["plain"] + 1e-3
+
+
+def test_activation_bits_and_scales_reach_the_layers(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    recipe = replace(
+        round_to_nearest(),
+        activation_bits=RoleActivationBits(language=4, action_head=8),
+        activations=ActivationConfig(scaling="per-step"),
+    )
+    quantized = load_policy(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out"))
+    bits = {"language": 4, "action_head": 8}
+    lengths = {"language": 1, "action_head": cogact.denoising_steps}
+    for name, role in quantized.linear_layers().items():
+        layer = quantized.get_submodule(name)
+        if isinstance(layer, QuantizedLinear):
+            assert layer.activation_bits == bits[role]
+            assert layer.activation_scale is not None
+            assert len(layer.activation_scale) == lengths[role]
+    chunk = quantized.predict_chunk(cogact.example_batch(3), torch.Generator().manual_seed(0))
+    assert torch.isfinite(chunk).all()
+
+
+def test_a_budget_needs_costs() -> None:
+    with pytest.raises(RecipeError, match="sensitivity must be 'rounding' for the allocation knapsack, got 'phi'"):
+        replace(round_to_nearest(), allocation=KnapsackConfig(budget_bits=4.0))
+    with pytest.raises(RecipeError, match="sensitivity must be 'rounding' for a verification"):
+        replace(round_to_nearest(), verification=VerificationConfig())
+
+
+def test_recipes_with_every_method_survive_json() -> None:
+    for drift in ("virtual-chain", "se3", "kinematic"):
+        recipe = replace(da_ptq_plus(drift_model=drift), transform=TransformConfig(rotation_block=16))  # type: ignore[arg-type]
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    even = replace(round_to_nearest(), allocation=EvenConfig(budget_bits=3.0))
+    assert Recipe.from_json(json.loads(json.dumps(even.to_json()))) == even
