@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from daptq.allocation import knapsack
 from daptq.allocation._plan import BitPlan, LayerBits
 from daptq.allocation._verification import Verification, promote
 from daptq.allocation.knapsack import KnapsackConfig, allocate
@@ -249,3 +251,17 @@ def test_nothing_to_measure_is_refused(settings: dict[str, int]) -> None:
 def test_bits_without_a_layer_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="num_bits"):
         measure_layer_times([(8, 16)], [9], 1)
+
+
+def test_what_the_solver_prints_is_dropped(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = knapsack.milp
+
+    def talkative(*arguments: Any, **options: Any) -> Any:
+        os.write(1, b"solving\n")
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(knapsack, "milp", talkative)
+    plan = allocate({"a": {2: 1.0, 4: 0.0}}, {"a": {2: 1.0, 4: 2.0}}, 1.0)
+    os.write(1, b"after\n")
+    assert plan["a"].num_bits == 2
+    assert capfd.readouterr().out == "after\n"

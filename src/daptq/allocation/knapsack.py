@@ -12,7 +12,10 @@ does not know what a cost or a resource is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +34,7 @@ PRECISION = 1e-8
 # Sums of budgets such as 0.1 ms are rounded: a total that is larger by this fraction is still the budget.
 _ROUNDING = 1e-12
 # What the best total, and the free budget, are to the solver, whose tolerances are 1e-6. On some problems of hundreds
-# of layers it prints a line of its own to the standard output, whatever these units are.
+# of layers it prints a line of its own, whatever these units are.
 _COST_UNIT = 1e4
 _RESOURCE_UNIT = 1e4
 # Cost of using the whole budget beside _COST_UNIT: decides between plans of equal cost, and nothing else.
@@ -209,13 +212,14 @@ def _choose(
         LinearConstraint(_RESOURCE_UNIT * need[None, :], -np.inf, _RESOURCE_UNIT),
     ]
     while True:
-        result = milp(
-            _COST_UNIT * cost + _THRIFT * need,
-            integrality=np.ones(len(columns)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with _silent_standard_output():
+            result = milp(
+                _COST_UNIT * cost + _THRIFT * need,
+                integrality=np.ones(len(columns)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         if result.status != 0:
             raise InvalidInputError(
                 f"costs and resources must make a problem that the solver can solve, got {result.message!r}. "
@@ -226,3 +230,17 @@ def _choose(
         if fits(choice):
             return choice
         constraints.append(LinearConstraint(taken[None, :].astype(np.float64), -np.inf, len(names) - 1))
+
+
+@contextmanager
+def _silent_standard_output() -> Iterator[None]:
+    """Within the block what the process writes to its standard output, C++ included, is dropped."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
