@@ -11,10 +11,12 @@ points of the group ``daptq.<kind>`` (``drift_model`` for a drift model) whose v
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import pkgutil
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +25,8 @@ from daptq.errors import InvalidInputError, UnknownNameError
 __all__ = ["DRIFT_MODELS", "ENVIRONMENTS", "KERNELS", "METHODS", "POLICIES", "SOURCES", "Catalog"]
 
 
-def _top_level_names(source: str) -> set[str]:
+@functools.cache
+def _top_level_names(source: str) -> frozenset[str]:
     """Names that a module's source binds at top level by def, class, assignment or `from … import …`."""
     names: set[str] = set()
     for node in ast.parse(source).body:
@@ -35,7 +38,13 @@ def _top_level_names(source: str) -> set[str]:
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
-    return names
+    return frozenset(names)
+
+
+@functools.cache
+def _installed(find: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[EntryPoint, ...]:
+    """Entry points of a group: `find` reads every installed distribution, which stay as they are in a process."""
+    return tuple(find(group=group))
 
 
 class Catalog:
@@ -100,7 +109,7 @@ class Catalog:
     def _foreign(self) -> dict[str, tuple[str, ...]]:
         """Name to module paths of other distributions' entry points."""
         found: dict[str, tuple[str, ...]] = {}
-        for point in entry_points(group=f"daptq.{self.kind.replace(' ', '_')}"):
+        for point in _installed(entry_points, f"daptq.{self.kind.replace(' ', '_')}"):
             found[point.name] = (*found.get(point.name, ()), point.value)
         return found
 
