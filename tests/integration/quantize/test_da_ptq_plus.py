@@ -34,6 +34,9 @@ from daptq.rounding._activations import ActivationConfig
 from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
 
+# Of a change of weights: float32 leaves 1e-7 / STEP of rounding beside STEP^2 of curvature.
+STEP = 1e-2
+
 
 def silent(*_: object) -> None:
     """No progress."""
@@ -44,8 +47,10 @@ def never(*_: object) -> None:
     pytest.fail("work was done")
 
 
-def calibrated(policy: Policy, held: Any, batches: int = 2) -> Calibration:
-    return Calibration.checked(held(policy, batches), policy, limit=10_000, seed=0, progress=silent)
+def calibrated(policy: Policy, held: Any, batches: int) -> Calibration:
+    """Calibration data whose proprioception, which is no end-effector pose here, the drift model does not read."""
+    checked = Calibration.checked(held(policy, batches), policy, limit=10_000, seed=0, progress=silent)
+    return replace(checked, positions=None)
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -176,6 +181,7 @@ def everything() -> Recipe:
     """A recipe with every stage."""
     return replace(
         small(budget_bits=4.5, activation_bits=4),
+        allocation=KnapsackConfig(bits=(3, 4, 8), budget_bits=4.5),
         transform=TransformConfig(rotation_block=16, smoothing=0.3),
         activations=ActivationConfig(scaling="per-step"),
     )
@@ -206,7 +212,7 @@ def written(folder: Path, kind: str, content: Any) -> Artifact:
 
 
 def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Path, held: Any) -> None:
-    """Against exact directional derivatives; n probes leave a relative error of sqrt(2 / n)."""
+    """Against central differences along the change; n probes leave a relative error of sqrt(2 / n)."""
     recipe = replace(
         round_to_nearest(weight_bits=4),
         sensitivity=RoundingSensitivityConfig(states=10**6),
@@ -240,9 +246,10 @@ def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Pa
     for batch, generator in list(calibration)[:12]:
         start = generator.initial_seed()
         weight = float_linear(chain, name).weight.detach()
-        moved: Tensor = torch.func.jvp(
-            lambda w, b=batch, s=start: chunks(b, torch.Generator().manual_seed(s), w), (weight,), (change,)
-        )[1]
+        ahead, behind = (
+            chunks(batch, torch.Generator().manual_seed(start), weight + side * STEP * change) for side in (1, -1)
+        )
+        moved = (ahead - behind).detach() / (2 * STEP)
         flat = moved.flatten(1).double()
         total += float(((flat @ profile.metric) * flat).sum())
         count += len(flat)
