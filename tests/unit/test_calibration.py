@@ -144,7 +144,7 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
             return policy.predict_noise(batch, torch.Generator().manual_seed(0)).predicted
 
     before = predict()
-    with observe_interfaces(policy, lambda *observed: seen.append(observed)):
+    with observe_interfaces(policy, policy.interfaces(), lambda *observed: seen.append(observed)):
         assert torch.equal(predict(), before)
     predict()
     (observed, representation), *more = seen
@@ -157,14 +157,17 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
 
 def test_observed_values_carry_no_graph(policy: CogACTPolicy) -> None:
     seen: list[Tensor] = []
-    with observe_interfaces(policy, lambda _, representation: seen.append(representation)):
+    with observe_interfaces(policy, policy.interfaces(), lambda _, representation: seen.append(representation)):
         policy.predict_noise(policy.example_batch(0), torch.Generator())
     assert [tensor.requires_grad for tensor in seen] == [False]
 
 
 def test_hooks_are_removed_after_an_exception(policy: CogACTPolicy) -> None:
     seen: list[Tensor] = []
-    with pytest.raises(RuntimeError, match="stop"), observe_interfaces(policy, lambda _, z: seen.append(z)):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        observe_interfaces(policy, policy.interfaces(), lambda _, z: seen.append(z)),
+    ):
         raise RuntimeError("stop")
     policy.predict_noise(policy.example_batch(0), torch.Generator())
     assert seen == []

@@ -14,6 +14,7 @@ from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.sensitivity import SensitivityConfig
 from daptq.drift.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
+from daptq.policies._base import Interface
 from daptq.recipes import Recipe, da_ptq, round_to_nearest
 from daptq.recipes._recipe import RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig
@@ -37,6 +38,10 @@ RECIPES = {
     "no compensation": da_ptq(compensation="none"),
     "dense": replace(da_ptq(), compensation=CsrcConfig(rank=None, selection="always")),
     "nearest": round_to_nearest(weight_bits=8),
+    "own interface": replace(
+        da_ptq(),
+        interfaces=(Interface(producer="a", observed="b", consumer="c", exact_producer=True, constants=("d",)),),
+    ),
 }
 
 

@@ -7,7 +7,7 @@ keep the representations, in order, so that the same states of two policies can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.numerics.moments import Moments
-from daptq.policies._base import Policy
+from daptq.policies._base import Interface, Policy
 
 __all__ = ["InterfaceStatistics", "Sink", "observe_interfaces"]
 
@@ -24,11 +24,12 @@ Sink = Callable[[str, Float[Tensor, "n d"]], None]
 
 
 @contextmanager
-def observe_interfaces(policy: Policy, sink: Sink) -> Iterator[None]:
+def observe_interfaces(policy: Policy, interfaces: Iterable[Interface], sink: Sink) -> Iterator[None]:
     """Within the block, every forward of the policy hands its representations to `sink`.
 
     Args:
         policy: The policy to watch; its outputs are not changed, and the hooks are gone after the block.
+        interfaces: What to watch, for example ``policy.interfaces()``.
         sink: Called as sink(observed, representation) once per forward of the observed module: the module path
             `Interface.observed`, and float (n, d), detached, with all leading dimensions flattened into n.
     """
@@ -41,7 +42,7 @@ def observe_interfaces(policy: Policy, sink: Sink) -> Iterator[None]:
         return hook
 
     with ExitStack() as hooks:
-        for interface in policy.interfaces():
+        for interface in interfaces:
             module = policy.get_submodule(interface.observed)
             hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
         yield

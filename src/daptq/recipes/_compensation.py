@@ -19,7 +19,7 @@ from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.drift._profile import DriftProfile
 from daptq.numerics.moments import Moments
-from daptq.policies._base import Batch, Policy
+from daptq.policies._base import Batch, Interface, Policy
 from daptq.recipes._profiling import Calibration, Progress, observe
 from daptq.recipes._workspace import StageContent
 
@@ -32,6 +32,7 @@ COMPENSATION_KIND = "compensation"
 
 def compensation_content(
     quantized: Policy,
+    interfaces: tuple[Interface, ...],
     profile: DriftProfile,
     calibration: Calibration,
     config: CsrcConfig | PairedConfig,
@@ -43,6 +44,7 @@ def compensation_content(
 
     Args:
         quantized: The policy in its initial configuration.
+        interfaces: Where to compensate.
         profile: Statistics of the full-precision policy on the same data with the same noise.
         calibration: Checked data.
         config: Compensation method.
@@ -57,7 +59,9 @@ def compensation_content(
         with torch.no_grad():
             quantized.predict_noise(batch, generator)
 
-    statistics = observe(quantized, calibration, step, progress=lambda done, total: progress(done, total, "measure"))
+    statistics = observe(
+        quantized, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "measure")
+    )
     held_out = statistics.held_out()
     tensors: dict[str, Tensor] = {}
     decisions: dict[str, dict[str, Any]] = {}

@@ -34,6 +34,7 @@ from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.policies._base import Interface, Policy
 from daptq.recipes._allocation import float_linear
+from daptq.recipes._interfaces import interfaces_of
 from daptq.recipes._recipe import Folding, Recipe
 from daptq.recipes._rounding import Rounder
 
@@ -75,7 +76,7 @@ def check_folding(policy: Policy, recipe: Recipe) -> None:
     """
     if recipe.compensation is None or recipe.folding != "producer":
         return
-    for interface in policy.interfaces():
+    for interface in interfaces_of(policy, recipe):
         if not interface.exact_producer:
             raise RecipeError(
                 f"folding must be 'auto' or 'consumer' for the interface {interface.observed}, got 'producer'. The "
@@ -97,13 +98,14 @@ def consumers_to_keep(policy: Policy, recipe: Recipe, maps: Mapping[str, AffineM
         return {}
     return {
         interface.consumer: KEPT_FOR_FOLDING
-        for interface in policy.interfaces()
+        for interface in interfaces_of(policy, recipe)
         if maps is None or not maps[interface.observed].is_identity
     }
 
 
 def fold(
     policy: Policy,
+    interfaces: tuple[Interface, ...],
     maps: Mapping[str, AffineMap],
     plan: BitPlan,
     layers: dict[str, QuantizedLinear],
@@ -114,6 +116,7 @@ def fold(
 
     Args:
         policy: Floating-point policy whose modules may be replaced; its tensors are not written to.
+        interfaces: What the maps belong to.
         maps: The map of every interface by observed module; empty when nothing is compensated.
         plan: Which layers are quantized.
         layers: The quantized layers.
@@ -122,7 +125,7 @@ def fold(
     """
     return tuple(
         _fold_one(policy, interface, maps[interface.observed], plan, layers, folding, rounder)
-        for interface in policy.interfaces()
+        for interface in interfaces
         if interface.observed in maps
     )
 

@@ -30,6 +30,7 @@ from daptq.recipes._assembly import assemble, share_tensors
 from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._folding import check_folding, consumers_to_keep, fold
+from daptq.recipes._interfaces import check_interfaces, interfaces_of
 from daptq.recipes._profiling import Calibration, Progress, profile_policy
 from daptq.recipes._ranges import RANGES_KIND, ranges_content
 from daptq.recipes._recipe import Recipe
@@ -79,6 +80,7 @@ def quantize(
     output = Path(output)
     progress = progress or _log_progress
     _require_float(policy)
+    check_interfaces(policy, recipe)
     check_folding(policy, recipe)
     check_budget(policy, recipe)
     source = _source(data, recipe, seed)
@@ -128,7 +130,7 @@ class _Run:
             maps, decisions = self._compensation(plan, rounded, profile, statistics)
         final = share_tensors(policy)
         layers = {name: rounded.layer(name, plan[name].num_bits) for name in plan.quantized}
-        folded = fold(final, maps, plan, layers, recipe.folding, rounder)
+        folded = fold(final, interfaces_of(policy, recipe), maps, plan, layers, recipe.folding, rounder)
         plan_json = {
             "layers": plan.to_json(),
             "drift_weights": None if profile is None else profile.drift_weights.tolist(),
@@ -245,6 +247,7 @@ class _Run:
             sensitivities = interface_sensitivities(statistics)
             return compensation_content(
                 assemble(self.policy, plan, layers),
+                interfaces_of(self.policy, self.recipe),
                 profile,
                 calibration,
                 config,

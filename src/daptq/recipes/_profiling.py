@@ -16,9 +16,10 @@ from daptq.drift._profile import DriftProfile
 from daptq.drift.sensitivity import Sensitivity, SensitivityConfig, only_gradients_of
 from daptq.drift.virtual_chain import drift_loss
 from daptq.errors import CalibrationDataError
-from daptq.policies._base import ACTION, STATE, Batch, Policy
+from daptq.policies._base import ACTION, STATE, Batch, Interface, Policy
 from daptq.policies._execution import noise_generator
 from daptq.recipes._allocation import float_linear, layers_in_scope
+from daptq.recipes._interfaces import interfaces_of
 from daptq.recipes._recipe import Recipe
 
 __all__ = ["Calibration", "Progress", "drift_metric", "evaluating", "observe", "profile_policy"]
@@ -119,12 +120,13 @@ def evaluating(policy: nn.Module) -> Iterator[None]:
 
 def observe(
     policy: Policy,
+    interfaces: tuple[Interface, ...],
     calibration: Calibration,
     step: Callable[[Batch, torch.Generator], None],
     *,
     progress: Callable[[int, int], None],
 ) -> InterfaceStatistics:
-    """Runs `step` over all batches and collects what passes the interfaces of `policy`."""
+    """Runs `step` over all batches and collects what passes the interfaces."""
     statistics = InterfaceStatistics()
     for index, (batch, generator) in enumerate(calibration):
 
@@ -134,7 +136,7 @@ def observe(
             if calibration.judges(index):
                 statistics.hold_out(observed, representation)
 
-        with observe_interfaces(policy, sink):
+        with observe_interfaces(policy, interfaces, sink):
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics
@@ -154,6 +156,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         calibration: Checked data.
         progress: Called as progress(done, total, "profile") after every batch.
     """
+    interfaces = interfaces_of(policy, recipe)
     weights = recipe.drift.weights(calibration.actions, policy.action_unit)
     phi = recipe.sensitivity if isinstance(recipe.sensitivity, SensitivityConfig) else None
     scored = layers_in_scope(policy, recipe) if phi is not None and recipe.scores_layers else ()
@@ -169,7 +172,9 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
                 policy.predict_noise(batch, generator)
 
     with evaluating(policy), only_gradients_of(policy, parameters):
-        statistics = observe(policy, calibration, step, progress=lambda done, total: progress(done, total, "profile"))
+        statistics = observe(
+            policy, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "profile")
+        )
     return DriftProfile(
         drift_weights=weights,
         metric=drift_metric(policy, recipe, calibration) if recipe.needs_metric else None,

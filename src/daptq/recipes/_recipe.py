@@ -25,7 +25,7 @@ from daptq.drift.sensitivity import SensitivityConfig
 from daptq.drift.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
 from daptq.kernels.linear._arithmetic import ACTIVATION_BITS
-from daptq.policies._base import Role
+from daptq.policies._base import Interface, Role
 from daptq.rounding._activations import ActivationConfig
 from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
@@ -138,7 +138,8 @@ class Recipe:
         calibration_states: Number of calibration states.
         drift: Drift model.
         sensitivity: How layers are scored.
-        compensation: Compensation of the perception-to-action interface, or None.
+        compensation: Compensation of the perception-to-action interfaces, or None.
+        interfaces: These interfaces; None for those that the policy's family names.
         allocation: Which layer gets how many bits, or None for the bits of its role.
         verification: Joint measurement of the allocated bits, which promotes layers until its gate holds, or None.
         order: Whether compensation is solved with every layer quantized and then bits are allocated (Algorithm 1 of
@@ -159,6 +160,7 @@ class Recipe:
     drift: DriftModel = field(default_factory=VirtualChainConfig)
     sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
     compensation: CsrcConfig | PairedConfig | None = None
+    interfaces: tuple[Interface, ...] | None = None
     allocation: TopFractionConfig | KnapsackConfig | EvenConfig | None = None
     verification: VerificationConfig | None = None
     order: Order = "compensation-first"
@@ -234,6 +236,11 @@ class Recipe:
         for stage, methods in _STAGES.items():
             if isinstance(values.get(stage), Mapping):
                 values[stage] = _stage_from_json(stage, methods, values[stage])
+        if values.get("interfaces") is not None:
+            values["interfaces"] = tuple(
+                _build(Interface, {**entry, "constants": tuple(entry.get("constants", ()))}, "interfaces")
+                for entry in values["interfaces"]
+            )
         recipe: Recipe = _build(cls, values, "recipe")
         return recipe
 

@@ -22,8 +22,9 @@ from daptq.compensation.paired import PairedConfig
 from daptq.drift._profile import DriftProfile
 from daptq.drift.rounding_sensitivity import metric_root, probe
 from daptq.drift.sensitivity import only_gradients_of
-from daptq.policies._base import Policy
+from daptq.policies._base import Interface, Policy
 from daptq.recipes._allocation import candidate_bits, float_linear
+from daptq.recipes._interfaces import interfaces_of
 from daptq.recipes._profiling import Calibration, Progress, evaluating
 from daptq.recipes._recipe import Recipe
 from daptq.recipes._workspace import StageContent
@@ -77,7 +78,7 @@ def statistics_content(
                     policy.denoised_chunk(batch, generator)
             else:
                 states = batch_size(batch)
-                with _representation_gradients(policy, states) as gradients:
+                with _representation_gradients(policy, interfaces_of(policy, recipe), states) as gradients:
                     value = probe(policy.denoised_chunk(batch, generator), root, probe_generator(generator))
                     torch.autograd.grad(value, [*parameters.values()], allow_unused=True)
                 for observed, total in gradients().items():
@@ -103,7 +104,7 @@ def _weighted_map(recipe: Recipe) -> bool:
 
 @contextmanager
 def _representation_gradients(
-    policy: Policy, states: int
+    policy: Policy, interfaces: tuple[Interface, ...], states: int
 ) -> Iterator[Callable[[], dict[str, Float[Tensor, "states d"]]]]:
     """Within the block, gradients with respect to the representation of each state are added up over its uses.
 
@@ -112,7 +113,7 @@ def _representation_gradients(
     sums: dict[str, Tensor] = {}
 
     def add(observed: str, gradient: Tensor) -> None:
-        rows = gradient.detach().reshape(-1, gradient.shape[-1])[:states].to(torch.float64)
+        rows = gradient.detach()[:states].reshape(-1, gradient.shape[-1]).to(torch.float64)
         sums[observed] = sums[observed] + rows if observed in sums else rows
 
     def hook_for(observed: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -123,7 +124,7 @@ def _representation_gradients(
         return hook
 
     with ExitStack() as hooks:
-        for interface in policy.interfaces():
+        for interface in interfaces:
             module = policy.get_submodule(interface.observed)
             hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
         yield lambda: dict(sums)

@@ -20,9 +20,9 @@ from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig, metric_r
 from daptq.errors import RecipeError
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies._base import Policy
+from daptq.policies._base import Interface, Policy
 from daptq.policies.cogact import CogACTPolicy
-from daptq.recipes import Recipe, da_ptq_plus, quantize, round_to_nearest
+from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_nearest
 from daptq.recipes._allocation import float_linear, layer_resources
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._drift_models import DriftModelName
@@ -357,3 +357,29 @@ def test_recipes_with_every_method_survive_json() -> None:
         assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     even = replace(round_to_nearest(), allocation=EvenConfig(budget_bits=3.0))
     assert Recipe.from_json(json.loads(json.dumps(even.to_json()))) == even
+
+
+def test_interfaces_of_the_recipe_take_the_place_of_the_familys(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any
+) -> None:
+    """Between two layers of the projector: an interface with many tokens to a state."""
+    inner = Interface(
+        producer="projector.fc1", observed="projector.fc2", consumer="projector.fc2", exact_producer=False
+    )
+    for recipe in (da_ptq_plus(), da_ptq()):
+        own = replace(recipe, interfaces=(inner,), sensitivity=small().sensitivity, allocation=None, verification=None)
+        folding = metadata(quantize(cogact, own, data=held(cogact, 4), output=tmp_path / recipe.name))["folding"]
+        assert [entry["observed"] for entry in folding] == ["projector.fc2"]
+    assert [interface.observed for interface in cogact.interfaces()] != ["projector.fc2"]
+
+
+def test_an_interface_that_the_policy_does_not_have_is_refused(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+    (default,) = cogact.interfaces()
+    for change in ({"producer": "nowhere"}, {"consumer": "projector"}, {"observed": "x"}, {"constants": ("y",)}):
+        recipe = replace(da_ptq(), interfaces=(replace(default, **change),))
+        with pytest.raises(RecipeError, match="interfaces must name layers, modules and parameters of the policy"):
+            quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out", progress=never)
+    twice = replace(da_ptq(), interfaces=(default, default))
+    with pytest.raises(RecipeError, match="observed at one module each"):
+        quantize(cogact, twice, data=held(cogact, 2), output=tmp_path / "out", progress=never)
+    assert list(tmp_path.iterdir()) == []

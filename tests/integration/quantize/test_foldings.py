@@ -92,7 +92,13 @@ def folded(policy: Policy, affine: AffineMap, kept: set[str], recipe: Recipe) ->
     constant = policy.get_parameter(interface.constants[0])
     target, layers = prepared(policy, plan)
     (entry,) = fold(
-        target, {interface.observed: affine}, plan, layers, recipe.folding, Rounder(policy, recipe, None, None)
+        target,
+        (interface,),
+        {interface.observed: affine},
+        plan,
+        layers,
+        recipe.folding,
+        Rounder(policy, recipe, None, None),
     )
     reference = placed(*prepared(policy, plan))
     with explicit(reference, affine, constant):
@@ -132,7 +138,8 @@ def test_guidance_without_condition_answers_as_before(cogact: CogACTPolicy) -> N
     plan = plan_of(cogact, set(cogact.linear_layers()))
     target, layers = prepared(cogact, plan)
     (interface,) = cogact.interfaces()
-    fold(target, {interface.observed: dense(48)}, plan, layers, "auto", Rounder(cogact, da_ptq(), None, None))
+    rounder = Rounder(cogact, da_ptq(), None, None)
+    fold(target, (interface,), {interface.observed: dense(48)}, plan, layers, "auto", rounder)
     net, moved = cogact.action_model.net, target.get_submodule("action_model.net")
     with torch.no_grad():
         before = net.z_embedder.linear(net.z_embedder.uncondition)
