@@ -1,6 +1,6 @@
 """What every choice of the method does to the drift, at four settings of bits: quantizes all arms and compares them.
 
-    python benchmarks/ablation.py [--settings W4A8 W3A8 W4A4 W2.5A8] [--states 200] [--episodes 0] [--workers 2]
+    python benchmarks/ablation.py [--settings W4A8 ...] [--arms plus ...] [--states 200] [--episodes 0] [--workers 2]
 
 Every arm continues from the same states, saved along full-precision episodes, with the same diffusion noise; with
 ``--episodes N`` every arm also drives N whole paired episodes. Writes results/<date>-ablation-<setting>.json and .md
@@ -53,16 +53,17 @@ def main(arguments: list[str] | None = None) -> None:
     policy = daptq.load_policy(options.policy)
     for setting in options.settings:
         folders = quantized(policy, setting, options)
+        labels = {f"{setting}: {name}": folder for name, folder in folders.items()}
         with reported_progress() as progress:
             result = evaluate_many(
-                folders,
+                labels,
                 against=options.policy,
                 episodes=options.episodes or options.states,
                 drift_states=options.states,
                 closed_loop=options.episodes > 0,
                 workers=options.workers,
                 progress=progress,
-                journal=options.work / setting / "episodes.jsonl",
+                journal=options.work / "episodes.jsonl",
             )
         summary = summarised(result, folders, setting)
         stem = f"{result['provenance']['time'][:10]}-ablation-{setting}"
@@ -110,11 +111,11 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
 
 def summarised(result: Mapping[str, Any], folders: Mapping[str, Path], setting: str) -> dict[str, Any]:
     """Success, drift, bytes and time of every arm, with paired tests against the two references of the setting."""
-    drifts = {c["policy"]: c["drift"]["identical_states"] for c in result["comparisons"]}
+    compared = {c["policy"].removeprefix(f"{setting}: "): c for c in result["comparisons"]}
+    drifts = {name: c["drift"]["identical_states"] for name, c in compared.items()}
     values = {name: drift["after_steps"][-1]["per_state_mm"] for name, drift in drifts.items()}
     rows = []
-    for comparison in result["comparisons"]:
-        name = comparison["policy"]
+    for name, comparison in compared.items():
         described = describe(str(folders[name]))
         whole = comparison["drift"]["whole_episode"]
         rows.append(

@@ -40,6 +40,7 @@ class Setting:
 
 SETTINGS: Mapping[str, Setting] = {
     "W4A8": Setting(weight_bits=4, activation_bits=8, budget_bits=4.0),
+    "W3.5A8": Setting(weight_bits=4, activation_bits=8, budget_bits=3.5, uniform=False),
     "W3A8": Setting(weight_bits=3, activation_bits=8, budget_bits=3.12),
     "W4A4": Setting(weight_bits=4, activation_bits=4, budget_bits=4.0),
     "W2.5A8": Setting(weight_bits=3, activation_bits=8, budget_bits=2.5, uniform=False),

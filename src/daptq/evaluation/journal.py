@@ -1,7 +1,8 @@
 """Finished episodes on disk, one JSON object per line, so that a killed evaluation continues where it stopped.
 
-The first line says which evaluation the file belongs to; every other line is a record. A line that was being written
-when the process was killed is dropped. The module does not know what the records mean for the result.
+The first line says which evaluation the file belongs to; every other line names a policy or is a record of one, so that
+policies can be added to an evaluation that is finished for others. A line that was being written when the process was
+killed is dropped. The module does not know what the records mean for the result.
 """
 
 from __future__ import annotations
@@ -23,35 +24,44 @@ class Journal:
 
     Args:
         path: File to continue or to create; None keeps the records in memory only.
-        identity: JSON object that says what is evaluated. The file keeps its hash, so that records of another
+        identity: JSON object that says what every policy is asked. The file keeps its hash, so that records of another
             evaluation are not mixed in.
+        policies: JSON object that says what each policy is, by label. The file keeps their hashes, too.
 
     Attributes:
-        records: The records so far, by key.
+        records: The records of these policies so far, by key.
 
     Raises:
-        InvalidInputError: The file belongs to another evaluation.
+        InvalidInputError: The file belongs to another evaluation, or a label in it to another policy.
         CorruptArtifactError: A line other than the last one cannot be read.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], policies: Mapping[str, Any]) -> None:
         self.path = path
         self.records: dict[tuple[str, int, int | None], Record] = {}
         if path is None:
             return
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        header = json.dumps({"evaluation": digest})
+        header = json.dumps({"evaluation": _digest(identity)})
+        digests = {label: _digest(policy) for label, policy in policies.items()}
         lines = _complete_lines(path)
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
-            return
-        if lines[0] != header:
-            message = f"journal {path} must belong to the same evaluation, got one with other policies or settings."
+        elif lines[0] != header:
+            message = f"journal {path} must belong to the same evaluation, got one with other settings."
             raise InvalidInputError(message + " Remove it, or choose another file.")
+        known: set[str] = set()
         for number, line in enumerate(lines[1:], start=2):
-            record = _parse(line, path, number)
-            self.records[record.key] = record
+            kind, value = _parse(line, path, number)
+            if kind == "policy":
+                if digests.get(value["label"], value["sha256"]) != value["sha256"]:
+                    message = f"policy {value['label']!r} of journal {path} must be the same, got another one."
+                    raise InvalidInputError(message + " Remove the file, or choose another one.")
+                known.add(value["label"])
+            elif value.policy in policies:
+                self.records[value.key] = value
+        for label in sorted(digests.keys() - known):
+            self._write(json.dumps({"policy": {"label": label, "sha256": digests[label]}}))
 
     def add(self, record: Record) -> None:
         """Keeps a record, in memory and in the file.
@@ -86,10 +96,17 @@ def _complete_lines(path: Path) -> list[str]:
     return content[:complete].decode("utf-8").splitlines()
 
 
-def _parse(line: str, path: Path, number: int) -> Record:
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(line: str, path: Path, number: int) -> tuple[str, Any]:
+    """What a line is about and its content: a record, or the label and the hash of a policy."""
     try:
         ((kind, value),) = json.loads(line).items()
-        return _KINDS[kind].from_json(value)
+        if kind == "policy":
+            return kind, {"label": str(value["label"]), "sha256": str(value["sha256"])}
+        return kind, _KINDS[kind].from_json(value)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"line {number} of journal {path} must be a record, got {line[:60]!r}. Remove the file and run again."
         raise CorruptArtifactError(message) from error

@@ -134,14 +134,14 @@ def evaluate_many(
         descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
-    about = {**settings, "drift_states": drift_states, "policies": identity}
-    records = Journal(journal, about if closed_loop else {**about, "closed_loop": False})
+    about = {**settings, "drift_states": drift_states, "stride": stride}
+    records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
     try:
         with crew:
             _run(crew, plan, list(sources), baseline, records, progress, closed_loop=closed_loop)
     finally:
         place.close()
-    return _result(settings, plan, descriptions, baseline, records)
+    return _result(settings, plan, descriptions, baseline, records, closed_loop=closed_loop)
 
 
 def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
@@ -243,6 +243,8 @@ def _result(
     descriptions: Mapping[str, Mapping[str, Any]],
     baseline: str | None,
     records: Journal,
+    *,
+    closed_loop: bool,
 ) -> dict[str, Any]:
     """Puts the JSON object together from the complete records."""
     episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
@@ -252,7 +254,8 @@ def _result(
             for step in (None, *episode.branch_steps):
                 record = records.records.get((label, episode.index, step))
                 if isinstance(record, EpisodeRecord):
-                    episodes[label].append(record)
+                    if closed_loop or label == baseline:
+                        episodes[label].append(record)
                 elif record is not None:
                     branches[label].append(record)
     seed = int(settings["seed"])
