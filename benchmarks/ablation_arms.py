@@ -62,15 +62,17 @@ def arms(setting: Setting) -> dict[str, Recipe]:
     table = {
         "nearest, whole": whole_nearest,
         "plus": plus,
-        "plus, rotated": replace(plus, transform=TransformConfig(rotation_block=16)),
+        "plus, rotated": replace(plus, transform=TransformConfig(rotation_block=64)),
+        "plus, not rotated": replace(plus, transform=TransformConfig()),
         "plus, kinematic": replace(plus, drift=da_ptq_plus(drift_model="kinematic").drift),
         "plus, virtual chain": replace(plus, drift=da_ptq_plus(drift_model="virtual-chain").drift),
         "plus without compensation": replace(plus, compensation=None),
         "plus, plain Gram": replace(plus, rounding=GptqConfig()),
         "plus, nearest": replace(plus, rounding=NearestConfig()),
         "GPTQ, whole": replace(plus, allocation=None, verification=None, compensation=None),
-        "nearest and rotation, whole": replace(whole_nearest, transform=TransformConfig(rotation_block=16)),
+        "nearest and rotation, whole": replace(whole_nearest, transform=TransformConfig(rotation_block=64)),
     }
+    del table["plus, rotated" if plus.transform.rotation_block else "plus, not rotated"]  # as plus itself
     if setting.uniform:
         table |= {
             "nearest": nearest,

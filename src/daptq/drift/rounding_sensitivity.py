@@ -1,8 +1,9 @@
 """What rounding a layer to b bits costs, to first order in the rounding error that it really makes.
 
-With dW(b) = W_b - W of a layer and g = d value / dW, one backward pass gives g . dW(b) for every layer and every b.
-What its square means depends on the value that is differentiated. For a loss it is the squared first-order change of
-that loss. For `probe` its expectation is the drift itself: the probe is a random projection of the action chunk, and
+With dW(b) = W_b - W of a layer and g = d value / dW, one backward pass gives g . dW(b) for every layer and every b. A
+layer whose input is quantized, too, adds what that does, <A, W_b> with A = sum over tokens of (d value / dy) dx^T. What
+the square means depends on the value that is differentiated. For a loss it is the squared first-order change of that
+loss. For `probe` its expectation is the drift itself: the probe is a random projection of the action chunk, and
 
     E[(g . dW)^2] = mean over samples of dW^T J^T G J dW   [mm^2],
 
@@ -126,6 +127,8 @@ class RoundingSensitivity:
         weights: Weight of each layer, by layer name; each must require gradients while `update` runs.
         rounded: Returns the layer's weight as rounded to that many bits, in the weight's shape.
         bits: Bit-widths to judge, at least one, for all layers or for each.
+        input_errors: Returns, once the backward pass of a step is done, the layer's matrix A, (out, in); None where its
+            input is not quantized. By default no input is.
 
     Raises:
         InvalidInputError: The bits of a layer are missing, empty or name one twice.
@@ -136,6 +139,7 @@ class RoundingSensitivity:
         weights: Mapping[str, Tensor],
         rounded: Callable[[str, int], Tensor],
         bits: Sequence[int] | Mapping[str, Sequence[int]],
+        input_errors: Callable[[str], Tensor | None] = lambda _: None,
     ) -> None:
         by_layer = {name: bits.get(name, ()) if isinstance(bits, Mapping) else bits for name in weights}
         for several in (bits,) if not isinstance(bits, Mapping) else by_layer.values():
@@ -145,6 +149,7 @@ class RoundingSensitivity:
                 )
         self._weights = dict(weights)
         self._rounded = rounded
+        self._input_errors = input_errors
         self._sums = {name: dict.fromkeys(several, 0.0) for name, several in by_layer.items()}
         self._squares = {name: dict.fromkeys(several, 0.0) for name, several in by_layer.items()}
         self.steps = 0
@@ -172,6 +177,7 @@ class RoundingSensitivity:
             if gradient is None:
                 continue
             slope, full = gradient.to(torch.float64), weight.detach().to(torch.float64)
+            error = self._input_errors(name)
             for bits in self._sums[name]:
                 low = self._rounded(name, bits)
                 if low.shape != weight.shape:
@@ -179,7 +185,9 @@ class RoundingSensitivity:
                         f"weight of layer {name} rounded to {bits} bits must have shape {tuple(weight.shape)}, got "
                         f"{tuple(low.shape)}. Return it dequantized and unpacked."
                     )
-                change = float((slope * (low.detach().to(full) - full)).sum())
+                low = low.detach().to(full)
+                change = float((slope * (low - full)).sum())
+                change += 0.0 if error is None else float((error.to(full) * low).sum())
                 if not math.isfinite(change):
                     raise CalibrationDataError(
                         f"change by layer {name} at {bits} bits in calibration step {self.steps} must be finite, got "

@@ -1,17 +1,19 @@
-"""What rounding each layer to each number of bits costs, in drift, measured on calibration data.
+"""What quantizing each layer costs, its weight at each number of bits and the activations that it reads, in drift.
 
-One backward pass of the full-precision policy per few states gives the costs of all layers at all bits.
+One backward pass of the full-precision policy per few states gives the costs of many layers at all bits: of as many as
+a fixed amount of memory holds the gradients of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from daptq.allocation._plan import BFLOAT16
 from daptq.artifacts import Artifact
 from daptq.calibration._base import batch_size
+from daptq.calibration._input_errors import observe_input_errors
 from daptq.drift._profile import DriftProfile
 from daptq.drift.rounding_sensitivity import (
     RoundingSensitivity,
@@ -24,6 +26,7 @@ from daptq.drift.virtual_chain import drift_loss
 from daptq.errors import ForeignArtifactError
 from daptq.policies._base import Batch, Policy
 from daptq.recipes._allocation import candidate_bits, float_linear, layers_in_scope
+from daptq.recipes._groups import GROUP_BYTES, groups
 from daptq.recipes._profiling import Calibration, Progress, evaluating
 from daptq.recipes._recipe import Recipe
 from daptq.recipes._rounding import RoundedLayers
@@ -36,6 +39,8 @@ COSTS_KIND = "rounding-costs"
 
 # States of one backward pass: it yields one random number, so a few states each give more of them.
 STATES_PER_PROBE = 4
+
+BYTES_PER_WEIGHT = 8  # its gradient and what the error of its input adds to it, float32
 
 
 def costs_content(
@@ -64,11 +69,39 @@ def costs_content(
     """
     options = candidate_bits(policy, recipe)
     scope = [name for name in layers_in_scope(policy, recipe) if name in options]
-    parameters = {name: float_linear(policy, name).weight for name in scope}
-    sensitivity = RoundingSensitivity(parameters, rounded.weight, {name: options[name] for name in scope})
-    total = -(-min(config.states, calibration.states) // STATES_PER_PROBE)
+    sizes = {name: BYTES_PER_WEIGHT * float_linear(policy, name).weight.numel() for name in scope}
+    passes = groups(sizes, GROUP_BYTES)
+    steps = -(-min(config.states, calibration.states) // STATES_PER_PROBE)
+    costs: dict[str, dict[int, float]] = {}
+    for number, group in enumerate(passes):
+
+        def report(done: int, number: int = number) -> None:
+            progress(number * steps + done, len(passes) * steps, "cost")
+
+        bits = {name: options[name] for name in group}
+        costs |= _one_pass(policy, config, profile, bits, rounded, calibration, report=report)
+    return {}, {"costs": {name: {**costs[name], BFLOAT16: 0.0} for name in scope}, "steps": steps}
+
+
+def _one_pass(
+    policy: Policy,
+    config: RoundingSensitivityConfig,
+    profile: DriftProfile,
+    bits: Mapping[str, tuple[int, ...]],
+    rounded: RoundedLayers,
+    calibration: Calibration,
+    *,
+    report: Callable[[int], None],
+) -> dict[str, dict[int, float]]:
+    """Costs of one group of layers."""
+    parameters = {name: float_linear(policy, name).weight for name in bits}
     root = None if profile.metric is None else metric_root(profile.metric)
-    with evaluating(policy), only_gradients_of(policy, parameters):
+    with (
+        evaluating(policy),
+        only_gradients_of(policy, parameters),
+        observe_input_errors(policy, tuple(bits), rounded.quantized_input) as errors,
+    ):
+        sensitivity = RoundingSensitivity(parameters, rounded.weight, bits, errors.take)
         for done, (batch, generator) in enumerate(_small(calibration, config.states), start=1):
             if config.estimate == "fisher":
                 assert root is not None
@@ -76,9 +109,8 @@ def costs_content(
             else:
                 noise = policy.predict_noise(batch, generator)
                 sensitivity.update(drift_loss(noise.predicted, noise.noise, profile.drift_weights))
-            progress(done, total, "cost")
-    costs = sensitivity.second_moment() if config.estimate == "fisher" else sensitivity.first_order()
-    return {}, {"costs": {name: {**costs[name], BFLOAT16: 0.0} for name in scope}, "steps": sensitivity.steps}
+            report(done)
+    return sensitivity.second_moment() if config.estimate == "fisher" else sensitivity.first_order()
 
 
 def read_costs(artifact: Artifact) -> dict[str, dict[int, float]]:

@@ -12,9 +12,11 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from daptq.artifacts import Artifact
+from daptq.kernels.linear._arithmetic import quantize_activations
 from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.kernels.linear._transform import transform
 from daptq.numerics.grid import dequantize
-from daptq.numerics.rotation import fits, rotate
+from daptq.numerics.rotation import fits, hadamard, rotate
 from daptq.policies._base import Policy
 from daptq.recipes._allocation import float_linear
 from daptq.recipes._recipe import Recipe
@@ -84,21 +86,28 @@ class Rounder:
     ) -> QuantizedLinear:
         """The layer of these integers."""
         input_scale, block = self._transform(name)
-        bits = self._recipe.activation_bits.of(self._roles[name])
-        activation_scale = None
-        if self._recipe.activations.scaling != "dynamic":
-            assert self._ranges is not None
-            activation_scale = static_scale(self._ranges.tensor(f"{name}/range"), bits)
         return QuantizedLinear.from_integers(
             integers,
             scale,
             bias,
             num_bits=num_bits,
-            activation_bits=bits,
-            activation_scale=activation_scale,
+            activation_bits=self._activation_bits(name),
+            activation_scale=self._activation_scale(name),
             input_scale=input_scale,
             rotation_block=block,
         )
+
+    def quantized_input(self, name: str, x: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """The input of layer `name` as its quantized layer reads it, with the transform undone."""
+        input_scale, block = self._transform(name)
+        rotation = hadamard(block) if block else None
+        bits, table = self._activation_bits(name), self._activation_scale(name)
+        index = self._policy.denoising_step.index if table is not None and len(table) > 1 else 0
+        integers, scale = quantize_activations(
+            transform(x.float(), input_scale, rotation), bits, None if table is None else table[index]
+        )
+        read = transform(integers * scale, None, rotation)
+        return read if input_scale is None else read / input_scale
 
     def layers(
         self, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int, int], None]
@@ -116,6 +125,16 @@ class Rounder:
                 yield f"{name}/{num_bits}/integers", integers
                 yield f"{name}/{num_bits}/scale", scale
             progress(done, len(options))
+
+    def _activation_bits(self, name: str) -> int:
+        return self._recipe.activation_bits.of(self._roles[name])
+
+    def _activation_scale(self, name: str) -> Float[Tensor, " steps"] | None:
+        """The static scales of a layer; None for dynamic ones."""
+        if self._recipe.activations.scaling == "dynamic":
+            return None
+        assert self._ranges is not None
+        return static_scale(self._ranges.tensor(f"{name}/range"), self._activation_bits(name))
 
     def _transform(self, name: str) -> tuple[Float[Tensor, " in"] | None, int]:
         """`input_scale` and `rotation_block` of a layer."""
@@ -149,6 +168,10 @@ class RoundedLayers:
     def weight(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:
         """The rounded weight as floats for the untransformed input (fake quantization), float32."""
         return self._rounder.restored(name, dequantize(*self._rounded(name, num_bits)))
+
+    def quantized_input(self, name: str, x: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """See `Rounder.quantized_input`."""
+        return self._rounder.quantized_input(name, x)
 
     def _rounded(self, name: str, num_bits: int) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
         prefix = f"{name}/{num_bits}"

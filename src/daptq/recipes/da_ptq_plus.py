@@ -14,9 +14,14 @@ from daptq.compensation.paired import PairedConfig
 from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
 from daptq.recipes._drift_models import DriftModelName, drift_model_config
 from daptq.recipes._recipe import Recipe, RoleActivationBits, RoleBits
+from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
 
 __all__ = ["da_ptq_plus"]
+
+# Channels of a rotated block where activations have 4 bits. Measured on `reference`: replayed chunks drift by 4.7 mm with
+# blocks of 64, by 5.3 mm with blocks of 16.
+ROTATION_BLOCK = 64
 
 
 def da_ptq_plus(
@@ -35,7 +40,7 @@ def da_ptq_plus(
     Args:
         weight_bits: Bits of a layer before the budget is spent, and the budget when none is given: so many mean bits
             per weight, scales included.
-        activation_bits: Bits of the activations, 4 or 8.
+        activation_bits: Bits of the activations, 4 or 8. With 4 the inputs of the layers are rotated in blocks of 64.
         budget_bits: Mean bits per weight, scales included.
         budget_mib: Size of the linear layers in the checkpoint [MiB].
         budget_ms: Time of one product with every linear layer, as measured on this machine [ms].
@@ -60,5 +65,6 @@ def da_ptq_plus(
         compensation=PairedConfig(),
         allocation=KnapsackConfig(budget_bits=budget_bits, budget_mib=budget_mib, budget_ms=budget_ms),
         verification=VerificationConfig(gate_mm=gate_mm),
+        transform=TransformConfig(rotation_block=ROTATION_BLOCK if activation_bits == 4 else 0),
         order="allocation-first",
     )

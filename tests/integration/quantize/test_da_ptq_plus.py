@@ -26,6 +26,7 @@ from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_neares
 from daptq.recipes._allocation import float_linear, layer_resources
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._drift_models import DriftModelName
+from daptq.recipes._groups import groups
 from daptq.recipes._profiling import Calibration, profile_policy
 from daptq.recipes._recipe import RoleActivationBits, RoleBits
 from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
@@ -383,3 +384,24 @@ def test_an_interface_that_the_policy_does_not_have_is_refused(cogact: CogACTPol
     with pytest.raises(RecipeError, match="observed at one module each"):
         quantize(cogact, twice, data=held(cogact, 2), output=tmp_path / "out", progress=never)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_passes_under_little_memory_give_the_policy_of_one_pass(
+    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 2), output=tmp_path / "once")
+    passes: list[int] = []
+
+    def tiny_groups(sizes: dict[str, int], _: int) -> list[tuple[str, ...]]:
+        parts = groups(sizes, 2 * max(sizes.values()))
+        passes.append(len(parts))
+        return parts
+
+    monkeypatch.setattr("daptq.recipes._statistics.groups", tiny_groups)
+    monkeypatch.setattr("daptq.recipes._costs.groups", tiny_groups)
+    often = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 2), output=tmp_path / "often")
+    assert len(passes) == 2
+    assert min(passes) >= 3
+    first, second = (dict(read_artifact(folder, kind="quantized-policy").tensors()) for folder in (once, often))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
