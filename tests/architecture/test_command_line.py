@@ -38,6 +38,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--json": None,
     },
     "inspect": {"DIRECTORY": "required", "--json": None},
+    "audit": {"DIRECTORY": "required", "--seed": 0, "--json": None},
     "report": {"FILE": "required", "--output": "required", "--json": None},
     "list": {"KIND": "required", "--json": None},
 }

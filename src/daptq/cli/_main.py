@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import daptq
+from daptq.cli.audit import audit
 from daptq.cli.evaluate import evaluate
 from daptq.cli.inspect import inspect
 from daptq.cli.list import list_names
@@ -36,5 +37,5 @@ def main() -> None:
     """
 
 
-for command in (quantize, evaluate, inspect, report, list_names):
+for command in (quantize, evaluate, inspect, audit, report, list_names):
     main.add_command(command)

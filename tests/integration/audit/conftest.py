@@ -1,0 +1,46 @@
+"""A small quantized policy on disk in which every form of a layer occurs: 2, 3, 4, 8, 16 bits, transforms, scales."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.packing.checkpoint import save_quantized
+from daptq.policies.cogact import tiny
+from daptq.rounding.nearest import round_weight
+
+LAYERS = tiny().linear_layers()
+KEPT = tuple(name for index, name in enumerate(LAYERS) if index % 5 == 4)
+ROTATED = "llm_backbone.layers.0.self_attn.q_proj"
+STEPWISE = "action_model.net.blocks.1.mlp.fc1"
+FOUR_BIT_INPUT = "action_model.net.blocks.2.attn.qkv"
+SPECIAL: dict[str, dict[str, Any]] = {
+    ROTATED: {"rotation_block": 16, "input_scale": torch.linspace(0.5, 2.0, 48)},
+    STEPWISE: {"activation_scale": torch.linspace(0.05, 0.02, 10)},
+    FOUR_BIT_INPUT: {"activation_bits": 4, "activation_scale": torch.tensor([0.5])},
+}
+BITS = {name: (4, 3, 2, 8)[index % 4] for index, name in enumerate(LAYERS)} | dict.fromkeys(SPECIAL, 4)
+
+
+def quantized(name: str, **settings: Any) -> QuantizedLinear:
+    """The layer of the small policy at `name`, rounded to nearest."""
+    linear: Any = tiny().get_submodule(name)
+    num_bits = settings.pop("num_bits", BITS[name])
+    integers, scale = round_weight(linear.weight.detach(), num_bits)
+    return QuantizedLinear.from_integers(integers, scale, linear.bias, num_bits=num_bits, **settings)
+
+
+def write(folder: Path, plan: Any = None) -> Path:
+    """Writes the small quantized policy."""
+    layers = {name: quantized(name, **SPECIAL.get(name, {})) for name in LAYERS if name not in KEPT}
+    return save_quantized(tiny(), folder, layers=layers, plan=plan, folding=[], recipe={}, provenance={})
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small quantized policy."""
+    return write(tmp_path_factory.mktemp("audited") / "quantized")
