@@ -319,7 +319,7 @@ def test_auto_chooses_once_for_each_shape_and_logs_it(caplog: pytest.LogCaptureF
 
 
 def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"ReferenceLinear": 1.0, "Float32CarriedLinear": 2.0, "FbgemmLinear": 3.0}
+    times = {"ReferenceLinear": 1.0, "Float32CarriedLinear": 2.0, "FbgemmLinear": 3.0, "Avx2Linear": 4.0}
     monkeypatch.setattr(_picker, "_time", lambda prepared, *_: times[type(prepared).__name__])
     layer, x = make_layer(in_features=512, out_features=64), torch.randn(2, 512)
     layer(x)
