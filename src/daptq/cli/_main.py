@@ -8,6 +8,7 @@ import click
 
 import daptq
 from daptq.cli.audit import audit
+from daptq.cli.benchmark import benchmark
 from daptq.cli.evaluate import evaluate
 from daptq.cli.inspect import inspect
 from daptq.cli.list import list_names
@@ -37,5 +38,5 @@ def main() -> None:
     """
 
 
-for command in (quantize, evaluate, inspect, audit, report, list_names):
+for command in (quantize, evaluate, benchmark, inspect, audit, report, list_names):
     main.add_command(command)

@@ -1,0 +1,203 @@
+"""Ways to run one control step of a policy in floating point, the best of which a low-bit policy has to beat.
+
+Each candidate is built from the same float policy. A candidate that is not installed, cannot run the policy, or says
+something else than float32 in eager mode is left out with a reason. 4-bit weight-only layers of other libraries are
+candidates, too, to compare with, and are never the float path.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daptq.errors import MissingDependencyError, UnknownNameError
+from daptq.evaluation._control_step import ControlStep
+from daptq.evaluation._exported_step import ExportedStep, Run, inductor, onnx_runtime, openvino, required
+from daptq.packing.checkpoint import replace_module
+from daptq.policies._base import Policy
+
+__all__ = ["EAGER", "FLOAT_PATHS", "FloatPath", "Skipped", "float_paths"]
+
+EAGER = "torch-float32"
+Kind = Literal["float", "4-bit"]
+
+# A float32 runtime may add in another order, and ten denoising steps carry that on; 1e-3 is a millimetre.
+_TOLERANCE = 1e-3
+_GROUP = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatPath:
+    """One way to run the control step.
+
+    Attributes:
+        name: Name of the candidate.
+        kind: ``float``, or ``4-bit`` for weight-only quantization by another library.
+        run: Runs the control step and returns the action chunk, float32 on the CPU.
+        max_abs_difference: Largest difference of its chunk from that of float32 in eager mode, in physical units.
+    """
+
+    name: str
+    kind: Kind
+    run: Run
+    max_abs_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A candidate that was left out.
+
+    Attributes:
+        name: Name of the candidate.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+def float_paths(
+    policy: Policy, step: ControlStep, names: Sequence[str], progress: Callable[[str], None]
+) -> tuple[list[FloatPath], list[Skipped]]:
+    """Builds candidates and compares each with float32 in eager mode.
+
+    Args:
+        policy: A float policy on the CPU.
+        step: The control step.
+        names: Candidates to build, among `FLOAT_PATHS`.
+        progress: Called with a candidate's name after it was built or left out.
+
+    Returns:
+        Those that run, and those that were left out.
+
+    Raises:
+        UnknownNameError: There is no such candidate.
+    """
+    for name in names:
+        if name not in FLOAT_PATHS:
+            raise UnknownNameError("float path", name, FLOAT_PATHS)
+    expected = step.run(policy)
+    sources = _Sources(policy, step)
+    built, skipped = [], []
+    for name in names:
+        kind, exact, build = FLOAT_PATHS[name]
+        try:
+            run = build(sources)
+            difference = float((run() - expected).abs().max())
+        except MissingDependencyError as error:
+            skipped.append(Skipped(name=name, reason=str(error)))
+        # Exporters and compilers of other projects raise anything at all; the reason goes into the result.
+        except Exception as error:  # noqa: BLE001
+            reason = " ".join(str(error).split())[:300]
+            skipped.append(Skipped(name=name, reason=f"cannot run here: {type(error).__name__}: {reason}"))
+        else:
+            if exact and not difference <= _TOLERANCE:
+                reason = f"must equal {EAGER} to {_TOLERANCE:g}, got a difference of {difference:.3g}"
+                skipped.append(Skipped(name=name, reason=reason))
+            else:
+                built.append(FloatPath(name=name, kind=kind, run=run, max_abs_difference=difference))
+        progress(name)
+    return built, skipped
+
+
+class _Sources:
+    """What candidates are built from; the export is shared by those that need it."""
+
+    def __init__(self, policy: Policy, step: ControlStep) -> None:
+        self.policy, self.step = policy, step
+        self._exported: ExportedStep | None = None
+
+    def exported(self) -> ExportedStep:
+        """The control step as a graph."""
+        if self._exported is None:
+            self._exported = ExportedStep(self.policy, self.step)
+        return self._exported
+
+
+def _eager(sources: _Sources) -> Run:
+    return lambda: sources.step.run(sources.policy)
+
+
+def _bfloat16(sources: _Sources) -> Run:
+    """The policy in bfloat16, its inputs cast where a module gets another dtype."""
+    policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
+    return _cast_run(policy, sources.step)
+
+
+def _torchao(sources: _Sources) -> Run:
+    """4-bit weights of torchao for the CPU, bfloat16 activations."""
+    required("torchao")
+    quantization = importlib.import_module("torchao.quantization")
+    prototype = importlib.import_module("torchao.prototype.quantization.int4")
+    policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
+    config = prototype.PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False)
+    quantization.quantize_(policy, config, _divisible)
+    return _cast_run(policy, sources.step)
+
+
+def _bitsandbytes(sources: _Sources) -> Run:
+    """4-bit weights of bitsandbytes, float32 activations."""
+    layers = required("bitsandbytes").nn
+    policy = copy.deepcopy(sources.policy)
+    for path in policy.linear_layers():
+        linear: Any = policy.get_submodule(path)
+        bias = linear.bias is not None
+        layer = layers.Linear4bit(
+            linear.in_features, linear.out_features, bias=bias, compute_dtype=torch.float32, quant_type="nf4"
+        )
+        layer.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+        layer.bias = linear.bias
+        replace_module(policy, path, layer.to("cpu"))
+    return lambda: sources.step.run(policy)
+
+
+def _divisible(module: nn.Module, _: str) -> bool:
+    """Whether a layer's weight has whole groups."""
+    return isinstance(module, nn.Linear) and module.in_features % _GROUP == 0
+
+
+def _cast_run(policy: Policy, step: ControlStep) -> Run:
+    """Runs a bfloat16 policy; only modules that get another dtype in a first step keep the hook that casts it."""
+
+    def run() -> Float[Tensor, "chunk action"]:
+        with torch.inference_mode():
+            batch = {
+                key: value.to(torch.bfloat16) if isinstance(value, Tensor) else value
+                for key, value in step.batch(policy).items()
+            }
+            return policy.predict_chunk(batch, step.generator())[0].float()
+
+    needed: set[nn.Module] = set()
+
+    def cast(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        other = [isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.bfloat16 for x in args]
+        if any(other):
+            needed.add(module)
+        return tuple(x.to(torch.bfloat16) if wrong else x for x, wrong in zip(args, other, strict=True))
+
+    handles = {
+        module: module.register_forward_pre_hook(cast) for module in policy.modules() if hasattr(module, "weight")
+    }
+    run()
+    for module, handle in handles.items():
+        if module not in needed:
+            handle.remove()
+    return run
+
+
+FLOAT_PATHS: dict[str, tuple[Kind, bool, Callable[[_Sources], Run]]] = {
+    EAGER: ("float", True, _eager),
+    "torch-bfloat16": ("float", False, _bfloat16),
+    "torch-compile": ("float", True, lambda sources: inductor(sources.exported())),
+    "openvino-float32": ("float", True, lambda sources: openvino(sources.exported())),
+    "onnxruntime-float32": ("float", True, lambda sources: onnx_runtime(sources.exported())),
+    "torchao-int4": ("4-bit", False, _torchao),
+    "bitsandbytes-nf4": ("4-bit", False, _bitsandbytes),
+}
