@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from daptq.catalog import KERNELS
-from daptq.kernels.linear import _picker
+from daptq.kernels.linear import _choices, _picker
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._picker import REFERENCE, choose, load_backend
 from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
@@ -111,7 +113,7 @@ def test_tokens_do_not_see_each_other(rows: int, num_bits: int, seed: int, extre
 
 
 def test_a_backend_off_by_one_integer_is_found(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     import daptq.kernels.linear.float32_carried as carried
 
@@ -123,6 +125,7 @@ def test_a_backend_off_by_one_integer_is_found(
         return carried.Float32CarriedLinear(PackedWeight.from_integers(integers, 4))
 
     monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path)
     monkeypatch.setattr(carried, "prepare", off_by_one)
     expected = load_backend(REFERENCE).prepare(weight).run(x, scale, bias)
     assert not torch.equal(carried.prepare(weight).run(x, scale, bias), expected)

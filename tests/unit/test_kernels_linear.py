@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import daptq.kernels.linear.fbgemm as fbgemm
 import daptq.kernels.linear.reference  # noqa: F401  (registers the operation)
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError, InvalidInputError, UnknownNameError
-from daptq.kernels.linear import _picker
+from daptq.kernels.linear import _choices, _picker
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._prepared import PackedWeight
@@ -35,9 +36,10 @@ def make_layer(
 
 
 @pytest.fixture(autouse=True)
-def nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts like a fresh process."""
+def nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every test starts like the first process on a machine."""
     monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path / "choices")
 
 
 # --- the operation ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def load_source(source: Path, flags: tuple[str, ...] = ()) -> str | None:
         library = _library(source, compiler, (*_FLAGS, *flags))
         torch.ops.load_library(library)
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or ["without a message"]
+        lines = [line for line in error.stderr.splitlines() if "error: " in line] or ["without a message"]
         return f"{COMPILER} could not compile {source.name}: {lines[0]}"
     except OSError as error:
         return f"{source.name} could not be compiled and loaded: {error}"

@@ -4,6 +4,9 @@ All backends share the arithmetic of `_arithmetic.py` and differ only in how the
 are equal bit for bit, and which one is fastest decides nothing but the time. What each one trades:
 
     backend           resident weight                        time
+    avx2              0.5 bytes at 4 bits, 0.25 at 2, 1 at   faster than float32 from one row to hundreds; needs a
+                      8; inputs padded to multiples of 32,   C++ compiler and AVX2
+                      outputs to multiples of 16
     reference         packed, 0.5 bytes at 4 bits            the slowest: unpacks and multiplies int32 in every call
     float32-carried   int8, 1 byte                           a float32 product, plus copying one layer to float32
     fbgemm            int8, 1 byte and padding of the input  the fastest of wide layers, faster than float32 there;

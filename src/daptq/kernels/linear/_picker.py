@@ -1,9 +1,9 @@
 """Which backend multiplies a layer: the one that was asked for, or the fastest at the layer's real shape.
 
-Every candidate is timed once per process and shape on the real activations, after its result was compared with the
-reference bit by bit; one that differs is never taken, so a choice that falls differently on a busy machine changes the
-time and nothing else. A form that needs more memory than the bfloat16 weight it replaces is taken only when asked for
-by name.
+Every candidate is timed on the real activations, after its result was compared with the reference bit by bit; one that
+differs is never taken, so a choice that falls differently on a busy machine changes the time and nothing else. A shape
+is measured once on each machine: later processes take the kept choice after the same comparison. A form that needs more
+memory than the bfloat16 weight it replaces is taken only when asked for by name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError
+from daptq.kernels.linear._choices import recall, remember
 from daptq.kernels.linear._prepared import Backend, PackedWeight, PreparedLinear
 
 __all__ = ["AUTO", "REFERENCE", "choose", "load_backend", "prepare"]
@@ -92,38 +93,47 @@ def choose(
     x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
     arguments = (x, weight_scale, bias, activation_bits, activation_scale)
     expected = _reference(weight, arguments)
+    kept = recall(_file_name(shape))
+    if kept is not None and not isinstance(taken := _try(kept, weight, arguments, expected), str):
+        _choices[shape] = kept
+        _log.info("kernel for %s is %s (measured by an earlier process on this machine)", _describe(shape), kept)
+        return kept, taken
     candidates: dict[str, PreparedLinear] = {}
     remarks: dict[str, str] = {}
     for name in KERNELS.names():
-        taken = _try(name, weight)
-        if isinstance(taken, str):
-            remarks[name] = taken
-        # The comparison is the warm-up, too.
-        elif torch.equal(taken.run(*arguments).cpu(), expected):
-            candidates[name] = taken
+        tried = _try(name, weight, arguments, expected)
+        if isinstance(tried, str):
+            remarks[name] = tried
         else:
-            _log.warning("kernel %s differs from the reference at %s: not used", name, _describe(shape))
-            remarks[name] = "differs from the reference"
+            candidates[name] = tried
     times = dict.fromkeys(candidates, math.inf)
     for _ in range(ROUNDS):
         for name, prepared in candidates.items():
             times[name] = min(times[name], _time(prepared, arguments))
     fastest = min(times, key=lambda name: times[name])
     _choices[shape] = fastest
+    remember(_file_name(shape), fastest, times)
     remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
     listed = "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items()))
     _log.info("kernel for %s is %s (%s)", _describe(shape), fastest, listed)
     return fastest, candidates[fastest]
 
 
-def _try(name: str, weight: PackedWeight) -> PreparedLinear | str:
-    """The weight in a backend's form, or why the backend is no candidate."""
+def _try(
+    name: str, weight: PackedWeight, arguments: Arguments, expected: Float[Tensor, "m out"]
+) -> PreparedLinear | str:
+    """The weight in a backend's form, or why the backend is no candidate; the comparison is the warm-up, too."""
     backend = cast("Backend", KERNELS.load(name))
     if reason := backend.unavailable() or backend.unsupported(weight):
         return reason
     prepared = backend.prepare(weight)
-    limit = BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features
-    return prepared if prepared.resident_bytes() <= limit else "needs more memory than bfloat16"
+    if prepared.resident_bytes() > BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features:
+        return "needs more memory than bfloat16"
+    if not torch.equal(prepared.run(*arguments).cpu(), expected):
+        shape = f"{len(expected)} x {weight.in_features} x {weight.out_features}, {weight.num_bits} bits"
+        _log.warning("kernel %s differs from the reference at %s: not used", name, shape)
+        return "differs from the reference"
+    return prepared
 
 
 def _reference(weight: PackedWeight, arguments: Arguments) -> Float[Tensor, "m out"]:
@@ -155,3 +165,11 @@ def _describe(shape: Shape) -> str:
     rows, in_features, out_features, num_bits, device, threads, activation_bits, static = shape
     activations = f"{'static' if static else 'dynamic'} {activation_bits}-bit activations"
     return f"{rows} x {in_features} x {out_features}, {num_bits} bits, {device}, {threads} threads, {activations}"
+
+
+def _file_name(shape: Shape) -> str:
+    """The shape as the name of a file; another GPU of the same machine is another device."""
+    rows, in_features, out_features, num_bits, device, threads, activation_bits, static = shape
+    place = torch.cuda.get_device_name(device).replace(" ", "_") if device.startswith("cuda") else device
+    sizes = f"{rows}x{in_features}x{out_features}-w{num_bits}a{activation_bits}"
+    return f"{sizes}-{'static' if static else 'dynamic'}-{place}-{threads}"

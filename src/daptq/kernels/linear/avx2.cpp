@@ -3,7 +3,8 @@
 // A weight is stored as an unsigned number of 2 or 4 bits, w + 2 or w + 8, or as a signed byte. vpmaddubsw multiplies
 // unsigned with signed bytes and adds neighbours in 16 bits: 15 * 127 * 2 * 8 < 2^15, so eight such sums are exact
 // before they are widened to 32 bits. What the offset adds, offset * sum of the row's activations, is subtracted at the
-// end. Bytes (8-bit weights) are widened to 16 bits first.
+// end. Bytes (8-bit weights) are widened to 16 bits first. Processors with vpdpbusd and vpdpwssd on 32 vector registers
+// (AVX-512 VNNI and VL) do product, sum and widening in one instruction and keep twice the rows in registers.
 //
 // Layout of the weight: panels of 16 outputs; in a panel, groups of inputs that fill two vectors of 32 bytes, one for
 // the outputs 0-7 and one for 8-15. Byte 4 o + j of a vector belongs to output o; its bits are those of the inputs j,
@@ -27,7 +28,12 @@ namespace {
 
 constexpr int64_t kOutputs = 16;    // of a panel
 constexpr int64_t kInputs = 32;     // the stored number of inputs is a multiple of it
-constexpr int64_t kRows = 4;        // multiplied with a weight while it is in registers
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define DAPTQ_VNNI
+constexpr int kRows = 8;            // multiplied with a weight while it is in registers
+#else
+constexpr int kRows = 4;
+#endif
 constexpr int64_t kRowsPerTask = 64;
 // Products for which a second thread repays its start.
 constexpr int64_t kProductsPerThread = 1 << 18;
@@ -120,53 +126,99 @@ void quantize_row(const float* x, int64_t count, int64_t padded, float limit, co
   *sum_of_row = total_of(sums);
 }
 
+// Adds the products of unsigned 2- or 4-bit numbers with signed bytes, in fours, to eight 32-bit sums; on AVX2 to sixteen
+// 16-bit sums, in twos.
+inline __m256i add_products(__m256i sums, __m256i weights, __m256i activations) {
+#ifdef DAPTQ_VNNI
+  return _mm256_dpbusd_epi32(sums, weights, activations);
+#else
+  return _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, activations));
+#endif
+}
+
+// Adds the products of 16-bit numbers, in twos, to eight 32-bit sums.
+inline __m256i add_wide_products(__m256i sums, __m256i weights, __m256i activations) {
+#ifdef DAPTQ_VNNI
+  return _mm256_dpwssd_epi32(sums, weights, activations);
+#else
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, activations));
+#endif
+}
+
+// Sums of kInputs inputs, see add_products, joined to the 32-bit sums of a row.
+inline __m256i widen(__m256i total, __m256i sums) {
+#ifdef DAPTQ_VNNI
+  return _mm256_add_epi32(total, sums);
+#else
+  return _mm256_add_epi32(total, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+#endif
+}
+
+inline __m256i load(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
+
+// The same 32 bits, a few activations, for each of eight outputs.
+inline __m256i repeat(const void* activations) {
+  int32_t bits;
+  std::memcpy(&bits, activations, sizeof bits);
+  return _mm256_set1_epi32(bits);
+}
+
 // Integer products of R rows with a panel: acc[2 r] and acc[2 r + 1] hold the outputs 0-7 and 8-15 of row r.
 template <int Bits, int R>
-inline void multiply(const int8_t* rows, int64_t stride, const uint8_t* panel, __m256i* acc) {
+void multiply(const int8_t* rows, int64_t stride, const uint8_t* panel, __m256i* acc) {
   constexpr int kPlanes = 8 / Bits;
-  const __m256i ones = _mm256_set1_epi16(1), mask = _mm256_set1_epi8((1 << Bits) - 1);
-  for (int i = 0; i < 2 * R; ++i) acc[i] = _mm256_setzero_si256();
+  const __m256i mask = _mm256_set1_epi8((1 << Bits) - 1);
+  __m256i total[2 * R];
+  for (int i = 0; i < 2 * R; ++i) total[i] = _mm256_setzero_si256();
   for (int64_t k = 0; k < stride; k += kInputs) {
     __m256i sums[2 * R];
     for (int i = 0; i < 2 * R; ++i) sums[i] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int group = 0; group < kInputs / (4 * kPlanes); ++group, panel += 64) {
-      const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
-      const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + 1);
+      const __m256i first = load(panel), second = load(panel + 32);
 #pragma GCC unroll 4
       for (int plane = 0; plane < kPlanes; ++plane) {
         const __m256i left = _mm256_and_si256(_mm256_srli_epi16(first, Bits * plane), mask);
         const __m256i right = _mm256_and_si256(_mm256_srli_epi16(second, Bits * plane), mask);
         const int8_t* four = rows + k + 4 * (group * kPlanes + plane);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          int32_t bytes;
-          std::memcpy(&bytes, four + r * stride, sizeof bytes);
-          const __m256i activations = _mm256_set1_epi32(bytes);
-          sums[2 * r] = _mm256_add_epi16(sums[2 * r], _mm256_maddubs_epi16(left, activations));
-          sums[2 * r + 1] = _mm256_add_epi16(sums[2 * r + 1], _mm256_maddubs_epi16(right, activations));
+          const __m256i activations = repeat(four + r * stride);
+          sums[2 * r] = add_products(sums[2 * r], left, activations);
+          sums[2 * r + 1] = add_products(sums[2 * r + 1], right, activations);
         }
       }
     }
-    for (int i = 0; i < 2 * R; ++i) acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(sums[i], ones));
+    for (int i = 0; i < 2 * R; ++i) total[i] = widen(total[i], sums[i]);
   }
+  std::copy(total, total + 2 * R, acc);
 }
 
 template <int Bits, int R>
-inline void multiply(const int16_t* rows, int64_t stride, const uint8_t* panel, __m256i* acc) {
-  for (int i = 0; i < 2 * R; ++i) acc[i] = _mm256_setzero_si256();
+void multiply(const int16_t* rows, int64_t stride, const uint8_t* panel, __m256i* acc) {
+  __m256i total[2 * R];
+  for (int i = 0; i < 2 * R; ++i) total[i] = _mm256_setzero_si256();
   for (int64_t k = 0; k < stride; k += 2, panel += 32) {
-    const __m256i left = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel)));
-    const __m256i right = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel) + 1));
-#pragma GCC unroll 4
+    const __m256i bytes = load(panel);
+    const __m256i left = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
+    const __m256i right = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, rows + r * stride + k, sizeof pair);
-      const __m256i activations = _mm256_set1_epi32(pair);
-      acc[2 * r] = _mm256_add_epi32(acc[2 * r], _mm256_madd_epi16(left, activations));
-      acc[2 * r + 1] = _mm256_add_epi32(acc[2 * r + 1], _mm256_madd_epi16(right, activations));
+      const __m256i activations = repeat(rows + r * stride + k);
+      total[2 * r] = add_wide_products(total[2 * r], left, activations);
+      total[2 * r + 1] = add_wide_products(total[2 * r + 1], right, activations);
     }
   }
+  std::copy(total, total + 2 * R, acc);
+}
+
+// `count` rows, 1 to R.
+template <int Bits, int R, typename T>
+void multiply_rows(int64_t count, const T* rows, int64_t stride, const uint8_t* panel, __m256i* acc) {
+  if constexpr (R > 1) {
+    if (count < R) return multiply_rows<Bits, R - 1>(count, rows, stride, panel, acc);
+  }
+  multiply<Bits, R>(rows, stride, panel, acc);
 }
 
 // What a panel's 16 outputs are scaled and shifted by, zeros past the last output.
@@ -226,15 +278,9 @@ void run(const float* x, int64_t m, int64_t in, const uint8_t* tiles, int64_t pa
                             std::min(kOutputs, out - first_output));
       const uint8_t* panel = tiles + task / chunks * (padded / kInputs) * kPanelBytes<Bits>;
       for (int64_t r = first_row; r < last_row; r += kRows) {
-        const int64_t count = std::min(kRows, last_row - r);
-        const T* rows = integers.get() + r * padded;
+        const int64_t count = std::min<int64_t>(kRows, last_row - r);
         __m256i acc[2 * kRows];
-        switch (count) {
-          case 4: multiply<Bits, 4>(rows, padded, panel, acc); break;
-          case 3: multiply<Bits, 3>(rows, padded, panel, acc); break;
-          case 2: multiply<Bits, 2>(rows, padded, panel, acc); break;
-          default: multiply<Bits, 1>(rows, padded, panel, acc);
-        }
+        multiply_rows<Bits, kRows>(count, integers.get() + r * padded, padded, panel, acc);
         for (int64_t i = 0; i < count; ++i) {
           outputs.write(acc + 2 * i, kOffset * sums[r + i], scales[r + i], y + (r + i) * out + first_output);
         }
