@@ -19,16 +19,19 @@ HAS_LIBRARIES := [ -z "$(LIBRARIES)" ] || if command -v dpkg-query >/dev/null; \
   else PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libEGL\.so\.1 '; fi
 HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 
-.PHONY: help demo test check setup system
+.PHONY: help demo test test-benchmark check setup system
 
 help: ## Shows this list.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: setup ## Quantizes the reference policy, drives the simulated arm with it and writes runs/demo/.
 	$(BIN)/python scripts/demo.py
 
 test: setup ## Runs every test.
 	$(BIN)/python -m pytest
+
+test-benchmark: setup .venv/benchmark ## Runs the tests of `daptq benchmark` with the runtimes of the extra `benchmark`.
+	$(BIN)/python -m pytest -m benchmark tests/benchmark
 
 check: setup ## Lints, checks formatting, types and layers.
 	$(BIN)/ruff check .
@@ -49,6 +52,10 @@ setup: system .venv/installed ## Makes .venv and installs everything.
 
 .venv/installed: .venv/packages pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/benchmark: .venv/packages pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[benchmark]'
 	@touch $@
 
 system:

@@ -1,8 +1,8 @@
 """Peak memory of loading a policy and running one control step, measured in a process of its own.
 
-The process loads the policy and runs a step, which brings in libraries and chooses kernels, gives all that back, and does
-it again. What is measured is the largest resident set of the second time minus the resident set before it: weights,
-activations, what loading needs for a moment, and the pages of the checkpoint that were read. Linux only.
+The process loads the policy and runs a step, which brings in libraries and chooses kernels, gives all that back, and
+does it again. What is measured is the largest resident set of the second time minus the resident set before it:
+weights, activations, what loading needs for a moment, and the pages of the checkpoint that were read. Linux only.
 
     python -m daptq.evaluation._peak_memory POLICY THREADS SEED
 """

@@ -1,0 +1,244 @@
+"""The benchmark's JSON, its choice of the float path, its order, and what it refuses; no test depends on a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, UnknownNameError
+from daptq.evaluation import _float_paths
+from daptq.evaluation import benchmark as module
+from daptq.evaluation._control_step import control_step
+from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, float_paths
+from daptq.evaluation._peak_memory import peak_bytes
+from daptq.evaluation._stages import STAGES, stage_times
+from daptq.evaluation.benchmark import benchmark, interleaved_times
+from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.packing.checkpoint import load_policy, save_quantized
+from daptq.policies import cogact
+from daptq.rounding.nearest import round_weight
+from tests.integration.conftest import Refused, Run
+
+KEYS = {
+    "schema_version",
+    "device",
+    "policies",
+    "float_path",
+    "ratio_to_float_path",
+    "ratio_to_eager",
+    "float_paths",
+    "skipped",
+    "provenance",
+}
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small policy with 4-bit layers everywhere."""
+    policy = cogact.tiny(seed=0)
+    layers = {}
+    for name in policy.linear_layers():
+        linear: Any = policy.get_submodule(name)
+        layers[name] = QuantizedLinear.from_integers(*round_weight(linear.weight.detach(), 4), linear.bias)
+    folder = tmp_path_factory.mktemp("benchmarked") / "quantized"
+    return save_quantized(policy, folder, layers=layers, plan=None, folding=[], recipe={}, provenance={})
+
+
+def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    file = tmp_path / "benchmark.json"
+    command = ["benchmark", "--policy", quantized, "--against", tiny, "--repeats", "3", "--threads", "1"]
+    before = torch.get_num_threads()
+    result = run(*command, "--float-path", "torch-bfloat16", "--output", file)
+    assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == before
+    written = json.loads(file.read_text())
+    assert set(written) == KEYS
+    assert (written["schema_version"], written["device"], written["skipped"]) == (1, "cpu", [])
+    low, full = written["policies"]
+    assert (low["name"], full["name"]) == (str(quantized), str(tiny))
+    for entry in (low, full):
+        times = entry["control_step_ms"]
+        assert times["n"] == 3
+        assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+        assert list(entry["stages_ms"]) == list(STAGES)
+        assert all(milliseconds > 0 for milliseconds in entry["stages_ms"].values())
+        assert entry["peak_bytes"] > entry["weight_bytes"]
+    parameters = sum(parameter.numel() for parameter in cogact.tiny().parameters())
+    assert 4 * parameters <= full["weight_bytes"] < 4 * parameters + 1000
+    assert low["weight_bytes"] < 0.6 * full["weight_bytes"]
+
+    assert [path["name"] for path in written["float_paths"]] == [EAGER, "torch-bfloat16"]
+    eager, bfloat16 = written["float_paths"]
+    assert eager["max_abs_difference"] == 0
+    assert 0 < bfloat16["max_abs_difference"] < 3  # at most the gripper's other command
+    assert eager["control_step_ms"] == full["control_step_ms"]
+    fastest = min(written["float_paths"], key=lambda path: path["control_step_ms"]["p50"])
+    assert written["float_path"] == {"name": fastest["name"], "p50": fastest["control_step_ms"]["p50"]}
+    assert written["ratio_to_eager"][str(tiny)] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    for ratios in (written["ratio_to_float_path"], written["ratio_to_eager"]):
+        assert set(ratios) == {str(quantized), str(tiny)}
+        assert all(0 < ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in ratios.values())
+    assert (written["provenance"]["threads"], written["provenance"]["repeats"]) == (1, 3)
+    assert written["provenance"]["observation"] == "tabletop"
+    assert "repetition 3" in result.stderr
+    assert "torch-bfloat16" in result.stdout
+
+
+def constant(value: float) -> Callable[[Any], Callable[[], Tensor]]:
+    """Builds a candidate that says one thing; NaN for one that says what it should."""
+
+    def build(sources: Any) -> Callable[[], Tensor]:
+        right = sources.step.run(sources.policy)
+        return lambda: right if np.isnan(value) else torch.full_like(right, value)
+
+    return build
+
+
+def failing(error: Exception) -> Callable[[Any], Callable[[], Tensor]]:
+    """Builds nothing."""
+
+    def build(sources: Any) -> Callable[[], Tensor]:
+        raise error
+
+    return build
+
+
+@pytest.fixture
+def candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that are right, wrong, missing and broken."""
+    made: dict[str, Any] = {
+        "right": ("float", True, constant(np.nan)),
+        "rival": ("4-bit", False, constant(0.0)),
+        "wrong": ("float", True, constant(7.0)),
+        "not-a-number": ("float", True, constant(np.inf)),
+        "missing": ("float", True, failing(MissingDependencyError("package x must be installed"))),
+        "broken": ("float", True, failing(RuntimeError("cannot\n translate"))),
+    }
+    for name, entry in made.items():
+        monkeypatch.setitem(_float_paths.FLOAT_PATHS, name, entry)
+
+
+@pytest.mark.usefixtures("candidates")
+def test_candidates_that_are_wrong_or_fail_are_left_out_with_a_reason() -> None:
+    policy = cogact.tiny()
+    names = [EAGER, "right", "wrong", "not-a-number", "missing", "broken", "rival"]
+    built, skipped = float_paths(policy, control_step(policy), names, lambda name: None)
+    assert [(path.name, path.kind) for path in built] == [(EAGER, "float"), ("right", "float"), ("rival", "4-bit")]
+    reasons = {left_out.name: left_out.reason for left_out in skipped}
+    assert list(reasons) == ["wrong", "not-a-number", "missing", "broken"]
+    assert reasons["wrong"].startswith("must equal torch-float32 to 0.001, got a difference of")
+    assert reasons["missing"] == "package x must be installed"
+    assert reasons["broken"] == "cannot run here: RuntimeError: cannot translate"
+
+
+@pytest.mark.usefixtures("candidates")
+def test_the_float_path_and_the_ratios_follow_from_the_times(
+    tiny: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {
+        str(quantized): np.array([4.0, 6.0, 20.0]),
+        EAGER: np.array([8.0, 12.0, 10.0]),
+        "right": np.array([8.0, 6.0, 10.0]),
+        "rival": np.array([1.0, 1.0, 1.0]),
+    }
+    monkeypatch.setattr(module, "interleaved_times", lambda *arguments, **settings: dict(times))
+    monkeypatch.setattr(module, "peak_bytes", lambda name, **settings: len(name))
+    result = benchmark([str(quantized)], against=str(tiny), paths=["right", "rival"], repeats=3)
+    assert result["float_path"] == {"name": "right", "p50": 8.0}
+    # Ratios within repetitions, 0.5, 1 and 2, whose median is not the ratio of the medians.
+    assert result["ratio_to_float_path"][str(quantized)]["value"] == 1.0
+    assert result["ratio_to_eager"][str(quantized)]["value"] == 0.5
+    assert result["ratio_to_float_path"][str(tiny)]["value"] == 1.0
+    assert result["policies"][0]["control_step_ms"]["p50"] == 6.0
+    assert [entry["peak_bytes"] for entry in result["policies"]] == [len(str(quantized)), len(str(tiny))]
+
+
+def test_every_candidate_runs_once_in_every_repetition() -> None:
+    calls: list[str] = []
+    candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
+    said: list[str] = []
+    times = interleaved_times(candidates, repeats=6, warmup=2, seed=0, progress=said.append)
+    rounds = [tuple(calls[start : start + 3]) for start in range(0, len(calls), 3)]
+    assert [sorted(order) for order in rounds] == [["a", "b", "c"]] * 8
+    assert len(set(rounds)) > 1
+    assert said == ["warm-up"] * 2 + [f"repetition {turn}" for turn in range(1, 7)]
+    assert all(values.shape == (6,) and (values > 0).all() for values in times.values())
+    again = list(calls)
+    calls.clear()
+    interleaved_times(candidates, repeats=6, warmup=2, seed=0, progress=said.append)
+    assert calls == again
+
+
+def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    def wait(inner: torch.nn.Module, arguments: Any) -> None:
+        nonlocal now
+        now += 5.0
+
+    policy = cogact.tiny()
+    policy.get_submodule("llm_backbone.layers.1").register_forward_pre_hook(wait)
+    hooks = sum(len(inner._forward_pre_hooks) for inner in policy.modules())
+    monkeypatch.setattr("daptq.evaluation._stages.time.perf_counter", clock)
+    times = stage_times(policy, control_step(policy))
+    assert times == {"preprocessing": 1e3, "vision": 1e3, "language": 6e3, "action_head": 1e3}
+    assert sum(len(inner._forward_pre_hooks) for inner in policy.modules()) == hooks
+
+
+def test_peak_memory_holds_at_least_the_weights() -> None:
+    """Of the packaged policy, whose weights are larger than what a process does by itself."""
+    parameters = sum(parameter.numel() for parameter in load_policy("reference").parameters())
+    assert 4 * parameters < peak_bytes("reference", threads=1, seed=0) < 20 * parameters
+
+
+def test_a_process_that_fails_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(DaptqError, match="peak memory of .*nowhere must be measurable"):
+        peak_bytes(str(tmp_path / "nowhere"), threads=1, seed=0)
+
+
+def test_an_observation_is_made_up_where_no_camera_fits() -> None:
+    policy = cogact.tiny()
+    seen = control_step(policy)
+    assert (seen.source, seen.observation["observation.images.front"].shape) == ("tabletop", (64, 64, 3))
+    policy.cameras = {"front": 64, "ceiling": 64}
+    example = policy.example_batch
+
+    def with_ceiling(seed: int) -> Any:
+        return {**example(seed), "observation.images.ceiling": torch.full((2, 3, 64, 64), 0.5)}
+
+    policy.example_batch = with_ceiling  # type: ignore[method-assign]
+    made_up = control_step(policy)
+    assert made_up.source == "synthetic"
+    assert (made_up.observation["observation.images.ceiling"] == 127).all()
+    assert torch.equal(made_up.run(policy), made_up.run(policy))
+    assert not torch.equal(made_up.run(policy), seen.run(cogact.tiny()))
+
+
+def test_bad_input_exits_with_2(refused: Refused, tiny: Path, quantized: Path) -> None:
+    benchmark_of = ["benchmark", "--policy", quantized, "--against"]
+    refused([*benchmark_of, quantized], "must have different names")
+    refused(["benchmark", "--policy", tiny, "--against", quantized], "baseline must be a policy in floating point")
+    refused([*benchmark_of, "refrence"], "Did you mean 'reference'")
+    refused([*benchmark_of, tiny, "--repeats", "0"], "at least one policy and one repetition")
+    refused([*benchmark_of, tiny, "--threads", "0"], "threads must be at least 1")
+    refused([*benchmark_of, tiny, "--float-path", "openvino"], "Did you mean 'openvino-float32'")
+
+
+def test_bad_arguments_are_refused(tiny: Path) -> None:
+    with pytest.raises(InvalidInputError, match="at least one policy"):
+        benchmark([], against=str(tiny))
+    with pytest.raises(UnknownNameError, match="float path must be one of"):
+        benchmark([str(tiny)], against="reference", paths=["colour"])
+    assert all(kind in ("float", "4-bit") for kind, _, _ in FLOAT_PATHS.values())

@@ -1,0 +1,32 @@
+"""The exported control step says what the policy says, and reads all its inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from daptq.errors import MissingDependencyError
+from daptq.evaluation._control_step import control_step
+from daptq.evaluation._exported_step import ExportedStep, required
+from daptq.policies import cogact
+
+
+@pytest.mark.slow
+def test_the_exported_step_is_the_policy() -> None:
+    policy = cogact.tiny()
+    step = control_step(policy)
+    exported = ExportedStep(policy, step)
+    graph = exported.program.module()
+    inputs = exported.inputs()
+    assert [tuple(tensor.shape) for tensor in inputs] == [(1, 16, 7), (1, 3, 64, 64), (1, 7)]
+    expected = step.run(policy)
+    # The same operations in the same order: nothing but their order of execution could differ.
+    assert torch.allclose(graph(*inputs)[0], expected, atol=1e-6)
+    for changed in range(len(inputs)):
+        others = [tensor + 0.3 if index == changed else tensor for index, tensor in enumerate(inputs)]
+        assert not torch.allclose(graph(*others)[0], expected, atol=1e-4), changed
+
+
+def test_a_package_that_is_not_there_is_named() -> None:
+    with pytest.raises(MissingDependencyError, match=r"package no_such_runtime must be installed.*daptq\[benchmark\]"):
+        required("no_such_runtime")
