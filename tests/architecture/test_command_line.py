@@ -42,7 +42,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--against": "required",
         "--repeats": 30,
         "--threads": None,
-        "--float-path": [],
+        "--float-path": None,
         "--seed": 0,
         "--json": None,
     },
