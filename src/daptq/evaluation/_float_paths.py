@@ -30,7 +30,7 @@ Kind = Literal["float", "4-bit"]
 
 # A float32 runtime may add in another order, and ten denoising steps carry that on; 1e-3 is a millimetre.
 _TOLERANCE = 1e-3
-_GROUP = 32
+_GROUP, _ROWS = 32, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +159,8 @@ def _bitsandbytes(sources: _Sources) -> Run:
 
 
 def _divisible(module: nn.Module, _: str) -> bool:
-    """Whether a layer's weight has whole groups."""
-    return isinstance(module, nn.Linear) and module.in_features % _GROUP == 0
+    """Whether a layer's weight has whole groups, and rows that the kernel takes."""
+    return isinstance(module, nn.Linear) and module.in_features % _GROUP == 0 and module.out_features % _ROWS == 0
 
 
 def _cast_run(policy: Policy, step: ControlStep) -> Run:
