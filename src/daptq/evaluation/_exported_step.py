@@ -169,7 +169,8 @@ class _NotedNoise(TorchFunctionMode):
 
 def _drawn(policy: Policy, step: ControlStep) -> list[Tensor]:
     """The noise that a control step draws, in order."""
-    with _NotedNoise() as noted:
+    noted = _NotedNoise()
+    with noted:
         policy.predict_chunk(step.batch(policy), step.generator())
     return noted.noises
 

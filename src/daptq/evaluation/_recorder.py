@@ -105,7 +105,7 @@ class _Recorder(TorchDispatchMode):
     """Sees every operation that torch dispatches."""
 
     def __init__(self, layers: Mapping[str, Watched]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layers = layers
         self.calls = {path: Calls() for path in layers}
         self._owners: dict[int, list[str]] = {}

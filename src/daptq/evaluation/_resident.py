@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -91,6 +91,8 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("default", default) for default in value.__defaults__ or ())
     elif isinstance(value, MethodType):
         yield from (("self", value.__self__), (value.__func__.__name__, value.__func__))
+    elif isinstance(value, BuiltinMethodType):
+        yield "self", value.__self__
     elif isinstance(value, partial):
         yield from (("function", value.func), ("arguments", value.args), ("keywords", value.keywords))
     else:
