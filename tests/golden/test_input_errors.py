@@ -45,7 +45,8 @@ def moved(network: Twice, x: Tensor, layer: str, low: Tensor, amount: float) -> 
         with torch.no_grad():
             exact = float_inputs.pop(0)
             change = quantized(layer, exact) @ low.mT - exact @ module.weight.mT
-            return output + amount * change
+            moved_output: Tensor = output + amount * change
+            return moved_output
 
     float_inputs: list[Tensor] = []
     watch = module.register_forward_pre_hook(lambda _, inputs: float_inputs.append(inputs[0].detach()))

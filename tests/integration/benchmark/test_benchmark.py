@@ -51,6 +51,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_quantized(policy, folder, layers=layers, plan=None, folding=[], recipe={}, provenance={})
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Path, tmp_path: Path) -> None:
     file = tmp_path / "benchmark.json"
     command = ["benchmark", "--policy", quantized, "--against", tiny, "--repeats", "3", "--threads", "1"]
@@ -197,6 +198,7 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
     assert sum(len(inner._forward_pre_hooks) for inner in policy.modules()) == hooks
 
 
+@pytest.mark.slow
 def test_peak_memory_holds_at_least_the_weights() -> None:
     """Of the packaged policy, whose weights are larger than what a process does by itself."""
     parameters = sum(parameter.numel() for parameter in load_policy("reference").parameters())
