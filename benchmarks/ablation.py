@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_arms import SETTINGS, arms, match
+from ablation_arms import SETTINGS, arms, choices, match
 from scipy.stats import wilcoxon
 
 import daptq
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--policy", default="reference", help="policy to quantize: name or folder")
     parser.add_argument("--data", default="tabletop:train", help="calibration data, as source:split")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--choices", action="store_true", help="the arms are what the paper leaves open, one by one")
     parser.add_argument("--arms", nargs="+", help="names of the arms; all by default")
     parser.add_argument("--calibration-states", type=int, default=512)
     parser.add_argument("--states", type=int, default=200, help="states that every arm continues from")
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
                 journal=options.work / "episodes.jsonl",
             )
         summary = summarised(result, folders, setting)
-        stem = f"{result['provenance']['time'][:10]}-ablation-{setting}"
+        stem = f"{result['provenance']['time'][:10]}-{'choices' if options.choices else 'ablation'}-{setting}"
         write_json(options.results / f"{stem}.json", summary)
         write_bytes(options.results / f"{stem}.md", page(summary, stem).encode())
         print(options.results / f"{stem}.md")
@@ -74,10 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict[str, Path]:
     """Quantizes every arm of a setting; the folder of each by name."""
-    recipes = arms(SETTINGS[setting])
+    recipes = (choices if options.choices else arms)(SETTINGS[setting])
     wanted = options.arms or [
         *recipes,
-        *(["knapsack at DA-PTQ's bytes", "plus at DA-PTQ's bytes"] if PAPER in recipes else []),
+        *(["knapsack at DA-PTQ's bytes", "plus at DA-PTQ's bytes"] if PAPER in recipes and not options.choices else []),
     ]
     folders: dict[str, Path] = {}
 
@@ -99,7 +100,7 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
     for name, recipe in recipes.items():
         if name in wanted:
             run(name, recipe)
-    if PAPER in folders:
+    if PAPER in folders and not options.choices:
         layers = describe(str(folders[PAPER]))["layers"]
         scope = ("language", "action_head")
         mib = sum(layer["bytes"] for layer in layers if layer["role"] in scope) / 2**20

@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
+from daptq.drift.sensitivity import SensitivityConfig
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
 from daptq.recipes._recipe import RoleBits
+from daptq.rounding._activations import ActivationConfig
 from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 
-__all__ = ["SETTINGS", "Setting", "arms"]
+__all__ = ["SETTINGS", "Setting", "arms", "choices", "match"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,37 @@ def arms(setting: Setting) -> dict[str, Recipe]:
             "paired": replace(nearest, compensation=plus.compensation, order="allocation-first"),
         }
     return table
+
+
+def choices(setting: Setting) -> dict[str, Recipe]:
+    """DA-PTQ with every choice that the paper leaves open made in another way, one at a time, by name."""
+    bits, activations = setting.weight_bits, setting.activation_bits
+    paper = da_ptq(weight_bits=bits, activation_bits=activations)
+    compensations = {
+        "rank 4": CsrcConfig(rank=4),
+        "full rank": CsrcConfig(rank=None),
+        "identity weight 0.01": CsrcConfig(identity_weight=0.01),
+        "identity weight 1": CsrcConfig(identity_weight=1.0),
+        "gain between 0.8 and 1.25": CsrcConfig(gain_min=0.8, gain_max=1.25),
+        "map not selected": CsrcConfig(selection="always"),
+    }
+    others = {
+        "mean of the gradient": replace(paper, sensitivity=SensitivityConfig(reduction="mean")),
+        "sum of the gradient": replace(paper, sensitivity=SensitivityConfig(reduction="l1")),
+        "fraction of parameters": replace(paper, allocation=TopFractionConfig(by="parameters")),
+        "every layer ranked": replace(paper, allocation=TopFractionConfig(scope="all")),
+        "last blocks not kept": replace(paper, allocation=TopFractionConfig(keep_last_blocks=0)),
+        "whole": replace(paper, weight_bits=RoleBits.everywhere(bits)),
+        "scale from the largest weight": replace(paper, rounding=NearestConfig(scale="absmax")),
+        "rotated by 16": replace(paper, transform=TransformConfig(rotation_block=16)),
+        "smoothed": replace(paper, transform=TransformConfig(smoothing=0.15)),
+        "rotated and smoothed": replace(paper, transform=TransformConfig(rotation_block=16, smoothing=0.15)),
+        "static activations": replace(paper, activations=ActivationConfig(scaling="static")),
+        "activations per step": replace(paper, activations=ActivationConfig(scaling="per-step")),
+    }
+    varied = {name: replace(paper, compensation=config) for name, config in compensations.items()} | others
+    table = {"nearest, whole": arms(setting)["nearest, whole"], "DA-PTQ": paper}
+    return table | {f"DA-PTQ, {name}": recipe for name, recipe in varied.items()}
 
 
 def match(paper: Recipe, plus: Recipe, budget_mib: float) -> dict[str, Recipe]:
