@@ -1,8 +1,7 @@
 """Intervals and tests for success rates, alone and in pairs, and for drift measured in clusters.
 
 Every rate that this library prints carries an interval from here. The module does not know what an episode is: it sees
-counts, and values with the cluster (episode) that each one came from. Pairs are taken as independent draws from one
-population; that several tasks make up that population is not modelled.
+counts, and values with the cluster (episode, or task) that each one came from.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from daptq.errors import InvalidInputError
 
@@ -96,14 +96,61 @@ def paired_difference_interval(only_first: int, only_second: int, n: int, confid
     Raises:
         InvalidInputError: The counts are not those of n pairs, or the confidence is not between 0 and 1.
     """
+    check_pairs(only_first, only_second, n, confidence)
+    z = _normal_quantile(confidence)
+    low = -_tango_upper(only_second, only_first, n, z)
+    return Interval(low, _tango_upper(only_first, only_second, n, z))
+
+
+def clustered_difference_interval(
+    differences: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], confidence: float = CONFIDENCE
+) -> Interval:
+    """Interval of a mean difference when pairs of one cluster (task) resemble each other (Liang and Zeger 1986).
+
+    With s_g the sum of (difference - mean) over cluster g, the mean's variance is G / (G - 1) sum_g s_g^2 / n^2, and
+    the interval takes Student's t with G - 1 degrees of freedom. It speaks about tasks drawn like these ones, so with
+    few tasks it is wide.
+
+    Args:
+        differences: float64 (n,), candidate minus baseline of every pair.
+        clusters: int64 (n,), the cluster of every pair.
+        confidence: Coverage aimed at, between 0 and 1.
+
+    Returns:
+        Limits of the mean difference.
+
+    Raises:
+        InvalidInputError: Fewer than two clusters, `clusters` is not as long as `differences`, or the confidence is
+            not between 0 and 1.
+    """
+    _normal_quantile(confidence)  # Refuses a confidence out of range.
+    if len(differences) != len(clusters):
+        message = f"differences and clusters must be equally long, got {len(differences)} and {len(clusters)}."
+        raise InvalidInputError(message + " Give every pair the cluster it came from.")
+    names, numbers = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        message = f"clusters must be at least 2, got {len(names)}."
+        raise InvalidInputError(message + " Take `paired_difference_interval` for the pairs of one task.")
+    mean = float(np.mean(differences))
+    sums = np.bincount(numbers, weights=differences - mean)
+    scale = len(names) / (len(names) - 1)
+    error = math.sqrt(scale * float(np.sum(np.square(sums)))) / len(differences)
+    half = float(stats.t.ppf(0.5 + confidence / 2.0, len(names) - 1)) * error
+    return Interval(mean - half, mean + half)
+
+
+def check_pairs(only_first: int, only_second: int, n: int, confidence: float) -> None:
+    """Refuses counts that are not those of n pairs.
+
+    Raises:
+        InvalidInputError: They are not, or the confidence is not between 0 and 1.
+    """
     _check_trials(n)
     _check_discordant(only_first, only_second)
     if only_first + only_second > n:
         message = f"discordant pairs must be at most n = {n}, got {only_first} + {only_second}. Count each pair once."
         raise InvalidInputError(message)
-    z = _normal_quantile(confidence)
-    low = -_tango_upper(only_second, only_first, n, z)
-    return Interval(low, _tango_upper(only_first, only_second, n, z))
+    _normal_quantile(confidence)
 
 
 def bootstrap_interval(
