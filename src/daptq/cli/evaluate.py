@@ -8,36 +8,60 @@ import click
 
 from daptq.cli._console import json_option, reported_progress
 
+# How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
+DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
+
 
 @click.command()
-@click.argument("policy")
+@click.argument("policy", required=False)
 @click.option("--against", metavar="POLICY", help="Full-precision baseline, run on the same episodes.")
 @click.option("--environment", metavar="NAME", default="tabletop", help="Benchmark; see `daptq list environments`.")
 @click.option("--task", "tasks", metavar="NAME", multiple=True, help="Task to ask, may be repeated.  [default: all]")
 @click.option("--episodes", metavar="N", type=int, default=100, help="Episodes over all tasks together.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of initial states and diffusion noise.")
 @click.option("--workers", metavar="W", type=int, default=1, help="Processes; the result does not depend on it.")
+@click.option(
+    "--gate",
+    metavar="LIMITS",
+    help="Exit 1 unless every limit holds against the baseline, for example margin=0.05,drift=1.5,jerk=1.1.",
+)
+@click.option("--plan", is_flag=True, help="Run nothing; say how many pairs --margin needs.")
+@click.option("--margin", metavar="M", type=float, help="With --plan: loss of success that is accepted, as 0.05.")
 @json_option
 def evaluate(
-    policy: str,
+    policy: str | None,
     against: str | None,
     environment: str,
     tasks: tuple[str, ...],
     episodes: int,
     seed: int,
     workers: int,
+    gate: str | None,
+    plan: bool,
+    margin: float | None,
     json_path: Path | None,
 ) -> None:
     """Runs closed-loop episodes with POLICY and prints success rates with intervals, and drift against a baseline.
 
-    With --json, finished episodes are kept beside FILE until the end, and a killed run continues from them.
+    With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes are kept beside FILE until the end, and a killed run continues from them.
     """
     from rich.console import Console
 
     from daptq.artifacts import write_json
+    from daptq.evaluation.gate import Gate
     from daptq.evaluation.paired import evaluate as run
     from daptq.evaluation.table import result_table
 
+    if plan:
+        _print_plan(margin, policy)
+        return
+    if policy is None:
+        raise click.UsageError("POLICY must be a name or a folder, got none. See `daptq list policies`.")
+    if margin is not None:
+        raise click.UsageError("--margin must come with --plan. To judge by a margin, write --gate margin=0.05.")
+    limits = None if gate is None else Gate.parse(gate)
+    if limits is not None and against is None:
+        raise click.UsageError("--gate must come with --against, got no baseline. Name the full-precision policy.")
     journal = None if json_path is None else json_path.with_name(f".{json_path.name}.episodes.jsonl")
     with reported_progress() as progress:
         result = run(
@@ -55,3 +79,21 @@ def evaluate(
     if json_path is not None and journal is not None:
         write_json(json_path, result)
         journal.unlink(missing_ok=True)
+    if limits is not None:
+        checks = limits.checks(result["comparisons"][0])
+        for check in checks:
+            click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.reason}")
+        if not all(check.passed for check in checks):
+            raise click.exceptions.Exit(1)
+
+
+def _print_plan(margin: float | None, policy: str | None) -> None:
+    """Prints the pairs that a margin needs, by how often the two policies disagree."""
+    from daptq.evaluation.sequential import POWER, pairs_needed
+
+    if margin is None or policy is not None:
+        raise click.UsageError("--plan must come with --margin and without POLICY. Write --plan --margin 0.05.")
+    click.echo(f"Pairs that show non-inferiority at a margin of {100 * margin:g} points with probability {POWER:.0%},")
+    click.echo("if both policies are equally good:\n\n  discordant pairs    pairs needed")
+    for discordant in DISCORDANT:
+        click.echo(f"  {discordant:16.0%}    {pairs_needed(margin, discordant):12d}")

@@ -5,7 +5,7 @@ Every metric and its unit is defined in docs/reference/metrics.md. Paths are sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,13 +179,12 @@ def _compared(
         return {"n": 0}
     before, after = defined[:, 0], defined[:, 1]
     change: Array = after - before if differs else after / before
-    median: Callable[[Array], float] = lambda values: float(np.median(values))  # noqa: E731
-    low, high = bootstrap_interval(change, np.arange(len(change)), median, seed=seed)
+    low, high = bootstrap_interval(change, np.arange(len(change)), _median, seed=seed)
     return {
         "n": len(change),
-        "baseline": median(before),
-        "candidate": median(after),
-        "change": {"value": median(change), "low": low, "high": high},
+        "baseline": _median(before),
+        "candidate": _median(after),
+        "change": {"value": _median(change), "low": low, "high": high},
     }
 
 
@@ -195,3 +194,7 @@ def _differences(positions: Float[np.ndarray, "steps 3"], order: int) -> Array:
         raise InvalidInputError(message + " Record a longer path.")
     differences: Array = np.diff(np.asarray(positions, dtype=np.float64), n=order, axis=0)
     return differences
+
+
+def _median(values: Array) -> float:
+    return float(np.median(values))

@@ -17,6 +17,7 @@ from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.drift import branch_drift, episode_drift
 from daptq.evaluation.journal import Journal
+from daptq.evaluation.motion import motion_summary
 from daptq.evaluation.plan import Episode, plan_episodes
 from daptq.evaluation.rollout import BranchRecord, EpisodeRecord
 from daptq.evaluation.statistics import CONFIDENCE
@@ -94,7 +95,7 @@ def evaluate_many(
         JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `success_rule`,
         `confidence`; `policies`, the baseline first (`name`, `role`, success as in `success_summary`, and `family`,
         `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate (`policy`, `against`, `paired` as
-        in `paired_summary`, `drift` with `whole_episode` and `identical_states`); `paired` and `drift` of the first
+        in `paired_summary`, `motion` as in `motion_summary`, `drift` with `whole_episode` and `identical_states`); `paired` and `drift` of the first
         candidate (None without a baseline); `provenance`.
 
     Raises:
@@ -113,7 +114,7 @@ def evaluate_many(
         sources=sources,
         loaded=loaded if workers == 1 else {},
     )
-    horizon = place.environment.horizon
+    horizon, frequency = place.environment.horizon, place.environment.control_frequency
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
     plan = plan_episodes(
         asked,
@@ -132,6 +133,7 @@ def evaluate_many(
     crew = Crew(place, workers)
     with one_thread():
         descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
+    chunk_steps = {label: policy.n_action_steps for label, policy in loaded.items()}
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
     about = {**settings, "drift_states": drift_states, "stride": stride}
@@ -141,7 +143,16 @@ def evaluate_many(
             _run(crew, plan, list(sources), baseline, records, progress, closed_loop=closed_loop)
     finally:
         place.close()
-    return _result(settings, plan, descriptions, baseline, records, closed_loop=closed_loop)
+    return _result(
+        settings,
+        plan,
+        descriptions,
+        baseline,
+        records,
+        closed_loop=closed_loop,
+        frequency=frequency,
+        chunk_steps=chunk_steps,
+    )
 
 
 def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
@@ -245,6 +256,8 @@ def _result(
     records: Journal,
     *,
     closed_loop: bool,
+    frequency: float,
+    chunk_steps: Mapping[str, int],
 ) -> dict[str, Any]:
     """Puts the JSON object together from the complete records."""
     episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
@@ -264,6 +277,17 @@ def _result(
             "policy": label,
             "against": baseline,
             "paired": paired_summary(episodes[baseline], episodes[label]) if episodes[label] else None,
+            "motion": (
+                motion_summary(
+                    episodes[baseline],
+                    episodes[label],
+                    frequency=frequency,
+                    chunk_steps=(chunk_steps[baseline], chunk_steps[label]),
+                    seed=seed,
+                )
+                if episodes[label]
+                else None
+            ),
             "drift": {
                 "whole_episode": (
                     episode_drift(episodes[baseline], episodes[label], seed=seed) if episodes[label] else None
