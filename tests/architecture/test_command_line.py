@@ -28,13 +28,16 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--json": None,
     },
     "evaluate": {
-        "POLICY": "required",
+        "POLICY": None,
         "--against": None,
         "--environment": "tabletop",
         "--task": None,
         "--episodes": 100,
         "--seed": 0,
         "--workers": 1,
+        "--gate": None,
+        "--plan": False,
+        "--margin": None,
         "--json": None,
     },
     "benchmark": {

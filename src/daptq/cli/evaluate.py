@@ -43,7 +43,8 @@ def evaluate(
 ) -> None:
     """Runs closed-loop episodes with POLICY and prints success rates with intervals, and drift against a baseline.
 
-    With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes are kept beside FILE until the end, and a killed run continues from them.
+    With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes are kept beside
+    FILE until the end, and a killed run continues from them.
     """
     from rich.console import Console
 

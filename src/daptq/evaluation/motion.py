@@ -95,8 +95,9 @@ def high_frequency_share(positions: Float[np.ndarray, "steps 3"]) -> float:
     # Both halves of the spectrum of a real signal carry the same energy; 0 and the Nyquist frequency come once.
     spectrum[(frequencies > 0.0) & (frequencies < 0.5)] *= 2.0
     total = float(spectrum.sum())
-    negligible = len(velocity) ** 2 * float(np.square(velocity).sum()) * np.finfo(np.float64).eps ** 2
-    return float(spectrum[frequencies > CUTOFF].sum()) / total if total > negligible else 0.0
+    # Rounding of the positions alone makes an energy of about (number of steps x eps x largest coordinate)^2.
+    rounding = len(velocity) * float(np.abs(positions).max()) * np.finfo(np.float64).eps
+    return float(spectrum[frequencies > CUTOFF].sum()) / total if total > (4.0 * rounding) ** 2 else 0.0
 
 
 def chunk_jump(positions: Float[np.ndarray, "steps 3"], chunk_steps: int) -> float | None:

@@ -95,8 +95,8 @@ def evaluate_many(
         JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `success_rule`,
         `confidence`; `policies`, the baseline first (`name`, `role`, success as in `success_summary`, and `family`,
         `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate (`policy`, `against`, `paired` as
-        in `paired_summary`, `motion` as in `motion_summary`, `drift` with `whole_episode` and `identical_states`); `paired` and `drift` of the first
-        candidate (None without a baseline); `provenance`.
+        in `paired_summary`, `motion` as in `motion_summary`, `drift` with `whole_episode` and `identical_states`);
+        `paired` and `drift` of the first candidate (None without a baseline); `provenance`.
 
     Raises:
         UnknownNameError: The environment, a task or a policy is not known.
