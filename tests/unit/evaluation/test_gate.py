@@ -81,5 +81,5 @@ def test_what_was_not_measured_cannot_pass(comparison: dict[str, Any]) -> None:
     comparison["motion"]["rms_jerk"] = {"n": 0}
     comparison["paired"] = None
     for text, missing in (("margin=0.05", "paired"), ("drift=1", "drift"), ("jerk=1", "jerk")):
-        with pytest.raises(InvalidInputError, match=f"{missing} must be"):
+        with pytest.raises(InvalidInputError, match=f"{missing} must "):
             Gate.parse(text).checks(comparison)
