@@ -61,7 +61,7 @@ def shape(command: click.Command) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for parameter in command.to_info_dict(click.Context(command))["params"]:
         name = parameter["opts"][0] if parameter["param_type_name"] == "option" else parameter["name"].upper()
-        if name != "--help":
+        if "--help" not in parameter["opts"]:
             found[name] = "required" if parameter["required"] else parameter["default"]
     return found
 
