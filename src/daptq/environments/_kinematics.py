@@ -59,7 +59,7 @@ class ArmKinematics:
         self._full_jacobian: NDArray[np.float64] = np.zeros((6, model.nv))
 
     def forward(
-        self, joint_positions: Float[np.ndarray, "6"]
+        self, joint_positions: Float[np.ndarray, " joints"]
     ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
         """Returns the end-effector's position [m] and rotation matrix in the base frame at `joint_positions` [rad]."""
         self._data.qpos[self._positions] = joint_positions
@@ -68,20 +68,20 @@ class ArmKinematics:
         rotation: NDArray[np.float64] = self._data.site_xmat[self._site].reshape(3, 3).copy()
         return position, rotation
 
-    def jacobian(self, joint_positions: Float[np.ndarray, "6"]) -> Float[np.ndarray, "6 6"]:
+    def jacobian(self, joint_positions: Float[np.ndarray, " joints"]) -> Float[np.ndarray, "6 joints"]:
         """Returns the geometric Jacobian in the base frame: rows 0-2 in m/rad, rows 3-5 in rad/rad."""
         self.forward(joint_positions)
         return self._jacobian_here()
 
     def inverse(
         self,
-        start: Float[np.ndarray, "6"],
+        start: Float[np.ndarray, " joints"],
         position: Float[np.ndarray, "3"],
         rotation: Float[np.ndarray, "3 3"],
         *,
         iterations: int = 12,
         tolerance: float = 2e-4,
-    ) -> Float[np.ndarray, "6"]:
+    ) -> Float[np.ndarray, " joints"]:
         """Returns joint positions [rad] near `start` whose end-effector pose is nearest to the asked one.
 
         Args:
@@ -105,7 +105,7 @@ class ArmKinematics:
             joints = np.clip(joints + np.clip(step, -0.5, 0.5), self._range[:, 0], self._range[:, 1])
         return joints
 
-    def _jacobian_here(self) -> Float[np.ndarray, "6 6"]:
+    def _jacobian_here(self) -> Float[np.ndarray, "6 joints"]:
         mujoco.mj_comPos(self._model, self._data)
         full = self._full_jacobian
         mujoco.mj_jacSite(self._model, self._data, full[:3], full[3:], self._site)

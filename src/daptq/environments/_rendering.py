@@ -19,15 +19,16 @@ class CameraRenderer:
     Args:
         model: Model to draw. Its `vis.quality.shadowsize` and `offsamples` should be 0 before this is made.
         max_size: Largest edge of a picture in pixels.
+        hidden_group: Geom group that is not drawn, where the model keeps what only collides.
     """
 
-    def __init__(self, model: mujoco.MjModel, max_size: int) -> None:
+    def __init__(self, model: mujoco.MjModel, max_size: int, *, hidden_group: int = 4) -> None:
         self._model = model
         self._scene = mujoco.MjvScene(model, maxgeom=4 * model.ngeom + 16)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option = mujoco.MjvOption()
-        self._option.geomgroup[4] = 0
+        self._option.geomgroup[hidden_group] = 0
         self._cameras: dict[str, mujoco.MjvCamera] = {}
         self._window: mujoco.GLContext | None = mujoco.GLContext(max_size, max_size)
         self._window.make_current()
