@@ -34,7 +34,9 @@ _CARRY_HEIGHT: Final = 0.10  # clearance of the source's bottom above the target
 _RELEASE_CLEARANCE: Final = 0.02
 _GRASP_RADIUS: Final = 0.010
 _RELEASE_RADIUS: Final = 0.015
-_OPEN_ENOUGH: Final = 0.8
+_OPEN_ENOUGH: Final = 0.94
+_CLOSED_ON_NOTHING: Final = 0.1
+_SLIDE: Final = 0.035  # how far an object may slide while the fingers close [m]
 _YAWS: Final = np.linspace(-np.pi / 2, np.pi / 2, 36, endpoint=False)
 
 
@@ -66,7 +68,7 @@ def _wrapped(angle: float) -> float:
 
 def _fingers_axis(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "2"]:
     """Horizontal direction of the fingers' travel."""
-    axis: NDArray[np.float64] = rotation[:2, 1]
+    axis: NDArray[np.float64] = rotation[:2, 0]
     return axis
 
 
@@ -100,8 +102,9 @@ def _reach(
     """Open, come above the grasp, descend, close."""
     error = float(np.linalg.norm(hand[:2] - grasp[:2]))
     aligned = error < _GRASP_RADIUS and abs(turn) < 0.1
-    if aligned and hand[2] < grasp[2] + 0.012:
-        return hand * [1, 1, 0] + [0, 0, grasp[2]], False
+    closing = _CLOSED_ON_NOTHING < opening < _OPEN_ENOUGH and error < _SLIDE
+    if (aligned or closing) and hand[2] < grasp[2] + 0.012:
+        return hand * [1, 1, 0] + [0, 0, grasp[2]], opening < _CLOSED_ON_NOTHING
     above: NDArray[np.float64] = grasp + [0.0, 0.0, 0.0 if aligned and opening > _OPEN_ENOUGH else _HOVER]
     if not aligned and hand[2] < grasp[2] + _HOVER / 2:
         above[:2] = hand[:2]  # first up, so that the fingers do not sweep what stands there
@@ -142,7 +145,7 @@ def _towards(
     move *= min(1.0, _MAX_STEP / max(float(np.abs(move).max()), 1e-9))
     travel = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     down = np.array([0.0, 0.0, -1.0])
-    wanted = np.stack([np.cross(travel, down), travel, down], axis=1)
+    wanted = np.stack([travel, np.cross(down, travel), down], axis=1)
     turn = Rotation.from_matrix(wanted @ rotation.T).as_rotvec()
     turn *= min(1.0, _MAX_TURN / max(float(np.linalg.norm(turn)), 1e-9))
     angles = euler_from_matrix(Rotation.from_rotvec(turn).as_matrix())

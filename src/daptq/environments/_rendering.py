@@ -58,6 +58,8 @@ class CameraRenderer:
         context, self._context = self._context, None
         window, self._window = self._window, None
         with contextlib.suppress(Exception):
+            if window is not None:
+                window.make_current()  # what is freed is freed in the current context, which may be another renderer's
             if context is not None:
                 context.free()
             if window is not None:
