@@ -30,7 +30,9 @@ _FINGER_DEPTH: Final = 0.03  # how far below an object's top the fingertips reac
 _MIN_HEIGHT: Final = 0.008  # height of the fingertips above the object's bottom [m]
 _RIM_INSET: Final = 0.004  # m
 _HOVER: Final = 0.08
-_CARRY_HEIGHT: Final = 0.10  # clearance of the source's bottom above the target's top while it travels [m]
+_CARRY_HEIGHT: Final = 0.04  # height of the source's bottom above its release while it travels [m]
+_DEEP: Final = 0.05  # height from which a target is a basket [m]
+_BASKET_RADIUS: Final = 0.06  # m
 _RELEASE_CLEARANCE: Final = 0.02
 _GRASP_RADIUS: Final = 0.010
 _RELEASE_RADIUS: Final = 0.015
@@ -50,9 +52,12 @@ class LiberoExpert:
         source, target = world.points(task.source), world.points(task.target)
         yaw = float(np.arctan2(*_fingers_axis(rotation)[::-1]))
         held = world.held()
-        if held == task.source and world.gripper_opening < _OPEN_ENOUGH:
-            goal, open_gripper = _carry(hand, source, target)
-        elif world.succeeds() or held is not None:
+        opened = world.gripper_opening >= _OPEN_ENOUGH
+        if _delivered(source, target):
+            goal, open_gripper = hand + [0.0, 0.0, _MAX_STEP if opened else 0.0], True
+        elif held == task.source and not opened:
+            goal, open_gripper = _carry(hand, source, target), False
+        elif held is not None:
             goal, open_gripper = hand + [0.0, 0.0, _MAX_STEP], True
         else:
             grasp, wanted = _grasp(source, target, yaw)
@@ -111,26 +116,36 @@ def _reach(
     return above, True
 
 
+def _release_height(target: Float[np.ndarray, "points 3"]) -> float:
+    """Height of the source's bottom at which to let go [m]: above the rim of a basket, just above a plate."""
+    rim, floor = float(target[:, 2].max()), float(target[:, 2].min())
+    return rim + _RELEASE_CLEARANCE / 2 if rim - floor > _DEEP else floor + _RELEASE_CLEARANCE
+
+
+def _delivered(source: Float[np.ndarray, "points 3"], target: Float[np.ndarray, "points 3"]) -> bool:
+    """Whether the source is above the target and low enough to let go, or already there."""
+    offset = _middle(target)[:2] - _middle(source)[:2]
+    reach = _BASKET_RADIUS if source[:, 2].min() < target[:, 2].max() and np.ptp(target[:, 2]) > _DEEP else 0.0
+    close = float(np.linalg.norm(offset)) < max(_RELEASE_RADIUS, reach)
+    return bool(close and source[:, 2].min() < _release_height(target) + 0.01)
+
+
 def _carry(
     hand: Float[np.ndarray, "3"], source: Float[np.ndarray, "points 3"], target: Float[np.ndarray, "points 3"]
-) -> tuple[Float[np.ndarray, "3"], bool]:
-    """Lift the source, bring it above the target, lower it, let go."""
-    bottom, rim, floor = source[:, 2].min(), target[:, 2].max(), target[:, 2].min()
+) -> Float[np.ndarray, "3"]:
+    """Lift the source, bring it above the target, lower it."""
+    bottom, release = source[:, 2].min(), _release_height(target)
+    travel = release + _CARRY_HEIGHT
     offset = _middle(target)[:2] - _middle(source)[:2]
     error = float(np.linalg.norm(offset))
-    deep = rim - floor > 0.05  # a basket: let go above its rim
-    release = rim + _RELEASE_CLEARANCE / 2 if deep else floor + _RELEASE_CLEARANCE
-    if error < _RELEASE_RADIUS and bottom < release + 0.01:
-        return hand, True
-    travel = rim + (_CARRY_HEIGHT if not deep else 0.04)
-    move = np.zeros(3)
     if error < _RELEASE_RADIUS:
-        move[:2], move[2] = offset, release - bottom
+        move = [*offset, release - bottom]
     elif bottom > travel - 0.03 or error < 2 * _RELEASE_RADIUS:
-        move[:2], move[2] = offset, travel - bottom
-    else:
-        move[2] = travel - bottom
-    return hand + move, False
+        move = [*offset, travel - bottom]
+    else:  # first up, so that the source clears what stands there
+        move = [0.0, 0.0, travel - bottom]
+    goal: NDArray[np.float64] = hand + move
+    return goal
 
 
 def _towards(

@@ -223,8 +223,9 @@ class LiberoWorld:
 
     def held(self) -> str | None:
         """Name of the object that both fingers touch, or None."""
+        fingers = [self._robot.gripper.important_geoms[side] for side in ("left_finger", "right_finger")]
         for name in self.objects:
-            if self._env._check_grasp(self._robot.gripper, self._env.objects_dict[name]):
+            if self._env._check_grasp(fingers, self._env.objects_dict[name]):
                 return name
         return None
 
