@@ -19,7 +19,7 @@ HAS_LIBRARIES := [ -z "$(LIBRARIES)" ] || if command -v dpkg-query >/dev/null; \
   else PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libEGL\.so\.1 '; fi
 HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 
-.PHONY: help demo test test-benchmark check setup system
+.PHONY: help demo test test-benchmark test-libero check setup system
 
 help: ## Shows this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -32,6 +32,9 @@ test: setup ## Runs every test.
 
 test-benchmark: setup .venv/benchmark ## Runs the tests of `daptq benchmark` with the runtimes of the extra `benchmark`.
 	$(BIN)/python -m pytest -m benchmark tests/benchmark
+
+test-libero: system .venv-libero/installed ## Runs the tests of LIBERO, whose pins need an environment of their own.
+	.venv-libero/bin/python -m pytest -m libero tests/libero
 
 check: setup ## Lints, checks formatting, types and layers.
 	$(BIN)/ruff check .
@@ -56,6 +59,13 @@ setup: system .venv/installed ## Makes .venv and installs everything.
 
 .venv/benchmark: .venv/packages pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[benchmark]'
+	@touch $@
+
+# What conflicts with LIBERO's pins is left out of the constraints; the extra names the versions instead.
+.venv-libero/installed: requirements.lock pyproject.toml
+	@[ -x .venv-libero/bin/python ] || $(PYTHON) -m venv .venv-libero
+	grep -v -E '^(mujoco|cloudpickle|pillow)' requirements.lock >.venv-libero/constraints
+	.venv-libero/bin/python -m pip install --quiet --constraint .venv-libero/constraints --editable '.[dev,libero]'
 	@touch $@
 
 system:

@@ -1,8 +1,8 @@
 """A scripted expert for LIBERO's pick-and-place tasks.
 
-It is a function of the present state alone: which phase an episode is in follows from geometry (does the goal hold? is
-the source held? is the hand above it?), never from memory. Groceries are grasped across their narrow side; a bowl, wider
-than the gripper opens, by its rim.
+It is a function of the present state alone: which phase an episode is in follows from geometry (is the source above
+the target? is it held? is the hand above it?), never from memory. Groceries are grasped across their narrow side; a
+bowl, wider than the gripper opens, by its rim.
 
 It sees privileged state and plans no path round obstacles: it travels high and comes down straight.
 """
@@ -29,8 +29,11 @@ _MAX_OPENING: Final = 0.072  # widest object that the fingers take between them 
 _FINGER_DEPTH: Final = 0.03  # how far below an object's top the fingertips reach [m]
 _MIN_HEIGHT: Final = 0.008  # height of the fingertips above the object's bottom [m]
 _RIM_INSET: Final = 0.004  # m
+_RIM_DEPTH: Final = 0.018  # how far below a rim the fingertips reach [m]
+_OUTER_FINGER: Final = 0.045  # distance of the finger outside a bowl from its rim [m]
+_FINGER_RADIUS: Final = 0.015  # m
 _HOVER: Final = 0.08
-_CARRY_HEIGHT: Final = 0.04  # height of the source's bottom above its release while it travels [m]
+_CARRY_HEIGHT: Final = (0.04, 0.12)  # the source's bottom above its release while it travels: basket, plate [m]
 _DEEP: Final = 0.05  # height from which a target is a basket [m]
 _BASKET_RADIUS: Final = 0.06  # m
 _RELEASE_CLEARANCE: Final = 0.02
@@ -54,16 +57,22 @@ class LiberoExpert:
         held = world.held()
         opened = world.gripper_opening >= _OPEN_ENOUGH
         if _delivered(source, target):
-            goal, open_gripper = hand + [0.0, 0.0, _MAX_STEP if opened else 0.0], True
+            goal, open_gripper = _raised(hand, _MAX_STEP if opened else 0.0), True
         elif held == task.source and not opened:
             goal, open_gripper = _carry(hand, source, target), False
         elif held is not None:
-            goal, open_gripper = hand + [0.0, 0.0, _MAX_STEP], True
+            goal, open_gripper = _raised(hand, _MAX_STEP), True
         else:
-            grasp, wanted = _grasp(source, target, yaw)
+            others = [world.points(name) for name in world.objects if name != task.source]
+            grasp, wanted = _grasp(source, target, others, yaw)
             goal, open_gripper = _reach(hand, grasp, _wrapped(wanted - yaw), world.gripper_opening)
             yaw += _wrapped(wanted - yaw)
         return _towards(hand, rotation, goal, yaw, open_gripper)
+
+
+def _raised(point: Float[np.ndarray, "3"], height: float) -> Float[np.ndarray, "3"]:
+    raised: NDArray[np.float64] = point + np.array([0.0, 0.0, height])
+    return raised
 
 
 def _wrapped(angle: float) -> float:
@@ -83,11 +92,13 @@ def _middle(points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "3"]:
 
 
 def _grasp(
-    source: Float[np.ndarray, "points 3"], target: Float[np.ndarray, "points 3"], yaw: float
+    source: Float[np.ndarray, "points 3"],
+    target: Float[np.ndarray, "points 3"],
+    others: list[NDArray[np.float64]],
+    yaw: float,
 ) -> tuple[Float[np.ndarray, "3"], float]:
     """Returns the grasp's position [m] and the direction of the fingers' travel [rad]."""
     middle, bottom, top = _middle(source), source[:, 2].min(), source[:, 2].max()
-    height = max(top - _FINGER_DEPTH, bottom + _MIN_HEIGHT)
     directions = np.stack([np.cos(_YAWS), np.sin(_YAWS)], axis=1)
     along = source[:, :2] @ directions.T
     widths = along.max(axis=0) - along.min(axis=0)
@@ -95,10 +106,20 @@ def _grasp(
         # Among directions that are nearly as narrow as the narrowest, the one that needs the least turn.
         turns = np.abs([_wrapped(angle - yaw) for angle in _YAWS])
         best = int(np.argmin(np.where(widths <= widths.min() + 0.004, turns, np.inf)))
-        return np.array([*middle[:2], height]), float(_YAWS[best])
-    radius = float(np.ptp(source[:, :2], axis=0).min()) / 2 - _RIM_INSET
-    inward = np.array([0.0, np.sign(_middle(target)[1] - middle[1]) or 1.0])
-    return np.array([*(middle[:2] + radius * inward), height]), np.pi / 2
+        return np.array([*middle[:2], max(top - _FINGER_DEPTH, bottom + _MIN_HEIGHT)]), float(_YAWS[best])
+    radius = float(np.ptp(source[:, :2], axis=0).min()) / 2
+    side = np.array([0.0, np.sign(_middle(target)[1] - middle[1]) or 1.0])
+    if not _is_free(middle[:2] + (radius + _OUTER_FINGER) * side, others):
+        side = -side
+    return np.array([*(middle[:2] + (radius - _RIM_INSET) * side), top - _RIM_DEPTH]), np.pi / 2
+
+
+def _is_free(point: Float[np.ndarray, "2"], others: list[NDArray[np.float64]]) -> bool:
+    """Whether a finger that comes down at `point` misses the other objects, taken as discs seen from above."""
+    return all(
+        np.linalg.norm(point - _middle(other)[:2]) > np.ptp(other[:, :2], axis=0).max() / 2 + _FINGER_RADIUS
+        for other in others
+    )
 
 
 def _reach(
@@ -109,8 +130,8 @@ def _reach(
     aligned = error < _GRASP_RADIUS and abs(turn) < 0.1
     closing = _CLOSED_ON_NOTHING < opening < _OPEN_ENOUGH and error < _SLIDE
     if (aligned or closing) and hand[2] < grasp[2] + 0.012:
-        return hand * [1, 1, 0] + [0, 0, grasp[2]], opening < _CLOSED_ON_NOTHING
-    above: NDArray[np.float64] = grasp + [0.0, 0.0, 0.0 if aligned and opening > _OPEN_ENOUGH else _HOVER]
+        return np.array([hand[0], hand[1], grasp[2]]), opening < _CLOSED_ON_NOTHING
+    above = _raised(grasp, 0.0 if aligned and opening > _OPEN_ENOUGH else _HOVER)
     if not aligned and hand[2] < grasp[2] + _HOVER / 2:
         above[:2] = hand[:2]  # first up, so that the fingers do not sweep what stands there
     return above, True
@@ -135,7 +156,7 @@ def _carry(
 ) -> Float[np.ndarray, "3"]:
     """Lift the source, bring it above the target, lower it."""
     bottom, release = source[:, 2].min(), _release_height(target)
-    travel = release + _CARRY_HEIGHT
+    travel = release + _CARRY_HEIGHT[int(np.ptp(target[:, 2]) <= _DEEP)]
     offset = _middle(target)[:2] - _middle(source)[:2]
     error = float(np.linalg.norm(offset))
     if error < _RELEASE_RADIUS:

