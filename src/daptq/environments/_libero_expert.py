@@ -22,7 +22,8 @@ from daptq.environments.libero import LiberoEnvironment
 
 __all__ = ["LiberoExpert"]
 
-_GAIN: Final = 1.5  # the controller lags behind a step that starts from the measured pose
+_GAIN: Final = 2.5  # the controller lags behind a step that starts from the measured pose
+_TURN_GAIN: Final = 2.0
 _MAX_STEP: Final = 0.05  # m per control step
 _MAX_TURN: Final = 0.3  # rad per control step
 _MAX_OPENING: Final = 0.072  # widest object that the fingers take between them [m]
@@ -182,7 +183,7 @@ def _towards(
     travel = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     down = np.array([0.0, 0.0, -1.0])
     wanted = np.stack([travel, np.cross(down, travel), down], axis=1)
-    turn = Rotation.from_matrix(wanted @ rotation.T).as_rotvec()
+    turn = _TURN_GAIN * Rotation.from_matrix(wanted @ rotation.T).as_rotvec()
     turn *= min(1.0, _MAX_TURN / max(float(np.linalg.norm(turn)), 1e-9))
     angles = euler_from_matrix(Rotation.from_rotvec(turn).as_matrix())
     action: NDArray[np.float32] = np.concatenate([move, angles, [1.0 if open_gripper else -1.0]], dtype=np.float32)

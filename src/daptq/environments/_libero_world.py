@@ -4,7 +4,8 @@ robosuite computes every sensor 25 times a control step and draws with shadows; 
 own: the model, the operational space controller, the gripper's command, and LIBERO's success rule.
 
 Fixtures (cabinet, stove) are placed when the model is built, by numbers that LIBERO draws from NumPy's global
-generator: they are the same in every build here. What it does not know: observations, actions in physical units, episodes.
+generator: they are the same in every build here. What it does not know: observations, actions in physical units,
+episodes.
 """
 
 from __future__ import annotations
