@@ -39,7 +39,7 @@ _DEEP: Final = 0.05  # height from which a target is a basket [m]
 _BASKET_RADIUS: Final = 0.06  # m
 _RELEASE_CLEARANCE: Final = 0.02
 _GRASP_RADIUS: Final = 0.010
-_RELEASE_RADIUS: Final = 0.015
+_RELEASE_RADIUS: Final = 0.02
 _OPEN_ENOUGH: Final = 0.94
 _CLOSED_ON_NOTHING: Final = 0.1
 _SLIDE: Final = 0.035  # how far an object may slide while the fingers close [m]
@@ -162,7 +162,9 @@ def _carry(
     error = float(np.linalg.norm(offset))
     if error < _RELEASE_RADIUS:
         move = [*offset, release - bottom]
-    elif bottom > travel - 0.03 or error < 2 * _RELEASE_RADIUS:
+    elif error < 2 * _RELEASE_RADIUS:  # neither lower nor higher: going back up would start a cycle
+        move = [*offset, 0.0]
+    elif bottom > travel - 0.03:
         move = [*offset, travel - bottom]
     else:  # first up, so that the source clears what stands there
         move = [0.0, 0.0, travel - bottom]
