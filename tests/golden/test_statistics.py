@@ -11,8 +11,10 @@ import pytest
 from scipy import optimize, stats
 
 from daptq.errors import InvalidInputError
+from daptq.evaluation.sequential import non_inferiority_power
 from daptq.evaluation.statistics import (
     bootstrap_interval,
+    clustered_difference_interval,
     mcnemar_exact,
     paired_difference_interval,
     wilson_interval,
@@ -66,6 +68,50 @@ class TestWilson:
     def test_refuses_impossible_counts(self, successes: int, n: int, confidence: float) -> None:
         with pytest.raises(InvalidInputError, match="must be"):
             wilson_interval(successes, n, confidence)
+
+
+# What statsmodels 0.15.0 prints, so that it need not be installed: `proportion_confint(k, n, alpha, method="wilson")`,
+# `mcnemar([[9, b], [c, 9]], exact=True).pvalue`, and `OLS(d, ones).fit(cov_type="cluster", cov_kwds={"groups": task,
+# "use_correction": True}, use_t=True).conf_int(alpha)`.
+class TestStatsmodels:
+    @pytest.mark.parametrize(
+        ("successes", "n", "confidence", "limits"),
+        [
+            (353, 400, 0.95, (0.8472450357843668, 0.9104780590498962)),
+            (330, 400, 0.95, (0.7847212102757525, 0.8590957984069546)),
+            (7, 40, 0.99, (0.07064423503673015, 0.3718333537431997)),
+            (29, 29, 0.9, (0.9146665485165832, 1.0)),
+        ],
+    )
+    def test_wilson(self, successes: int, n: int, confidence: float, limits: tuple[float, float]) -> None:
+        assert wilson_interval(successes, n, confidence) == pytest.approx(limits, abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("b", "c", "p"), [(24, 47, 0.008554538502693429), (17, 22, 0.5223973804968411), (0, 9, 0.00390625)]
+    )
+    def test_mcnemar(self, b: int, c: int, p: float) -> None:
+        assert mcnemar_exact(b, c) == pytest.approx(p, rel=1e-10)
+
+    # Tasks as (pairs, gained, lost).
+    @pytest.mark.parametrize(
+        ("tasks", "confidence", "limits"),
+        [
+            (((100, 6, 9), (100, 3, 10), (100, 8, 17), (100, 7, 8)), 0.95, (-0.10810325, 0.00810325)),
+            (((10, 1, 0), (30, 2, 5), (20, 0, 6)), 0.8, (-0.29460401, 0.02793734)),
+            (
+                ((25, 2, 1), (25, 1, 2), (25, 4, 0), (25, 0, 4), (25, 3, 3), (25, 1, 1)),
+                0.95,
+                (-0.10946373, 0.10946373),
+            ),
+        ],
+    )
+    def test_clustered_difference(
+        self, tasks: tuple[tuple[int, int, int], ...], confidence: float, limits: tuple[float, float]
+    ) -> None:
+        differences = [[1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost) for n, gained, lost in tasks]
+        clusters = np.repeat(np.arange(len(tasks)), [n for n, _, _ in tasks])
+        interval = clustered_difference_interval(np.concatenate(differences), clusters, confidence)
+        assert interval == pytest.approx(limits, abs=5e-9)  # printed to eight decimals
 
 
 class TestMcNemar:
@@ -153,6 +199,14 @@ class TestPairedDifference:
         # Newcombe 1998 (Stat. Med. 17:2635) asks of a good method a mean near 0.95 and no collapse anywhere.
         assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
         assert min(coverage) > 0.92
+
+    @pytest.mark.parametrize("discordant", [0.08, 0.15, 0.3])
+    @pytest.mark.parametrize("n", [100, 400])
+    def test_a_loss_of_the_margin_passes_for_non_inferior_at_the_nominal_rate(self, n: int, discordant: float) -> None:
+        # Exact enumeration at the edge of the claim: 2.5 % is the nominal error of the lower limit. The score interval
+        # is approximate; discreteness moves the error by a few tenths of the nominal rate.
+        error = non_inferiority_power(n, 0.05, discordant, difference=-0.05)
+        assert 0.012 < error < 0.035
 
     @pytest.mark.parametrize(("b", "c", "n"), [(1, 1, 0), (3, 2, 4), (-1, 2, 4)])
     def test_refuses_impossible_counts(self, b: int, c: int, n: int) -> None:

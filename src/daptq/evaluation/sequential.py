@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from daptq.errors import InvalidInputError
 from daptq.evaluation.statistics import CONFIDENCE, Interval, check_pairs, paired_difference_interval
@@ -142,7 +142,8 @@ def _log_capital(gained: int, lost: int, n: int, null: float) -> float:
     tie = np.log1p(_STAKES * (1.0 / (1.0 + null) - 1.0))
     loss = np.log1p(-_STAKES)
     capital = gained * win + (n - gained - lost) * tie + lost * loss
-    return float(special.logsumexp(capital) - math.log(len(_STAKES)))
+    largest = capital.max()
+    return float(largest + np.log(np.mean(np.exp(capital - largest))))
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from daptq.evaluation.rollout import EpisodeRecord, Motion
-from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.evaluation.statistics import (
+    clustered_difference_interval,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+)
 from daptq.evaluation.summary import paired_summary, success_summary
 
 
@@ -52,6 +57,20 @@ def test_pairs_are_counted_each_way() -> None:
     # last step: baseline 1 1 0 0 0 1 0 1, candidate 1 0 1 0 0 0 0 0
     last = paired["at_last_step"]
     assert (last["both"], last["only_candidate"], last["only_baseline"], last["difference"]) == (1, 1, 3, -25.0)
+
+
+def test_the_interval_clustered_by_task_is_the_wider_one() -> None:
+    # Task a is lost in 10 of 20 pairs, task b never: the tasks differ, so the clustered interval is wider.
+    baseline, candidate = records("##" * 20), records("##.#" * 10)
+    paired = paired_summary(baseline, candidate)
+    differences = np.resize([0.0, 0.0, -1.0, 0.0], 40)
+    low, _ = clustered_difference_interval(differences, np.resize([0, 1], 40))
+    assert paired["clustered_by_task"] == {"tasks": 2, "low": max(100 * low, -100.0), "high": 100.0}
+    assert paired["clustered_by_task"]["low"] < paired["low"]
+    # Both tasks lose alike: no spread between them, but the pairs still are few.
+    alike = paired_summary(records("##" * 20), records("##..##" * 6 + "####"))
+    assert alike["clustered_by_task"] == {"tasks": 2, "low": alike["low"], "high": alike["high"]}
+    assert paired_summary(baseline[::2], candidate[::2])["clustered_by_task"] is None
 
 
 def test_records_of_unequal_number_are_no_pairs() -> None:
