@@ -35,6 +35,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--episodes": 100,
         "--seed": 0,
         "--workers": 1,
+        "--batch": 1,
         "--gate": None,
         "--plan": False,
         "--margin": None,

@@ -18,7 +18,7 @@ from daptq.environments import tabletop
 from daptq.errors import DaptqError, UnknownNameError
 from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.plan import plan_episodes
-from daptq.evaluation.rollout import run_branch, run_episode
+from daptq.evaluation.rollout import Branch, run_branches, run_episode
 from daptq.evaluation.workers import Crew, EpisodeJob, PolicySource, Workplace
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
@@ -73,7 +73,8 @@ def test_a_branch_continues_the_episode_bit_for_bit() -> None:
     try:
         record = run_episode(environment, policy, episode, label="p")
         for step, state in record.states.items():
-            branch = run_branch(environment, policy, episode, step=step, state=state, steps=6, label="p")
+            start = Branch(episode=episode, step=step, state=state)
+            (branch,) = run_branches([environment], policy, [start], steps=6, label="p")
             assert np.array_equal(branch.motion.positions, record.motion.positions[step : step + 6])
             assert np.array_equal(branch.motion.rotations, record.motion.rotations[step : step + 6])
     finally:
@@ -87,7 +88,7 @@ def crew(sources: dict[str, Any]) -> Crew:
 def test_a_dead_worker_is_one_clear_error() -> None:
     episodes = plan_episodes(TASKS, episodes=40, seed=0)
     with crew({"p": tiny()}) as running:
-        records = running.run([EpisodeJob(policy="p", episode=episode) for episode in episodes])
+        records = running.run([EpisodeJob(policy="p", episodes=(episode,)) for episode in episodes])
         next(records)
         victim = multiprocessing.active_children()[0].pid
         assert victim is not None
@@ -102,7 +103,7 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised() -> None:
         crew({"p": "refrence"}) as running,
         pytest.raises(UnknownNameError, match="'refrence'"),
     ):
-        list(running.run([EpisodeJob(policy="p", episode=episode) for episode in episodes]))
+        list(running.run([EpisodeJob(policy="p", episodes=(episode,)) for episode in episodes]))
 
 
 DRIVER = """

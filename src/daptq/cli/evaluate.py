@@ -20,6 +20,7 @@ DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
 @click.option("--episodes", metavar="N", type=int, default=100, help="Episodes over all tasks together.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of initial states and diffusion noise.")
 @click.option("--workers", metavar="W", type=int, default=1, help="Processes; the result does not depend on it.")
+@click.option("--batch", metavar="B", type=int, default=1, help="Episodes that share one call of the policy; faster.")
 @click.option(
     "--gate",
     metavar="LIMITS",
@@ -36,6 +37,7 @@ def evaluate(
     episodes: int,
     seed: int,
     workers: int,
+    batch: int,
     gate: str | None,
     plan: bool,
     margin: float | None,
@@ -73,6 +75,7 @@ def evaluate(
             episodes=episodes,
             seed=seed,
             workers=workers,
+            batch=batch,
             progress=progress,
             journal=journal,
         )

@@ -82,6 +82,26 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
         """
 
     @abstractmethod
+    def advance(self, action: Float[np.ndarray, "7"]) -> Info:
+        """Runs one control step without drawing a picture, for a policy that looks once per chunk; returns its info."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """Returns the present observation; looking changes nothing."""
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
+        """Runs one control step and looks: `advance`, then `observe`.
+
+        Returns:
+            Observation, reward (1.0 while the asked task succeeds), terminated (always False), truncated, info.
+
+        Raises:
+            InvalidInputError: The action is not 7 finite numbers, or `reset` was not called.
+        """
+        info = self.advance(action)
+        return self.observe(), float(info["success"]), False, info["step_index"] >= self.horizon, info
+
+    @abstractmethod
     def privileged_state(self) -> dict[str, Any]:
         """Returns what no camera tells: object poses, held object, end-effector pose, gripper opening."""
 
@@ -233,6 +253,12 @@ def _check_restore(first: Environment, second: Environment, task: str, seed: int
     for step, action in enumerate(_actions(5, seed + 1)):
         same = _equal(first.step(action), second.step(action)) and _equal(first.get_state(), second.get_state())
         _require(same, f"{task}: a restored episode must go on bit for bit, it differs after {step + 1} steps.")
+    for action in _actions(3, seed + 2):
+        observation, _, _, _, info = first.step(action)
+        same = _equal(second.advance(action), info)
+        _require(same, f"{task}: advance must return the info of step, it differs.")
+    same = _equal(second.observe(), observation) and _equal(second.observe(), observation)
+    _require(same, f"{task}: observe must return the observation of step however often it is asked, it does not.")
 
 
 def _check_kinematics(environment: Environment, task: str, seed: int) -> None:

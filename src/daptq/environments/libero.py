@@ -181,14 +181,11 @@ class LiberoEnvironment(Environment):
         self._ready = True
         return self.observe(), self._info()
 
-    def step(self, action: Float32[np.ndarray, "7"]) -> tuple[Observation, float, bool, bool, Info]:
-        """Runs one control step of 0.05 s.
+    def advance(self, action: Float32[np.ndarray, "7"]) -> Info:
+        """Runs one control step of 0.05 s without drawing a picture.
 
         Args:
             action: See the class.
-
-        Returns:
-            Observation, reward (1.0 while the asked task succeeds), terminated (always False), truncated, info.
 
         Raises:
             InvalidInputError: If the action is not 7 finite numbers, or `reset` was not called.
@@ -203,8 +200,7 @@ class LiberoEnvironment(Environment):
         self.world.advance(native_action(values))
         self._step += 1
         self._ever |= self.world.succeeds()
-        info = self._info()
-        return self.observe(), float(info["success"]), False, self._step >= self.horizon, info
+        return self._info()
 
     def observe(self) -> Observation:
         """Returns the present observation; it renders every chosen camera."""

@@ -181,14 +181,11 @@ class TabletopEnvironment(Environment):
         self._ever = dict.fromkeys(tasks_of(self.scene), False)
         return self.observe(), self._info()
 
-    def step(self, action: Float32[np.ndarray, "7"]) -> tuple[Observation, float, bool, bool, Info]:
-        """Runs one control step of 0.2 s.
+    def advance(self, action: Float32[np.ndarray, "7"]) -> Info:
+        """Runs one control step of 0.2 s without drawing a picture.
 
         Args:
             action: See the class.
-
-        Returns:
-            Observation, reward (1.0 while the asked task succeeds), terminated (always False), truncated, info.
 
         Raises:
             InvalidInputError: If the action is not 7 finite numbers, or `reset` was not called.
@@ -211,8 +208,7 @@ class TabletopEnvironment(Environment):
         self._step += 1
         for name in self._ever:
             self._ever[name] |= world.succeeds(TASKS[name])
-        info = self._info()
-        return self.observe(), float(info["success"]), False, self._step >= self.horizon, info
+        return self._info()
 
     def _check_action(self, action: Float32[np.ndarray, "7"]) -> NDArray[np.float64]:
         if not self._ready:

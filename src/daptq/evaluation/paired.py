@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from daptq.artifacts import provenance
 from daptq.catalog import ENVIRONMENTS
@@ -19,7 +22,7 @@ from daptq.evaluation.drift import branch_drift, episode_drift
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.motion import motion_summary
 from daptq.evaluation.plan import Episode, plan_episodes
-from daptq.evaluation.rollout import BranchRecord, EpisodeRecord
+from daptq.evaluation.rollout import Branch, BranchRecord, EpisodeRecord
 from daptq.evaluation.statistics import CONFIDENCE
 from daptq.evaluation.summary import paired_summary, success_summary
 from daptq.evaluation.workers import BranchJob, Crew, EpisodeJob, Job, PolicySource, Workplace, one_thread, open_policy
@@ -30,6 +33,7 @@ SCHEMA_VERSION = 1
 DRIFT_HORIZONS = (1, 4, 16)
 
 Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
 
 
 def evaluate(
@@ -41,6 +45,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     workers: int = 1,
+    batch: int = 1,
     drift_states: int | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
@@ -54,6 +59,7 @@ def evaluate(
         episodes=episodes,
         seed=seed,
         workers=workers,
+        batch=batch,
         drift_states=drift_states,
         progress=progress,
         journal=journal,
@@ -69,6 +75,7 @@ def evaluate_many(
     episodes: int = 100,
     seed: int = 0,
     workers: int = 1,
+    batch: int = 1,
     drift_states: int | None = None,
     closed_loop: bool = True,
     progress: Progress | None = None,
@@ -84,6 +91,8 @@ def evaluate_many(
         episodes: Number of episodes over all tasks together.
         seed: Seed of the episodes.
         workers: Number of processes; the result does not depend on it.
+        batch: Episodes that run side by side in a process, predicted by one call of the policy. More is faster and
+            changes actions by float rounding; a killed run loses at most these.
         drift_states: Number of states, saved along the baseline's episodes, from which every policy continues; None for
             one per episode.
         closed_loop: Whether candidates run whole episodes; otherwise they only continue from the baseline's states, at
@@ -92,7 +101,7 @@ def evaluate_many(
         journal: File that keeps finished episodes; a run that was killed continues from it.
 
     Returns:
-        JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `success_rule`,
+        JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `batch`, `success_rule`,
         `confidence`; `policies`, the baseline first (`name`, `role`, success as in `success_summary`, and `family`,
         `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate (`policy`, `against`, `paired` as
         in `paired_summary`, `motion` as in `motion_summary`, `drift` with `whole_episode` and `identical_states`);
@@ -106,6 +115,8 @@ def evaluate_many(
     module = ENVIRONMENTS.load(environment)
     asked = _checked_tasks(tasks, module.TASKS)
     plan_episodes(asked, episodes=episodes, seed=seed)  # Refuse bad counts before policies are loaded.
+    if batch < 1:
+        raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
     sources, baseline = _labelled(candidates, against)
     loaded = {label: open_policy(source) for label, source in sources.items()}
     place = Workplace(
@@ -114,7 +125,8 @@ def evaluate_many(
         sources=sources,
         loaded=loaded if workers == 1 else {},
     )
-    horizon, frequency = place.environment.horizon, place.environment.control_frequency
+    (first,) = place.environments(1)
+    horizon, frequency = first.horizon, first.control_frequency
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
     plan = plan_episodes(
         asked,
@@ -129,6 +141,7 @@ def evaluate_many(
         "horizon": horizon,
         "episodes": episodes,
         "seed": seed,
+        "batch": batch,
     }
     crew = Crew(place, workers)
     with one_thread():
@@ -140,7 +153,7 @@ def evaluate_many(
     records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
     try:
         with crew:
-            _run(crew, plan, list(sources), baseline, records, progress, closed_loop=closed_loop)
+            _run(crew, plan, list(sources), baseline, records, progress, batch=batch, closed_loop=closed_loop)
     finally:
         place.close()
     return _result(
@@ -213,6 +226,7 @@ def _run(
     records: Journal,
     progress: Progress | None,
     *,
+    batch: int,
     closed_loop: bool,
 ) -> None:
     """Runs what the journal does not hold yet: the baseline's episodes first: branches start from their states."""
@@ -227,25 +241,40 @@ def _run(
                 progress(len(records.records), total, what)
 
     def missing(label: str) -> list[Job]:
+        # Groups are the same in a run that continues: who shares a call decides the rounding.
         return [
-            EpisodeJob(policy=label, episode=episode)
-            for episode in plan
-            if (label, episode.index, None) not in records.records
+            EpisodeJob(policy=label, episodes=group)
+            for group in _groups(plan, batch)
+            if any((label, episode.index, None) not in records.records for episode in group)
         ]
 
     first = [] if baseline is None else [baseline]
     run([job for label in first for job in missing(label)])
     jobs = [job for label in driving for job in missing(label)]
-    for episode in plan if baseline is not None else ():
-        source = records.records[baseline or "", episode.index, None]
-        assert isinstance(source, EpisodeRecord)
-        for step, state in source.states.items():
-            jobs += [
-                BranchJob(policy=label, episode=episode, step=step, state=state, steps=max(DRIFT_HORIZONS))
-                for label in labels
-                if (label, episode.index, step) not in records.records
-            ]
+    branches = [
+        Branch(episode=episode, step=step, state=state)
+        for episode in (plan if baseline is not None else ())
+        for step, state in _saved(records, baseline, episode).items()
+    ]
+    jobs += [
+        BranchJob(policy=label, branches=group, steps=max(DRIFT_HORIZONS))
+        for group in _groups(branches, batch)
+        for label in labels
+        if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
+    ]
     run(jobs)
+
+
+def _groups(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
+    """The items in order, `size` at a time."""
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def _saved(records: Journal, baseline: str | None, episode: Episode) -> Mapping[int, NDArray[np.float64]]:
+    """States that were saved along the baseline's episode, by step."""
+    source = records.records[baseline or "", episode.index, None]
+    assert isinstance(source, EpisodeRecord)
+    return source.states
 
 
 def _result(

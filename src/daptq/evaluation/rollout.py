@@ -1,4 +1,4 @@
-"""Runs one policy in one environment: a whole episode, or a short branch from a saved state.
+"""Runs one policy: whole episodes, or short branches from saved states, one or several side by side.
 
 An episode always runs to the horizon, whatever happens in it, so that episodes of two policies have the same length and
 success can be judged both at any step and at the last one. The records hold what the judgement needs and nothing that
@@ -7,6 +7,7 @@ differs from run to run (no times), so the same episode gives the same record in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from daptq.environments._base import Environment
+from daptq.environments._base import Environment, Info
 from daptq.errors import InvalidInputError
 from daptq.evaluation.plan import Episode
 from daptq.policies._base import Policy
-from daptq.policies._execution import ChunkExecutor
+from daptq.policies._execution import predict_chunks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,95 +137,137 @@ class BranchRecord:
 
 Record = EpisodeRecord | BranchRecord
 
+_POSE = ("end_effector_position", "end_effector_rotation")
+_KEPT = ("success", "success_by_task", *_POSE)
 
-def run_episode(environment: Environment, policy: Policy, episode: Episode, *, label: str) -> EpisodeRecord:
-    """Runs `episode` to the environment's horizon.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """A state to continue from.
+
+    Attributes:
+        episode: The episode in which the state was saved.
+        step: Control step that the state precedes.
+        state: float64 (state,), from `Environment.get_state`.
+    """
+
+    episode: Episode
+    step: int
+    state: Float[np.ndarray, " state"]
+
+
+def run_episodes(
+    environments: Sequence[Environment], policy: Policy, episodes: Sequence[Episode], *, label: str
+) -> list[EpisodeRecord]:
+    """Runs episodes to the environment's horizon, side by side: one call of the policy predicts for all of them.
+
+    What an episode shares a call with changes the float rounding of its actions and nothing else.
 
     Args:
-        environment: The environment; it is reset with the episode's task and seed.
+        environments: One environment for each episode; it is reset with the episode's task and seed.
         policy: The policy that acts.
-        episode: What to run. States are saved before its `branch_steps`.
-        label: Name of the policy in the record.
+        episodes: What to run. States are saved before an episode's `branch_steps`.
+        label: Name of the policy in the records.
     """
-    observation, info = environment.reset(seed=episode.seed, options={"task": episode.task})
-    executor = ChunkExecutor(policy, seed=episode.seed)
-    poses = _PoseLog()
-    states: dict[int, NDArray[np.float64]] = {}
-    successes: list[bool] = []
-    others: set[str] = set()
-    for step in range(environment.horizon):
-        if step in episode.branch_steps:
-            states[step] = np.array(environment.get_state(), dtype=np.float64)
-        action = executor.action(observation, info["task"], step)
-        observation, _, _, _, info = environment.step(action)
-        poses.append(info)
-        successes.append(bool(info["success"]))
-        others.update(name for name, done in info["success_by_task"].items() if done and name != episode.task)
-    return EpisodeRecord(
-        policy=label,
-        index=episode.index,
-        task=episode.task,
-        seed=episode.seed,
-        success_any_step=any(successes),
-        success_last_step=successes[-1],
-        first_success=successes.index(True) + 1 if any(successes) else None,
-        other_tasks=tuple(sorted(others)),
-        motion=poses.motion(),
-        states=states,
-    )
+    worlds = [_World(*both) for both in zip(environments, episodes, strict=True)]
+    for world in worlds:
+        world.reset()
+    _drive(worlds, policy, environments[0].horizon)
+    return [world.record(label) for world in worlds]
 
 
-def run_branch(
-    environment: Environment,
-    policy: Policy,
-    episode: Episode,
-    *,
-    step: int,
-    state: NDArray[np.float64],
-    steps: int,
-    label: str,
-) -> BranchRecord:
-    """Continues from `state` for `steps` control steps with a chunk predicted at the first of them.
+def run_episode(environment: Environment, policy: Policy, episode: Episode, *, label: str) -> EpisodeRecord:
+    """Runs one episode; see `run_episodes`."""
+    return run_episodes([environment], policy, [episode], label=label)[0]
+
+
+def run_branches(
+    environments: Sequence[Environment], policy: Policy, branches: Sequence[Branch], *, steps: int, label: str
+) -> list[BranchRecord]:
+    """Continues from saved states, side by side, with a chunk predicted at the first step of each.
 
     The noise at control step k is that of the episode at step k: two policies that branch from one state see the same
     noise, and the policy that reached the state continues as it did in the episode.
 
     Args:
-        environment: The environment; it is reset to the episode, then to `state`.
+        environments: One environment for each branch; it is reset to the episode, then to the state.
         policy: The policy that acts.
-        episode: The episode in which the state was saved.
-        step: Control step that the state precedes, a multiple of the policy's `n_action_steps`.
-        state: float64 (state,), from `Environment.get_state`.
+        branches: Where to continue from; each step a multiple of the policy's `n_action_steps`.
         steps: Number of control steps to run.
-        label: Name of the policy in the record.
+        label: Name of the policy in the records.
 
     Raises:
-        InvalidInputError: `step` lies inside a chunk of this policy, so that no chunk would start there.
+        InvalidInputError: A step lies inside a chunk of this policy, so that no chunk would start there.
     """
-    if step % policy.n_action_steps:
-        message = f"step must be a multiple of n_action_steps = {policy.n_action_steps}, got {step}."
-        raise InvalidInputError(message + " Branch where a chunk begins.")
-    environment.reset(seed=episode.seed, options={"task": episode.task})
-    observation, info = environment.set_state(state)
-    executor = ChunkExecutor(policy, seed=episode.seed)
-    poses = _PoseLog()
+    for branch in branches:
+        if branch.step % policy.n_action_steps:
+            message = f"step must be a multiple of n_action_steps = {policy.n_action_steps}, got {branch.step}."
+            raise InvalidInputError(message + " Branch where a chunk begins.")
+    worlds = []
+    for environment, branch in zip(environments, branches, strict=True):
+        worlds.append(_World(environment, branch.episode, first_step=branch.step))
+        worlds[-1].reset(branch.state)
+    _drive(worlds, policy, steps)
+    return [
+        BranchRecord(policy=label, index=world.episode.index, step=world.first_step, motion=world.motion())
+        for world in worlds
+    ]
+
+
+def _drive(worlds: Sequence[_World], policy: Policy, steps: int) -> None:
+    """Runs `steps` control steps in every world; pictures are drawn only where a chunk begins."""
+    chunks: NDArray[np.float32] = np.empty(0, np.float32)
     for offset in range(steps):
-        action = executor.action(observation, info["task"], step + offset)
-        observation, _, _, _, info = environment.step(action)
-        poses.append(info)
-    return BranchRecord(policy=label, index=episode.index, step=step, motion=poses.motion())
+        phase = offset % policy.n_action_steps
+        if phase == 0:
+            chunks = predict_chunks(
+                policy,
+                [world.environment.observe() for world in worlds],
+                [world.environment.instruction for world in worlds],
+                seeds=[world.episode.seed for world in worlds],
+                step_indices=[world.first_step + offset for world in worlds],
+            ).numpy()
+        for world, chunk in zip(worlds, chunks, strict=True):
+            world.advance(chunk[phase].astype(np.float32), offset)
 
 
-class _PoseLog:
-    """Collects the end-effector pose out of each step's info."""
+class _World:
+    """One environment in one episode, and what happened in it since `first_step`."""
 
-    def __init__(self) -> None:
-        self._positions: list[NDArray[np.float64]] = []
-        self._rotations: list[NDArray[np.float64]] = []
+    def __init__(self, environment: Environment, episode: Episode, first_step: int = 0) -> None:
+        self.environment = environment
+        self.episode = episode
+        self.first_step = first_step
+        self._states: dict[int, NDArray[np.float64]] = {}
+        self._infos: list[Info] = []
 
-    def append(self, info: dict[str, Any]) -> None:
-        self._positions.append(np.array(info["end_effector_position"], dtype=np.float64))
-        self._rotations.append(np.array(info["end_effector_rotation"], dtype=np.float64))
+    def reset(self, state: NDArray[np.float64] | None = None) -> None:
+        self.environment.reset(seed=self.episode.seed, options={"task": self.episode.task})
+        if state is not None:
+            self.environment.set_state(state)
+
+    def advance(self, action: NDArray[np.float32], offset: int) -> None:
+        if self.first_step == 0 and offset in self.episode.branch_steps:
+            self._states[offset] = np.array(self.environment.get_state(), dtype=np.float64)
+        info = self.environment.advance(action)
+        self._infos.append({key: np.array(info[key]) if key in _POSE else info[key] for key in _KEPT})
 
     def motion(self) -> Motion:
-        return Motion(positions=np.stack(self._positions), rotations=np.stack(self._rotations))
+        positions, rotations = (np.stack([info[key] for info in self._infos]).astype(np.float64) for key in _POSE)
+        return Motion(positions=positions, rotations=rotations)
+
+    def record(self, label: str) -> EpisodeRecord:
+        successes = [bool(info["success"]) for info in self._infos]
+        done = {name for info in self._infos for name, fulfilled in info["success_by_task"].items() if fulfilled}
+        return EpisodeRecord(
+            policy=label,
+            index=self.episode.index,
+            task=self.episode.task,
+            seed=self.episode.seed,
+            success_any_step=any(successes),
+            success_last_step=successes[-1],
+            first_success=successes.index(True) + 1 if any(successes) else None,
+            other_tasks=tuple(sorted(done - {self.episode.task})),
+            motion=self.motion(),
+            states=self._states,
+        )

@@ -1,7 +1,8 @@
 """Runs the jobs of an evaluation, in this process or spread over worker processes.
 
-Every process builds one environment and loads each policy once, and computes with one thread, so a record does not
-depend on which process made it, nor on how many there are. The module knows how to run jobs, not which ones are needed.
+A job is one episode, or several that share one call of the policy. Every process builds as many environments as the
+largest job asks for, loads each policy once, and computes with one thread, so a record does not depend on which process
+made it, nor on how many there are. The module knows how to run jobs, not which ones are needed.
 """
 
 from __future__ import annotations
@@ -10,23 +11,21 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from typing_extensions import Self
 
 from daptq.catalog import ENVIRONMENTS
 from daptq.environments._base import Environment
 from daptq.errors import DaptqError, InvalidInputError
 from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import Record, run_branch, run_episode
+from daptq.evaluation.rollout import Branch, Record, run_branches, run_episodes
 from daptq.packing.checkpoint import load_policy
 from daptq.policies._base import Policy
 
@@ -35,50 +34,52 @@ PolicySource = str | Path | Policy
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeJob:
-    """Run one whole episode.
+    """Run whole episodes side by side.
 
     Attributes:
         policy: Label of the policy.
-        episode: What to run.
+        episodes: What to run, at least one.
     """
 
     policy: str
-    episode: Episode
+    episodes: tuple[Episode, ...]
 
-    def run(self, environment: Environment, policy: Policy) -> Record:
-        """Does the job."""
-        return run_episode(environment, policy, self.episode, label=self.policy)
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def run(self, environments: Sequence[Environment], policy: Policy) -> Sequence[Record]:
+        """Does the job, in one environment for each episode."""
+        return run_episodes(environments, policy, self.episodes, label=self.policy)
 
     def __str__(self) -> str:
-        return f"episode {self.episode.index} ({self.episode.task}) of {self.policy}"
+        what = ", ".join(f"{episode.index} ({episode.task})" for episode in self.episodes)
+        return f"episode {what} of {self.policy}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BranchJob:
-    """Continue for a few steps from a saved state.
+    """Continue for a few steps from saved states, side by side.
 
     Attributes:
         policy: Label of the policy.
-        episode: The episode that the state was saved in.
-        step: Control step that the state precedes.
-        state: float64 (state,).
+        branches: Where to continue from, at least one.
         steps: Number of control steps to run.
     """
 
     policy: str
-    episode: Episode
-    step: int
-    state: NDArray[Any]
+    branches: tuple[Branch, ...]
     steps: int
 
-    def run(self, environment: Environment, policy: Policy) -> Record:
-        """Does the job."""
-        return run_branch(
-            environment, policy, self.episode, step=self.step, state=self.state, steps=self.steps, label=self.policy
-        )
+    def __len__(self) -> int:
+        return len(self.branches)
+
+    def run(self, environments: Sequence[Environment], policy: Policy) -> Sequence[Record]:
+        """Does the job, in one environment for each branch."""
+        return run_branches(environments, policy, self.branches, steps=self.steps, label=self.policy)
 
     def __str__(self) -> str:
-        return f"branch at step {self.step} of episode {self.episode.index} ({self.episode.task}) of {self.policy}"
+        what = ", ".join(f"{one.step} of episode {one.episode.index} ({one.episode.task})" for one in self.branches)
+        return f"branch at step {what} of {self.policy}"
 
 
 Job = EpisodeJob | BranchJob
@@ -99,15 +100,14 @@ class Workplace:
     image_size: Mapping[str, int]
     sources: Mapping[str, PolicySource]
     loaded: dict[str, Policy] = field(default_factory=dict)
-    _environment: Environment | None = None
+    _environments: list[Environment] = field(default_factory=list)
 
-    @property
-    def environment(self) -> Environment:
-        """The environment of this process."""
-        if self._environment is None:
+    def environments(self, count: int) -> Sequence[Environment]:
+        """The first `count` environments of this process."""
+        while len(self._environments) < count:
             module = ENVIRONMENTS.load(self.environment_name)
-            self._environment = module.make(image_size=dict(self.image_size))
-        return self._environment
+            self._environments.append(module.make(image_size=dict(self.image_size)))
+        return self._environments[:count]
 
     def policy(self, label: str) -> Policy:
         """The policy called `label`."""
@@ -115,23 +115,22 @@ class Workplace:
             self.loaded[label] = open_policy(self.sources[label])
         return self.loaded[label]
 
-    def run(self, job: Job) -> Record:
+    def run(self, job: Job) -> Sequence[Record]:
         """Does one job.
 
         Raises:
             DaptqError: Anything went wrong in the environment or the policy; the message says in which episode.
         """
-        environment, policy = self.environment, self.policy(job.policy)
+        environments, policy = self.environments(len(job)), self.policy(job.policy)
         try:
-            return job.run(environment, policy)
+            return job.run(environments, policy)
         except Exception as error:
             raise DaptqError(f"{job} must run to its end, got {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Closes the environment, if one was built."""
-        if self._environment is not None:
-            self._environment.close()
-            self._environment = None
+        """Closes the environments that were built."""
+        while self._environments:
+            self._environments.pop().close()
 
 
 class Crew:
@@ -167,7 +166,7 @@ class Crew:
             self._pool = None
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Record]:
-        """Yields the record of each job as it is done, in any order.
+        """Yields the records of each job as it is done, in any order.
 
         Raises:
             DaptqError: A job failed, or a worker process died; the jobs that had not started are dropped.
@@ -175,12 +174,12 @@ class Crew:
         if self._pool is None:
             with one_thread():
                 for job in jobs:
-                    yield self.workplace.run(job)
+                    yield from self.workplace.run(job)
             return
-        futures: list[Future[Record]] = [self._pool.submit(_run_in_worker, job) for job in jobs]
+        futures: list[Future[Sequence[Record]]] = [self._pool.submit(_run_in_worker, job) for job in jobs]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                yield from future.result()
         except BrokenProcessPool as error:
             message = "worker processes must live to the end of the evaluation, got one that died (out of memory?)."
             raise DaptqError(message + " Use fewer workers.") from error
@@ -223,6 +222,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run_in_worker(job: Job) -> Record:
+def _run_in_worker(job: Job) -> Sequence[Record]:
     assert _workplace is not None
     return _workplace.run(job)

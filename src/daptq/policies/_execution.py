@@ -7,7 +7,7 @@ the same episode see the same noise whenever they predict at the same step.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,33 @@ def observation_batch(policy: Policy, observation: Mapping[str, Any], instructio
         batch[IMAGE_PREFIX + camera] = image.permute(2, 0, 1).unsqueeze(0).float().div_(255.0)
     batch[STATE] = torch.from_numpy(np.asarray(observation[STATE], dtype=np.float32)).unsqueeze(0)
     return batch
+
+
+def predict_chunks(
+    policy: Policy,
+    observations: Sequence[Mapping[str, Any]],
+    instructions: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    step_indices: Sequence[int],
+) -> Float[Tensor, "b chunk action"]:
+    """Predicts one action chunk for each of several episodes in one call of the policy, on the CPU.
+
+    Each episode has its own noise, so a chunk depends on the others of the call in float rounding only.
+
+    Args:
+        policy: The policy to ask.
+        observations: One observation for each episode, see `observation_batch`.
+        instructions: What the robot should do in each.
+        seeds: Seed of the diffusion noise of each.
+        step_indices: Control step of each, counted from 0 in its episode.
+    """
+    parts = [observation_batch(policy, *both) for both in zip(observations, instructions, strict=True)]
+    batch: Batch = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != TASK}
+    batch[TASK] = list(instructions)
+    noise = [noise_generator(*both) for both in zip(seeds, step_indices, strict=True)]
+    with torch.inference_mode():
+        return policy.predict_chunk(batch, noise).cpu()
 
 
 def ensemble_weights(predictions: Float[Tensor, "k action"], alpha: float) -> Float[Tensor, " k"]:
@@ -87,6 +114,6 @@ class ChunkExecutor:
         return result
 
     def _predict(self, observation: Mapping[str, Any], instruction: str, step_index: int) -> Tensor:
-        batch = observation_batch(self.policy, observation, instruction)
-        with torch.inference_mode():
-            return self.policy.predict_chunk(batch, noise_generator(self.seed, step_index))[0].cpu()
+        return predict_chunks(self.policy, [observation], [instruction], seeds=[self.seed], step_indices=[step_index])[
+            0
+        ]

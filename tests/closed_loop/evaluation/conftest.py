@@ -66,27 +66,27 @@ class PointWorld(Environment):
         self._task = (options or {}).get("task", "left")
         PointWorld.resets.append((self._task, int(seed or 0)))
         self.x, self.yaw, self.steps = float(np.random.default_rng(seed).uniform(-0.005, 0.005)), 0.0, 0
-        return self._observation(), self._info()
+        return self.observe(), self._info()
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+    def advance(self, action: Any) -> Info:
         if not np.isfinite(action).all():
             raise ValueError("action is not finite")
         self.x += float(action[0]) + 0.001
         self.yaw += float(action[5])
         self.steps += 1
-        return self._observation(), 0.0, False, self.steps >= self.horizon, self._info()
+        return self._info()
 
     def get_state(self) -> Any:
         return np.array([TASKS.index(self._task), self.x, self.yaw, self.steps])
 
     def set_state(self, state: Any) -> tuple[Observation, Info]:
         self._task, self.x, self.yaw, self.steps = TASKS[int(state[0])], float(state[1]), float(state[2]), int(state[3])
-        return self._observation(), self._info()
+        return self.observe(), self._info()
 
     def close(self) -> None:
         self.closed = True
 
-    def _observation(self) -> Observation:
+    def observe(self) -> Observation:
         return {STATE: np.array([self.x, 0.0, 0.0, 0.0, 0.0, self.yaw, 1.0], dtype=np.float32)}
 
     def _info(self) -> Info:
@@ -96,6 +96,7 @@ class PointWorld(Environment):
             "task": self.instruction,
             "success": by_task[self._task],
             "success_by_task": by_task,
+            "step_index": self.steps,
             "end_effector_position": np.array([self.x, 0.0, 0.0]),
             "end_effector_rotation": np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]),
         }
@@ -141,13 +142,14 @@ class Pusher(Policy):
         return ()
 
     def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        assert isinstance(generator, torch.Generator)
-        noise = self.noise * torch.randn(1, self.chunk_size, generator=generator)
-        x = float(batch[STATE][0, 0])
-        self.predictions.append((x, float(noise.sum())))
-        side = 1.0 if "left" in batch["task"][0] else -1.0
-        chunk = torch.zeros(1, self.chunk_size, 7)
-        chunk[..., 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
+        chunk = torch.zeros(len(generators), self.chunk_size, 7)
+        for row, one in enumerate(generators):
+            noise = self.noise * torch.randn(self.chunk_size, generator=one)
+            x = float(batch[STATE][row, 0])
+            self.predictions.append((x, float(noise.sum())))
+            side = 1.0 if "left" in batch["task"][row] else -1.0
+            chunk[row, :, 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
         chunk[..., 5] = self.turn
         return chunk
 

@@ -158,6 +158,7 @@ def test_a_journal_of_other_policies_is_refused(make_pusher: Callable[..., Any],
         ({"episodes": 1}, "one per task"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
         ({"drift_states": -1}, "drift_states must be between 0"),
         ({"drift_states": 1000}, "between 0 and 18"),
         ({"tasks": []}, "at least one task"),
@@ -196,3 +197,17 @@ def test_policies_that_need_different_pictures_are_refused(make_pusher: Callable
     first.cameras, second.cameras = {"front": 64}, {"front": 96}
     with pytest.raises(InvalidInputError, match="one size, got 64 and 96"):
         evaluate(second, against=first, **SETTINGS)
+
+
+def test_episodes_that_share_a_call_give_the_same_result(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
+    def run(batch: int, journal: Path | None = None) -> dict[str, Any]:
+        baseline, candidate = make_pusher("straight", noise=0.003), make_pusher("bent", noise=0.003, error=-0.004)
+        return evaluate(candidate, against=baseline, drift_states=7, batch=batch, journal=journal, **SETTINGS)
+
+    alone, together = run(1), run(4, tmp_path / "episodes.jsonl")
+    for key in ("policies", "comparisons"):
+        assert alone[key] == together[key]
+    # Half of a group is run again with the whole of it: who shares a call does not depend on the kill.
+    lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
+    (tmp_path / "killed.jsonl").write_text("\n".join(lines[:6]) + "\n")
+    assert run(4, tmp_path / "killed.jsonl")["comparisons"] == together["comparisons"]

@@ -11,9 +11,14 @@ import pytest
 from daptq.errors import InvalidInputError
 from daptq.evaluation.drift import branch_drift, episode_drift
 from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import run_branch, run_episode
+from daptq.evaluation.rollout import Branch, BranchRecord, run_branches, run_episode, run_episodes
 
 EPISODE = Episode(index=3, task="left", seed=10_000_003, branch_steps=(0, 8))
+
+
+def run_branch(world: Any, policy: Any, *, step: int, state: Any, steps: int) -> BranchRecord:
+    (record,) = run_branches([world], policy, [Branch(episode=EPISODE, step=step, state=state)], steps=steps, label="p")
+    return record
 
 
 def test_an_episode_runs_to_the_horizon_and_records_every_pose(world: Any, make_pusher: Callable[..., Any]) -> None:
@@ -65,17 +70,17 @@ def test_a_branch_continues_the_episode_bit_for_bit(world: Any, make_pusher: Cal
     record = run_episode(world, policy, EPISODE, label="p")
     assert sorted(record.states) == [0, 8]
     for step, state in record.states.items():
-        branch = run_branch(world, policy, EPISODE, step=step, state=state, steps=16, label="p")
+        branch = run_branch(world, policy, step=step, state=state, steps=16)
         assert np.array_equal(branch.motion.positions, record.motion.positions[step : step + 16])
         assert np.array_equal(branch.motion.rotations, record.motion.rotations[step : step + 16])
     # The guard can fail: from another state the motion is another one.
-    elsewhere = run_branch(world, policy, EPISODE, step=8, state=record.states[0], steps=16, label="p")
+    elsewhere = run_branch(world, policy, step=8, state=record.states[0], steps=16)
     assert not np.array_equal(elsewhere.motion.positions, record.motion.positions[8:24])
 
 
 def test_a_branch_inside_a_chunk_is_refused(world: Any, make_pusher: Callable[..., Any]) -> None:
     with pytest.raises(InvalidInputError, match="multiple of n_action_steps = 4, got 6"):
-        run_branch(world, make_pusher(), EPISODE, step=6, state=world.get_state(), steps=4, label="p")
+        run_branch(world, make_pusher(), step=6, state=world.get_state(), steps=4)
 
 
 def test_drift_of_a_constant_error_is_known(world: Any, make_pusher: Callable[..., Any]) -> None:
@@ -88,9 +93,45 @@ def test_drift_of_a_constant_error_is_known(world: Any, make_pusher: Callable[..
     assert whole["rotation_deg"]["rms"]["value"] == pytest.approx(np.degrees(0.02) * growth, rel=1e-5)
     assert whole["per_episode"][0]["index"] == 3
     state = records[0].states[8]
-    branches = [run_branch(world, policy, EPISODE, step=8, state=state, steps=16, label="p") for policy in (exact, off)]
+    branches = [run_branch(world, policy, step=8, state=state, steps=16) for policy in (exact, off)]
     after = branch_drift(branches[:1], branches[1:], horizons=(1, 4, 16), seed=0)["after_steps"]
     for entry, steps in zip(after, (1, 4, 16), strict=True):
         assert entry["steps"] == steps
         assert entry["position_mm"]["median"]["value"] == pytest.approx(3.0 * steps, rel=1e-5)
         assert entry["rotation_deg"]["rms"]["value"] == pytest.approx(np.degrees(0.02) * steps, rel=1e-5)
+
+
+def test_episodes_side_by_side_are_those_run_alone(world: Any, make_pusher: Callable[..., Any]) -> None:
+    kind, policy = type(world), make_pusher(noise=0.002, turn=0.01)
+    tasks = ("left", "right", "left")
+    episodes = [Episode(index=i, task=tasks[i], seed=10_000_000 + i, branch_steps=(4 * i,)) for i in range(3)]
+    alone = [run_episode(world, policy, episode, label="p") for episode in episodes]
+    calls = len(policy.predictions)
+    together = run_episodes([kind() for _ in episodes], policy, episodes, label="p")
+    assert len(policy.predictions) == 2 * calls
+    assert [one.to_json() for one in together] == [one.to_json() for one in alone]
+    branches = [
+        Branch(episode=episode, step=step, state=state)
+        for episode, record in zip(episodes, together, strict=True)
+        for step, state in record.states.items()
+    ]
+    assert [branch.step for branch in branches] == [0, 4, 8]
+    continued = run_branches([kind() for _ in branches], policy, branches, steps=6, label="p")
+    for branch, one, whole in zip(branches, continued, together, strict=True):
+        assert (one.index, one.step) == (whole.index, branch.step)
+        assert np.array_equal(one.motion.positions, whole.motion.positions[branch.step : branch.step + 6])
+
+
+def test_a_policy_looks_once_per_chunk(
+    world: Any, make_pusher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    observe = world.observe
+
+    def counted() -> Any:
+        looks.append(world.steps)
+        return observe()
+
+    monkeypatch.setattr(world, "observe", counted)
+    run_episode(world, make_pusher(), EPISODE, label="p")
+    assert looks == [0, 0, 4, 8, 12, 16, 20]  # the first is the reset's
