@@ -89,9 +89,14 @@ def test_drift_from_identical_states_by_hand() -> None:
     assert one["position_mm"]["mean"]["value"] == pytest.approx(3.0)
     assert three["position_mm"]["rms"]["value"] == pytest.approx(np.sqrt((9 + 36 + 144) / 3))
     assert three["rotation_deg"]["median"]["value"] == pytest.approx(3.0)
+    growth = [
+        (entry["steps"], entry["position_mm"]["value"], entry["rotation_deg"]["value"]) for entry in drift["growth"]
+    ]
+    assert growth == [(k, pytest.approx(mm), pytest.approx(k)) for k, mm in ((1, 2.0), (2, 4.0), (3, 6.0))]
+    assert drift["growth"][-1]["position_mm"] == three["position_mm"]["median"]
     # The clusters are the episodes: resampling {0, 0, 1} as single states would reach other extremes than 3 and 12.
     assert (three["position_mm"]["median"]["low"], three["position_mm"]["median"]["high"]) == pytest.approx((4.5, 12.0))
 
 
 def test_no_states_give_an_empty_answer() -> None:
-    assert branch_drift([], [], horizons=(1, 4), seed=0) == {"n": 0, "episodes": 0, "after_steps": []}
+    assert branch_drift([], [], horizons=(1, 4), seed=0) == {"n": 0, "episodes": 0, "after_steps": [], "growth": []}

@@ -77,6 +77,18 @@ def test_evaluate_and_report(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "result.json"]
 
 
+def test_what_a_gate_says_is_in_the_result(run: Run, tiny: Path, tmp_path: Path) -> None:
+    """One pair does not exclude a loss of 5 points; a policy drifts by nothing from itself."""
+    asked = ["--task", next(iter(TASKS)), "--episodes", "1", "--gate", "margin=0.05,drift=1.5"]
+    result = run("evaluate", tiny, "--against", tiny, *asked, "--json", tmp_path / "result.json")
+    assert result.exit_code == 1
+    assert "FAIL  margin" in result.stdout
+    assert "pass  drift" in result.stdout
+    gate = json.loads((tmp_path / "result.json").read_text())["comparisons"][0]["gate"]
+    assert (gate["passed"], gate["limits"]) == (False, {"margin": 0.05, "drift": 1.5})
+    assert [check["passed"] for check in gate["checks"]] == [False, True]
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def evaluate(
     from rich.console import Console
 
     from daptq.artifacts import write_json
-    from daptq.evaluation.gate import Gate
+    from daptq.evaluation.gate import Gate, gate_summary
     from daptq.evaluation.paired import evaluate as run
     from daptq.evaluation.table import result_table
 
@@ -80,14 +80,16 @@ def evaluate(
             journal=journal,
         )
     Console().print(result_table(result))
+    if limits is not None:
+        (comparison,) = result["comparisons"]
+        comparison["gate"] = gate_summary(limits, comparison)
     if json_path is not None and journal is not None:
         write_json(json_path, result)
         journal.unlink(missing_ok=True)
     if limits is not None:
-        checks = limits.checks(result["comparisons"][0])
-        for check in checks:
-            click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.reason}")
-        if not all(check.passed for check in checks):
+        for check in comparison["gate"]["checks"]:
+            click.echo(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['reason']}")
+        if not comparison["gate"]["passed"]:
             raise click.exceptions.Exit(1)
 
 

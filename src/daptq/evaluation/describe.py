@@ -1,14 +1,15 @@
-"""What a loaded policy is made of: bits of each linear layer, bytes in memory and on disk, a hash of the weights."""
+"""What a loaded policy is made of: bits of each linear layer and why, bytes in memory and on disk, hash of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from daptq.artifacts import hash_tensors
+from daptq.artifacts import MANIFEST, hash_tensors, read_json
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
 from daptq.policies._base import ACTION, Batch, Policy
 from daptq.policies._execution import noise_generator
@@ -27,7 +28,10 @@ def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, 
     Returns:
         `family`; `weights` with `bytes_on_disk` (None without a folder), `bytes_in_memory` (parameters and buffers) and
         `sha256` of the state dict; `layers`, one entry per linear layer in execution order with `name`, `role`,
-        `num_bits` (of the stored weight), `parameters` (number of weights), `activation_bits` (None: floating point).
+        `num_bits` (of the stored weight), `parameters` (number of weights), `activation_bits` (None: floating point);
+        `plan`, what the folder says of how the bits were chosen (None without a folder or for a float policy):
+        `sensitivity`, the method of the scores (None where nothing was scored), and `layers` with `name`, `reason` and
+        `score`.
     """
     with torch.inference_mode():
         policy.predict_chunk(single_observation(policy, 0), noise_generator(0, 0))
@@ -42,7 +46,19 @@ def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, 
         "bytes_in_memory": weight_bytes_resident(policy),
         "sha256": hash_tensors(policy.state_dict()),
     }
-    return {"family": policy.family, "weights": weights, "layers": layers}
+    plan = None if directory is None else _plan(read_json(directory / MANIFEST)["metadata"])
+    return {"family": policy.family, "weights": weights, "layers": layers, "plan": plan}
+
+
+def _plan(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Reasons and scores of the bit plan; None where there is none, or one that was written in another form."""
+    plan = metadata.get("plan")
+    listed = plan.get("layers") if isinstance(plan, Mapping) else None
+    if not isinstance(listed, list):
+        return None
+    layers = [{key: entry.get(key) for key in ("name", "reason", "score")} for entry in listed]
+    scored = any(layer["score"] is not None for layer in layers)
+    return {"sensitivity": metadata["recipe"]["sensitivity"]["method"] if scored else None, "layers": layers}
 
 
 def single_observation(policy: Policy, seed: int) -> Batch:

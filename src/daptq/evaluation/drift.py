@@ -20,6 +20,8 @@ from daptq.evaluation.statistics import Statistic, bootstrap_interval
 
 Array = NDArray[np.float64]
 
+_UNITS = ("position_mm", "rotation_deg")
+
 
 def position_deviation(
     first: Float[np.ndarray, "steps 3"], second: Float[np.ndarray, "steps 3"]
@@ -74,7 +76,7 @@ def episode_drift(
     clusters = np.arange(len(deviations))
     result: dict[str, Any] = {"n": len(deviations)}
     rows: list[dict[str, Any]] = [{"index": record.index} for record in candidate]
-    for unit in ("position_mm", "rotation_deg"):
+    for unit in _UNITS:
         per_episode: Array = np.array([_rms(deviation[unit]) for deviation in deviations])
         result[unit] = {
             # Episodes are equally long, so the RMS of their RMS values is the RMS over all steps.
@@ -99,14 +101,16 @@ def branch_drift(
     Returns:
         JSON object: `n` states from `episodes` episodes and `after_steps`, a list with one entry per horizon that holds
         `steps`, `n`, per unit (`position_mm`, `rotation_deg`) median, mean and RMS, each with its interval, and
-        `per_state_mm`, the position's deviation from every state in order, for paired tests between policies.
+        `per_state_mm`, the position's deviation from every state in order, for paired tests between policies; and
+        `growth`, a list with one entry per step up to the largest horizon that holds `steps` and, per unit, the median
+        with its interval.
     """
     deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
     clusters = np.array([record.index for record in candidate], dtype=np.int64)
     entries = []
     for steps in horizons if deviations else ():
         entry: dict[str, Any] = {"steps": steps, "n": len(deviations)}
-        for unit in ("position_mm", "rotation_deg"):
+        for unit in _UNITS:
             values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
             entry[unit] = {
                 name: _estimate(values, clusters, statistic, seed)
@@ -114,7 +118,18 @@ def branch_drift(
             }
         entry["per_state_mm"] = [float(deviation["position_mm"][steps - 1]) for deviation in deviations]
         entries.append(entry)
-    return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries}
+    growth = [
+        {"steps": steps, **{unit: _median_after(deviations, unit, steps, clusters, seed) for unit in _UNITS}}
+        for steps in range(1, 1 + max(horizons) if deviations else 1)
+    ]
+    return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries, "growth": growth}
+
+
+def _median_after(
+    deviations: Sequence[Mapping[str, Array]], unit: str, steps: int, clusters: NDArray[np.int64], seed: int
+) -> dict[str, float]:
+    values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
+    return _estimate(values, clusters, _median, seed)
 
 
 def _deviation(first: Motion, second: Motion) -> Mapping[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from daptq.errors import InvalidInputError
@@ -100,6 +100,27 @@ class Gate:
             )
             found.append(Check(name="jerk", passed=change["high"] <= self.jerk, reason=reason))
         return found
+
+
+def gate_summary(gate: Gate, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """What a gate says of a comparison, as a JSON object for the result.
+
+    Args:
+        gate: The limits.
+        comparison: An entry of the result's `comparisons`.
+
+    Returns:
+        `passed`, `limits` (those that are set, by name) and `checks` with `name`, `passed` and `reason`.
+
+    Raises:
+        InvalidInputError: The comparison lacks what a limit is about.
+    """
+    checks = gate.checks(comparison)
+    return {
+        "passed": all(check.passed for check in checks),
+        "limits": {name: limit for name, limit in asdict(gate).items() if limit is not None},
+        "checks": [asdict(check) for check in checks],
+    }
 
 
 def _part(comparison: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -49,7 +49,9 @@ def paired_summary(baseline: Sequence[EpisodeRecord], candidate: Sequence[Episod
         JSON object by the rule "at any step": `difference` (candidate minus baseline), `low`, `high` (Tango's score
         interval, 95 %), all three in percentage points, `n`, the counts `both`, `neither`, `only_candidate`,
         `only_baseline`, `mcnemar_p`, the indices of discordant episodes, and `clustered_by_task` (`tasks`, `low`,
-        `high`: an interval about tasks like these ones, None for a single task); the same under `at_last_step`.
+        `high`: an interval about tasks like these ones, None for a single task); the same under `at_last_step`;
+        and `discordant`, one entry per episode in which just one of the two succeeds at any step: `index`, `task`,
+        `seed`, `succeeds` (``"baseline"`` or ``"candidate"``) and `first_success`, the steps that it took.
     """
     result = _paired(
         baseline,
@@ -61,7 +63,18 @@ def paired_summary(baseline: Sequence[EpisodeRecord], candidate: Sequence[Episod
         [record.success_last_step for record in baseline],
         [record.success_last_step for record in candidate],
     )
+    result["discordant"] = [
+        _discordant(*pair)
+        for pair in zip(baseline, candidate, strict=True)
+        if pair[0].success_any_step != pair[1].success_any_step
+    ]
     return result
+
+
+def _discordant(baseline: EpisodeRecord, candidate: EpisodeRecord) -> dict[str, Any]:
+    succeeds, record = ("baseline", baseline) if baseline.success_any_step else ("candidate", candidate)
+    about = {"index": record.index, "task": record.task, "seed": record.seed}
+    return {**about, "succeeds": succeeds, "first_success": record.first_success}
 
 
 def _both_rules(records: Sequence[EpisodeRecord]) -> dict[str, Any]:

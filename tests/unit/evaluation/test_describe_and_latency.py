@@ -15,7 +15,7 @@ from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.latency import measure_latency
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.packing.checkpoint import replace_module, save_policy
+from daptq.packing.checkpoint import replace_module, save_policy, save_quantized
 from daptq.policies.cogact import tiny
 
 
@@ -59,6 +59,33 @@ def test_bytes_are_those_of_the_form_that_runs(tmp_path: Path) -> None:
     after = describe_policy(policy)["weights"]["bytes_in_memory"]
     assert layer.backend is not None  # a kernel was chosen before the bytes were counted
     assert after == weights["bytes_in_memory"] - 4 * 48 * 48 + layer.resident_bytes()
+
+
+def test_the_plan_says_why_a_layer_has_its_bits(tmp_path: Path) -> None:
+    policy = tiny()
+    name, *others = policy.linear_layers()
+    layer = quantized(policy.get_submodule(name))
+    replace_module(policy, name, layer)
+    layers = [{"name": name, "num_bits": 4, "reason": "knapsack", "score": 0.25}]
+    layers += [{"name": other, "num_bits": 16, "reason": "role", "score": None} for other in others]
+    recipe = {"sensitivity": {"method": "rounding"}}
+    about: dict[str, Any] = {"layers": {name: layer}, "folding": [], "recipe": recipe, "provenance": {}}
+    save_quantized(policy, tmp_path / "scored", plan={"layers": layers}, **about)
+    plan = describe_policy(policy, tmp_path / "scored")["plan"]
+    assert plan["sensitivity"] == "rounding"
+    assert plan["layers"][:2] == [
+        {"name": name, "reason": "knapsack", "score": 0.25},
+        {"name": others[0], "reason": "role", "score": None},
+    ]
+    save_quantized(policy, tmp_path / "unscored", plan={"layers": layers[1:]}, **about)
+    assert describe_policy(policy, tmp_path / "unscored")["plan"]["sensitivity"] is None
+    forms: tuple[Any, ...] = (None, [], {"layers": {}})
+    for form in forms:
+        folder = tmp_path / f"other form {form}"
+        save_quantized(policy, folder, plan=form, **about)
+        assert describe_policy(policy, folder)["plan"] is None
+    save_policy(tiny(), tmp_path / "float")
+    assert describe_policy(tiny(), tmp_path / "float")["plan"] is None
 
 
 def test_the_hash_tells_weights_apart() -> None:

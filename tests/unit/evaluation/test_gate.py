@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from daptq.errors import InvalidInputError
-from daptq.evaluation.gate import Gate
+from daptq.evaluation.gate import Gate, gate_summary
 
 
 @pytest.fixture
@@ -83,3 +83,12 @@ def test_what_was_not_measured_cannot_pass(comparison: dict[str, Any]) -> None:
     for text, missing in (("margin=0.05", "paired"), ("drift=1", "drift"), ("jerk=1", "jerk")):
         with pytest.raises(InvalidInputError, match=f"{missing} must "):
             Gate.parse(text).checks(comparison)
+
+
+def test_the_summary_passes_when_every_check_does(comparison: dict[str, Any]) -> None:
+    passed = gate_summary(Gate(margin=0.05, drift=1.2), comparison)
+    assert (passed["passed"], passed["limits"]) == (True, {"margin": 0.05, "drift": 1.2})
+    assert [(check["name"], check["passed"]) for check in passed["checks"]] == [("margin", True), ("drift", True)]
+    failed = gate_summary(Gate(margin=0.05, drift=1.1), comparison)
+    assert [check["passed"] for check in failed["checks"]] == [True, False]
+    assert not failed["passed"]

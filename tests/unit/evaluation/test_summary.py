@@ -51,6 +51,11 @@ def test_pairs_are_counted_each_way() -> None:
     counts = {name: paired[name] for name in ("n", "both", "neither", "only_candidate", "only_baseline")}
     assert counts == {"n": 8, "both": 3, "neither": 2, "only_candidate": 1, "only_baseline": 2}
     assert (paired["only_candidate_episodes"], paired["only_baseline_episodes"]) == ([2], [5, 7])
+    assert paired["discordant"] == [
+        {"index": 2, "task": "a", "seed": 2, "succeeds": "candidate", "first_success": 1},
+        {"index": 5, "task": "b", "seed": 5, "succeeds": "baseline", "first_success": 1},
+        {"index": 7, "task": "b", "seed": 7, "succeeds": "baseline", "first_success": 1},
+    ]
     assert paired["difference"] == -12.5
     assert (paired["low"], paired["high"]) == pytest.approx([100 * end for end in paired_difference_interval(1, 2, 8)])
     assert paired["mcnemar_p"] == mcnemar_exact(1, 2)
