@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
 from daptq.environments._base import Environment, Info, Observation, check_environment
-from daptq.environments.tabletop import TabletopEnvironment
+from daptq.environments.tabletop import VARIANTS, TabletopEnvironment, make
 from daptq.errors import CheckFailedError
 
 # Its packages exclude the locked ones: `make test-libero` checks it in an environment of its own.
@@ -23,6 +23,11 @@ OWN_LANE = {"libero"}
 def test_environment_keeps_the_contract(name: str) -> None:
     module = ENVIRONMENTS.load(name)
     check_environment(lambda: module.make(image_size={"front": 32, "wrist": 24}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_keeps_the_contract(variant: str) -> None:
+    check_environment(lambda: make(image_size={"front": 16}, horizon=8, variant=variant))
 
 
 def test_the_catalog_lists_the_embedded_environment() -> None:

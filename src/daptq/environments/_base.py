@@ -4,6 +4,10 @@ An environment follows Gymnasium and adds what paired, resumable, closed-loop ev
 instruction, the full state as one array, the arm's kinematics, and a success flag for every task of the scene. Episodes
 never terminate on success: both "ever successful" and "successful at the last step" can then be recorded.
 
+A module of an environment offers `make` and `TASKS`. One with variants also offers `VARIANTS`, a mapping from each name
+to something with a `description`, and `make(variant=name)`: a variant changes one thing about the scene, the sensors or
+the motors, and no initial state.
+
 The suite checks the contract, not whether a task can be solved.
 """
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from daptq.environments._kinematics import euler_from_matrix, matrix_from_euler
 from daptq.environments._tabletop_grasps import choose_grasp
-from daptq.environments._tabletop_objects import TASKS, TaskSpec
+from daptq.environments._tabletop_objects import TaskSpec
 from daptq.environments.tabletop import TabletopEnvironment
 
 __all__ = ["TabletopExpert"]
@@ -43,7 +43,7 @@ class TabletopExpert:
 
     def action(self, environment: TabletopEnvironment) -> Float32[np.ndarray, "7"]:
         """Returns the action (float32, see `TabletopEnvironment`) for the present state of `environment`."""
-        task = TASKS[environment.task]
+        task = environment.world.tasks[environment.task]
         state = environment.privileged_state()
         position, rotation = environment.commanded_pose
         yaw = float(euler_from_matrix(rotation)[2])

@@ -245,6 +245,33 @@ BASKET = ObjectSpec(
     ),
 )
 
+
+def _ball(radius: float, rgba: str, *, mass: float) -> str:
+    return f'<geom type="sphere" size="{radius}" rgba="{rgba}" {_SOLID} mass="{mass}"/>'
+
+
+def _distractor(name: str, geoms: str, height: float, radius: float) -> ObjectSpec:
+    return ObjectSpec(
+        name=name,
+        geoms=geoms,
+        movable=False,
+        rest_height=height / 2,
+        radius=radius,
+        yaw_range=3.141592653589793,
+        top_height=height / 2,
+        outline=((0.0, 0.0, radius),),
+    )
+
+
+# What no task names; nothing moves it.
+DISTRACTORS: tuple[ObjectSpec, ...] = (
+    _distractor("ball", _ball(0.020, "0.85 0.12 0.10 1", mass=0.05), 0.040, 0.02),
+    _distractor(
+        "can", f'<geom type="cylinder" size="0.018 0.028" rgba="0.55 0.75 0.90 1" {_SOLID} mass="0.1"/>', 0.056, 0.018
+    ),
+    _distractor("box", _box("0.026 0.018 0.012", "0 0 0", "0.30 0.22 0.16 1", mass=0.1), 0.024, 0.032),
+)
+
 SCENES: Mapping[str, tuple[ObjectSpec, ...]] = MappingProxyType(
     {
         "kitchen": (SPOON, TOWEL, CARROT, PLATE),

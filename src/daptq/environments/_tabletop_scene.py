@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from daptq.environments._tabletop_objects import SCENES, ObjectSpec
+from daptq.environments._tabletop_objects import DISTRACTORS, ObjectSpec
+from daptq.environments._tabletop_sizes import resized_objects
+from daptq.environments._tabletop_variants import NOMINAL, Texture, Variant
 
 ARM_JOINTS: Final = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 CAMERAS: Final = ("front", "wrist")
@@ -41,6 +43,9 @@ _DARK = "0.16 0.16 0.19 1"
 _GREY = "0.42 0.43 0.48 1"
 _FINGER = "0.95 0.95 0.95 1"
 _LINK = 'contype="0" conaffinity="0" mass="0"'
+_BACKDROP = """
+  <geom name="backdrop" type="box" size="0.01 0.9 0.6" pos="-0.26 0 0.6" material="backdrop" contype="0" conaffinity="0"
+        mass="0"/>"""
 _TOUCH = 'contype="2" conaffinity="1" condim="4" friction="1.2 0.02 0.001" solref="0.01 1" solimp="0.95 0.99 0.001"'
 
 
@@ -140,9 +145,34 @@ def _object(spec: ObjectSpec) -> str:
     return f'<body name="{spec.name}" mocap="true" pos="0 0 {spec.rest_height}">{spec.geoms}</body>'
 
 
-def scene_xml(scene: str) -> str:
-    """Returns the MJCF of `scene` (a name in `SCENES`)."""
-    objects = "\n  ".join(_object(spec) for spec in SCENES[scene])
+def _grey(value: float, variant: Variant) -> str:
+    return " ".join([f"{value * variant.brightness:.9g}"] * 3)
+
+
+def _texture(name: str, texture: Texture) -> str:
+    first, second = (" ".join(map(str, colour)) for colour in (texture.first, texture.second))
+    kind = 'builtin="checker"' if texture.pattern == "checker" else 'builtin="flat" mark="random" random="0.12"'
+    return f"""
+  <texture name="{name}" type="2d" {kind} rgb1="{first}" rgb2="{second}" markrgb="{second}" width="256" height="256"/>
+  <material name="{name}" texture="{name}" texrepeat="{texture.repeat} {texture.repeat}" specular="0" shininess="0"/>"""
+
+
+def _sum(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def scene_xml(scene: str, variant: Variant = NOMINAL) -> str:
+    """Returns the MJCF of `scene` (a name in `SCENES`) as `variant` changes it."""
+    specs = (*resized_objects(scene, variant.object_size), *(DISTRACTORS if variant.distractors else ()))
+    objects = "\n  ".join(_object(spec) for spec in specs)
+    textures = "" if variant.table is None else _texture("table", variant.table)
+    textures += "" if variant.backdrop is None else _texture("backdrop", variant.backdrop)
+    surface = 'rgba="0.80 0.74 0.64 1"' if variant.table is None else 'material="table"'
+    backdrop = "" if variant.backdrop is None else _BACKDROP
+    camera = _camera(
+        "front", _sum(_FRONT_CAMERA, variant.camera_offset), _sum(_FRONT_TARGET, variant.camera_target_offset), 51
+    )
+    direction = " ".join(f"{value:g}" for value in variant.light_direction)
     actuators = "\n  ".join(
         f'<position joint="{name}" name="{name}" kp="400" dampratio="1" inheritrange="1" forcerange="-35 35"/>'
         for name in ARM_JOINTS
@@ -154,18 +184,18 @@ def scene_xml(scene: str) -> str:
 <visual>
   <global offwidth="{MAX_IMAGE_SIZE}" offheight="{MAX_IMAGE_SIZE}"/>
   <quality shadowsize="0" offsamples="0" numslices="14" numstacks="8" numquads="1"/>
-  <headlight ambient="0.45 0.45 0.45" diffuse="0.35 0.35 0.35" specular="0 0 0"/>
+  <headlight ambient="{_grey(0.45, variant)}" diffuse="{_grey(0.35, variant)}" specular="0 0 0"/>
   <map znear="0.01" zfar="10"/>
 </visual>
 <statistic center="0.27 0 0.1" extent="1"/>
 <asset>
-  <texture type="skybox" builtin="flat" rgb1="0.62 0.70 0.76" width="8" height="8"/>
+  <texture type="skybox" builtin="flat" rgb1="0.62 0.70 0.76" width="8" height="8"/>{textures}
 </asset>
 <worldbody>
-  <light directional="true" pos="0.3 0 1.5" dir="-0.3 0.25 -1" diffuse="0.45 0.45 0.45" castshadow="false"/>
-  {_camera("front", _FRONT_CAMERA, _FRONT_TARGET, 51)}
-  <geom name="table" type="box" size="0.8 0.9 0.02" pos="0.1 0 -0.02" rgba="0.80 0.74 0.64 1" contype="1"
-        conaffinity="3" condim="4" friction="1.2 0.02 0.001" solref="0.01 1" solimp="0.95 0.99 0.001"/>
+  <light directional="true" pos="0.3 0 1.5" dir="{direction}" diffuse="{_grey(0.45, variant)}" castshadow="false"/>
+  {camera}
+  <geom name="table" type="box" size="0.8 0.9 0.02" pos="0.1 0 -0.02" {surface} contype="1"
+        conaffinity="3" condim="4" friction="1.2 0.02 0.001" solref="0.01 1" solimp="0.95 0.99 0.001"/>{backdrop}
   {_arm()}
   {objects}
 </worldbody>
@@ -180,6 +210,6 @@ def scene_xml(scene: str) -> str:
 </mujoco>"""
 
 
-def build_model(scene: str) -> mujoco.MjModel:
-    """Compiles `scene` (a name in `SCENES`) into a MuJoCo model."""
-    return mujoco.MjModel.from_xml_string(scene_xml(scene))
+def build_model(scene: str, variant: Variant = NOMINAL) -> mujoco.MjModel:
+    """Compiles `scene` (a name in `SCENES`), as `variant` changes it, into a MuJoCo model."""
+    return mujoco.MjModel.from_xml_string(scene_xml(scene, variant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import mujoco
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.environments._kinematics import POINTING_DOWN, ArmKinematics
-from daptq.environments._tabletop_objects import SCENES, ObjectSpec, TaskSpec
+from daptq.environments._tabletop_objects import DISTRACTORS, ObjectSpec, TaskSpec
 from daptq.environments._tabletop_scene import (
     ARM_JOINTS,
     END_EFFECTOR_SITE,
@@ -19,11 +20,16 @@ from daptq.environments._tabletop_scene import (
     PHYSICS_TIMESTEP,
     build_model,
 )
+from daptq.environments._tabletop_sizes import resized_objects, resized_tasks
+from daptq.environments._tabletop_variants import NOMINAL, Variant
 
 HOME_POSITION: Final = (0.24, 0.0, 0.17)
 _HOME_GUESS: Final = (0.0, -0.22, 0.37, 0.0, 1.42, 0.0)
 _PLACEMENT_LOW: Final = (0.20, -0.15)
 _PLACEMENT_HIGH: Final = (0.36, 0.15)
+_DISTRACTOR_LOW: Final = (0.14, -0.27)
+_DISTRACTOR_HIGH: Final = (0.44, 0.27)
+_DISTRACTOR_GAP: Final = 0.02  # m
 _BATCH: Final = 256
 _MAX_BATCHES: Final = 100
 _CHUNKS: Final = 10  # joint targets change this often within a control step
@@ -33,27 +39,51 @@ _MAX_SPEED_AT_REST: Final = 0.05  # m/s
 _LEFT, _RIGHT, _NOTHING = -1, -2, -3
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PushedBody:
+    """A force on a body.
+
+    Attributes:
+        body: Name of the body.
+        force: float64 (3,), in the base frame, at the body's centre of mass [N].
+        chunks: How many of the ten chunks of a control step it lasts.
+    """
+
+    body: str
+    force: Float[np.ndarray, "3"]
+    chunks: int
+
+
 class TabletopWorld:
     """Model and state of one scene.
 
     Args:
         scene: A name in `SCENES`.
         control_period: Length of a control step [s].
+        variant: What differs from the nominal scene.
+
+    Attributes:
+        objects: What the tasks are about, in the sizes of the variant.
+        tasks: The tasks of the scene by name, for these sizes.
     """
 
-    def __init__(self, scene: str, control_period: float) -> None:
-        self.objects: Final[tuple[ObjectSpec, ...]] = SCENES[scene]
-        self.model = build_model(scene)
+    def __init__(self, scene: str, control_period: float, variant: Variant = NOMINAL) -> None:
+        self.objects: Final[tuple[ObjectSpec, ...]] = resized_objects(scene, variant.object_size)
+        self.tasks: Final[dict[str, TaskSpec]] = resized_tasks(scene, variant.object_size)
+        self.model = build_model(scene, variant)
         self.data = mujoco.MjData(self.model)
         self.kinematics = ArmKinematics(self.model, ARM_JOINTS, END_EFFECTOR_SITE)
         self.home_joints = self.kinematics.inverse(
             np.array(_HOME_GUESS), np.array(HOME_POSITION), POINTING_DOWN, iterations=100, tolerance=1e-10
         )
+        self._distractors = DISTRACTORS if variant.distractors else ()
+        # Objects of any size start where those of nominal size would, which takes their contacts to tell.
+        self._layout = self if variant.object_size == 1.0 else TabletopWorld(scene, control_period)
         self._substeps = round(control_period / PHYSICS_TIMESTEP / _CHUNKS)
         self._site: int = self.model.site(END_EFFECTOR_SITE).id
         self._arm: slice = slice(0, len(ARM_JOINTS))
         self._finger: int = int(self.model.joint("left_finger").qposadr[0])
-        self._body = {spec.name: int(self.model.body(spec.name).id) for spec in self.objects}
+        self._body = {spec.name: int(self.model.body(spec.name).id) for spec in (*self.objects, *self._distractors)}
         self._specs = {spec.name: spec for spec in self.objects}
         owner_of_body = np.full(self.model.nbody, _NOTHING)
         for index, spec in enumerate(self.objects):
@@ -65,26 +95,38 @@ class TabletopWorld:
 
     def reset(self, generator: np.random.Generator) -> None:
         """Puts the arm at home with the gripper open and draws a place for every object."""
+        self._go_home()
+        poses = self._layout._draw_poses(generator)
+        if self._layout is not self:
+            self._put(self.objects, poses)
+        if self._distractors:
+            self._put(self._distractors, self._draw_distractors(generator, poses))
+        self.data.qacc_warmstart[:] = 0.0
+        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
+        self.data.time = 0.0
+        self.refresh()
+
+    def _go_home(self) -> None:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._arm] = self.home_joints
         self.data.ctrl[self._arm] = self.home_joints
         self.data.qpos[self._finger] = FINGER_OPEN
         self.data.qpos[self._finger + 1] = -FINGER_OPEN
         self.data.ctrl[len(ARM_JOINTS)] = FINGER_OPEN
-        self._place_objects(generator)
-        while any(
-            0 <= one < other for one, other in self._contacts
-        ):  # the discs keep apart, but a corner may stick out
-            self._place_objects(generator)
-        self.data.qacc_warmstart[:] = 0.0
-        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
-        self.data.time = 0.0
-        self.refresh()
 
-    def _place_objects(self, generator: np.random.Generator) -> None:
-        places = self._draw_places(generator)
-        for spec, (x, y), fraction in zip(self.objects, places, generator.uniform(-1, 1, len(places)), strict=True):
-            yaw = spec.yaw_range * fraction
+    def _draw_poses(self, generator: np.random.Generator) -> Float[np.ndarray, "objects 3"]:
+        """Draws x, y [m] and yaw [rad] of every object until nothing touches, and puts the objects there."""
+        while True:
+            places = self._draw_places(generator)
+            turns = np.array([spec.yaw_range for spec in self.objects]) * generator.uniform(-1, 1, len(places))
+            poses = np.column_stack([places, turns])
+            self._put(self.objects, poses)
+            # The discs keep apart, but a corner may stick out.
+            if not any(0 <= one < other for one, other in self._contacts):
+                return poses
+
+    def _put(self, specs: tuple[ObjectSpec, ...], poses: Float[np.ndarray, "specs 3"]) -> None:
+        for spec, (x, y, yaw) in zip(specs, poses, strict=True):
             pose = np.array([x, y, spec.rest_height, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
             if spec.movable:
                 start = int(self.model.joint(spec.name).qposadr[0])
@@ -93,6 +135,20 @@ class TabletopWorld:
                 mocap = int(self.model.body_mocapid[self._body[spec.name]])
                 self.data.mocap_pos[mocap], self.data.mocap_quat[mocap] = pose[:3], pose[3:]
         self.refresh()
+
+    def _draw_distractors(
+        self, generator: np.random.Generator, poses: Float[np.ndarray, "objects 3"]
+    ) -> Float[np.ndarray, "distractors 3"]:
+        """Draws x, y [m] and yaw [rad] of every distractor, out of the way of a gripper that takes an object."""
+        taken = [(pose[:2], spec.radius + _DISTRACTOR_GAP) for pose, spec in zip(poses, self.objects, strict=True)]
+        drawn: list[NDArray[np.float64]] = []
+        for spec in self._distractors:
+            place = generator.uniform(_DISTRACTOR_LOW, _DISTRACTOR_HIGH)
+            while any(np.linalg.norm(place - other) < radius + spec.radius for other, radius in taken):
+                place = generator.uniform(_DISTRACTOR_LOW, _DISTRACTOR_HIGH)
+            taken.append((place, spec.radius))
+            drawn.append(np.append(place, generator.uniform(-spec.yaw_range, spec.yaw_range)))
+        return np.stack(drawn)
 
     def _draw_places(self, generator: np.random.Generator) -> Float[np.ndarray, "objects 2"]:
         radii = np.array([spec.radius for spec in self.objects])
@@ -109,15 +165,28 @@ class TabletopWorld:
             f"objects must fit on the table within {_MAX_BATCHES * _BATCH} draws, got none. Make them smaller."
         )
 
-    def advance(self, joint_targets: Float[np.ndarray, "6"], finger_target: float) -> None:
-        """Runs one control step: joint targets [rad] ramp linearly from the present ones, the finger's [m] jumps."""
+    def advance(
+        self, joint_targets: Float[np.ndarray, "6"], finger_target: float, push: PushedBody | None = None
+    ) -> None:
+        """Runs one control step: joint targets [rad] ramp linearly from the present ones, the finger's [m] jumps.
+
+        Args:
+            joint_targets: Where the arm's joints go [rad].
+            finger_target: Where the fingers go [m].
+            push: A force that acts from the beginning of the step.
+        """
         ctrl = self.data.ctrl
         start = ctrl[self._arm].copy()
         ctrl[len(ARM_JOINTS)] = finger_target
         for chunk in range(1, _CHUNKS + 1):
             share = min(1.0, chunk / (_RAMP * _CHUNKS))
             ctrl[self._arm] = start + share * (joint_targets - start)
+            if push is not None:
+                acts = chunk <= push.chunks
+                self.data.xfrc_applied[self.model.body(push.body).id, :3] = push.force if acts else 0.0
             mujoco.mj_step(self.model, self.data, nstep=self._substeps)
+        if push is not None:
+            self.data.xfrc_applied[:] = 0.0
         self.refresh()
 
     def refresh(self) -> None:

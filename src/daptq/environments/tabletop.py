@@ -4,7 +4,9 @@ Conventions follow SimplerEnv's WidowX set-up, the benchmark of DA-PTQ: 5 Hz con
 end-effector actions, success by where the source object rests. Two tasks share a scene, and the scene at reset depends
 on (scene, seed) only, so that one picture goes with two instructions and a policy has to read them.
 
-What it does not know: textures, lighting changes, sensor noise, deformable objects; it is no stand-in for SimplerEnv's
+A variant (`VARIANTS`) changes one thing about scene, sensors or motors and leaves the initial states as they are.
+
+What it does not know: deformable objects, a camera that moves within an episode; it is no stand-in for SimplerEnv's
 numbers.
 """
 
@@ -23,10 +25,11 @@ from daptq.environments._kinematics import POINTING_DOWN, euler_from_matrix, mat
 from daptq.environments._rendering import CameraRenderer
 from daptq.environments._tabletop_objects import SCENES, TASKS, scene_of, tasks_of
 from daptq.environments._tabletop_scene import CAMERAS, FINGER_OPEN, MAX_IMAGE_SIZE
-from daptq.environments._tabletop_world import HOME_POSITION, TabletopWorld
+from daptq.environments._tabletop_variants import VARIANTS, find_variant
+from daptq.environments._tabletop_world import HOME_POSITION, PushedBody, TabletopWorld
 from daptq.errors import InvalidInputError
 
-__all__ = ["TabletopEnvironment", "make"]
+__all__ = ["TASKS", "VARIANTS", "TabletopEnvironment", "make"]
 
 _POSITION_LOW: Final = np.array([0.15, -0.23, 0.022])
 _POSITION_HIGH: Final = np.array([0.40, 0.23, 0.18])
@@ -35,6 +38,8 @@ _MAX_DELTA: Final = np.array([0.1, 0.1, 0.1, 0.5, 0.5, 0.5])
 _CLOSE_TARGET: Final = 0.0  # beyond the fingers' stop, so that a closed gripper squeezes with its full force
 _UNREACHABLE: Final = 0.003  # m
 _HEADER: Final = 14
+_FIRST_PUSH, _LAST_PUSH = 4, 19  # control steps; an episode that succeeds does so after 16 to 28
+_OBSERVATION_NOISE, _ACTION_NOISE, _PUSH = 1, 2, 3  # streams of random numbers, beside that of the placement
 
 
 class TabletopEnvironment(Environment):
@@ -53,9 +58,11 @@ class TabletopEnvironment(Environment):
         image_size: Edge in pixels of each camera's square picture; cameras left out are not rendered. The cameras are
             `front` (fixed) and `wrist` (on the gripper).
         horizon: Steps until truncation.
+        variant: A name in `VARIANTS`; None for the nominal scene. A state of `get_state` belongs to its variant.
 
     Raises:
         InvalidInputError: If a task, camera, size or horizon is not usable.
+        UnknownNameError: If there is no such variant.
     """
 
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
@@ -67,6 +74,7 @@ class TabletopEnvironment(Environment):
         *,
         image_size: Mapping[str, int] | None = None,
         horizon: int = 60,
+        variant: str | None = None,
     ) -> None:
         sizes = {"front": 128, "wrist": 64} if image_size is None else dict(image_size)
         for camera, size in sizes.items():
@@ -76,6 +84,7 @@ class TabletopEnvironment(Environment):
                 raise InvalidInputError(f"image size of {camera} must be in 1..{MAX_IMAGE_SIZE}, got {size}.")
         if horizon < 1:
             raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
+        self.variant: Final = find_variant(variant)
         self.image_size: Final = sizes
         self.horizon = horizon
         self.render_mode = "rgb_array"
@@ -127,7 +136,7 @@ class TabletopEnvironment(Environment):
     def world(self) -> TabletopWorld:
         """Physics of the present scene."""
         if self.scene not in self._worlds:
-            self._worlds[self.scene] = TabletopWorld(self.scene, 1.0 / self.control_frequency)
+            self._worlds[self.scene] = TabletopWorld(self.scene, 1.0 / self.control_frequency, self.variant)
         return self._worlds[self.scene]
 
     @property
@@ -192,7 +201,7 @@ class TabletopEnvironment(Environment):
         """
         values = self._check_action(action)
         world = self.world
-        deltas = np.clip(values[:6], -_MAX_DELTA, _MAX_DELTA)
+        deltas = np.clip(values[:6] + self._action_noise(), -_MAX_DELTA, _MAX_DELTA)
         self._position = np.clip(self._position + deltas[:3], _POSITION_LOW, _POSITION_HIGH)
         turned = matrix_from_euler(deltas[3:]) @ matrix_from_euler(self._angles)
         self._angles = np.clip(euler_from_matrix(turned), -_ANGLE_LIMIT, _ANGLE_LIMIT)
@@ -203,11 +212,11 @@ class TabletopEnvironment(Environment):
         reached, orientation = world.kinematics.forward(joints)
         if np.linalg.norm(reached - self._position) > _UNREACHABLE:
             self._position, self._angles = reached, euler_from_matrix(orientation @ POINTING_DOWN.T)
-        world.advance(joints, FINGER_OPEN if self._gripper_open else _CLOSE_TARGET)
+        world.advance(joints, FINGER_OPEN if self._gripper_open else _CLOSE_TARGET, self._push())
 
         self._step += 1
         for name in self._ever:
-            self._ever[name] |= world.succeeds(TASKS[name])
+            self._ever[name] |= world.succeeds(world.tasks[name])
         return self._info()
 
     def _check_action(self, action: Float32[np.ndarray, "7"]) -> NDArray[np.float64]:
@@ -220,6 +229,31 @@ class TabletopEnvironment(Environment):
             raise InvalidInputError(f"action must be finite, got {values}. Check the policy's un-normalisation.")
         return values
 
+    def _stream(self, purpose: int, step: int) -> np.random.Generator:
+        """Random numbers that depend on the episode's seed and the step alone: every policy meets the same."""
+        return np.random.default_rng([purpose, self._seed, step])
+
+    def _action_noise(self) -> Float[np.ndarray, "6"] | float:
+        """What is added to a commanded move [m, rad]."""
+        variant = self.variant
+        if variant.move_noise == 0.0 and variant.turn_noise == 0.0:
+            return 0.0
+        spread = np.repeat([variant.move_noise, variant.turn_noise], 3)
+        return self._stream(_ACTION_NOISE, self._step).normal(0.0, spread)
+
+    def _push(self) -> PushedBody | None:
+        """The force that acts in the present step."""
+        push = self.variant.push
+        if push is None:
+            return None
+        generator = self._stream(_PUSH, 0)
+        when, angle = generator.integers(_FIRST_PUSH, _LAST_PUSH + 1), generator.uniform(0, 2 * np.pi)
+        if self._step != when:
+            return None
+        force = push.force * np.array([np.cos(angle), np.sin(angle), 0.0])
+        body = "gripper_link" if push.target == "gripper" else TASKS[self._task].source
+        return PushedBody(body=body, force=force, chunks=push.chunks)
+
     def observe(self) -> Observation:
         """Returns the present observation; it renders every chosen camera."""
         world = self.world
@@ -229,7 +263,19 @@ class TabletopEnvironment(Environment):
         position, rotation = world.end_effector()
         angles = euler_from_matrix(rotation @ POINTING_DOWN.T)
         observation["observation.state"] = np.concatenate([position, angles, [world.gripper_opening]], dtype=np.float32)
+        if self.variant.pixel_noise or self.variant.position_noise:
+            self._disturb(observation)
         return observation
+
+    def _disturb(self, observation: Observation) -> None:
+        """Adds the variant's noise to pictures and measured position."""
+        generator = self._stream(_OBSERVATION_NOISE, self._step)
+        for camera in self.image_size:
+            key = f"observation.images.{camera}"
+            noisy = observation[key] + generator.normal(0.0, self.variant.pixel_noise, observation[key].shape)
+            observation[key] = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+        noise = generator.normal(0.0, self.variant.position_noise, 3)
+        observation["observation.state"][:3] += noise.astype(np.float32)
 
     def render(self) -> NDArray[np.uint8]:
         """Returns a 384 x 384 picture of the front camera."""
@@ -261,7 +307,7 @@ class TabletopEnvironment(Environment):
 
     def _info(self) -> Info:
         world = self.world
-        by_task = {name: world.succeeds(TASKS[name]) for name in self._ever}
+        by_task = {name: world.succeeds(world.tasks[name]) for name in self._ever}
         position, rotation = world.end_effector()
         return {
             "task": self.instruction,
@@ -311,6 +357,8 @@ class TabletopEnvironment(Environment):
         self._renderers.clear()
 
 
-def make(*, image_size: Mapping[str, int] | None = None, horizon: int = 60) -> TabletopEnvironment:
+def make(
+    *, image_size: Mapping[str, int] | None = None, horizon: int = 60, variant: str | None = None
+) -> TabletopEnvironment:
     """Returns the environment; what the catalog calls. See `TabletopEnvironment` for the arguments."""
-    return TabletopEnvironment(image_size=image_size, horizon=horizon)
+    return TabletopEnvironment(image_size=image_size, horizon=horizon, variant=variant)
