@@ -31,6 +31,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "POLICY": None,
         "--against": None,
         "--environment": "tabletop",
+        "--variant": None,
         "--task": None,
         "--episodes": 100,
         "--seed": 0,

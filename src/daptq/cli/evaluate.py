@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,13 @@ DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
 @click.argument("policy", required=False)
 @click.option("--against", metavar="POLICY", help="Full-precision baseline, run on the same episodes.")
 @click.option("--environment", metavar="NAME", default="tabletop", help="Benchmark; see `daptq list environments`.")
+@click.option(
+    "--variant",
+    "variants",
+    metavar="NAME",
+    multiple=True,
+    help="Variant of the environment to run as well, may be repeated, or all.",
+)
 @click.option("--task", "tasks", metavar="NAME", multiple=True, help="Task to ask, may be repeated.  [default: all]")
 @click.option("--episodes", metavar="N", type=int, default=100, help="Episodes over all tasks together.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of initial states and diffusion noise.")
@@ -33,6 +41,7 @@ def evaluate(
     policy: str | None,
     against: str | None,
     environment: str,
+    variants: tuple[str, ...],
     tasks: tuple[str, ...],
     episodes: int,
     seed: int,
@@ -46,14 +55,16 @@ def evaluate(
     """Runs closed-loop episodes with POLICY and prints success rates with intervals, and drift against a baseline.
 
     With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes are kept beside
-    FILE until the end, and a killed run continues from them.
+    FILE until the end, and a killed run continues from them. With --variant, the same episodes run on variants of the
+    environment, too, and the robustness gap says how much more POLICY loses there than in the nominal scene.
     """
     from rich.console import Console
 
     from daptq.artifacts import write_json
     from daptq.evaluation.gate import Gate, gate_summary
     from daptq.evaluation.paired import evaluate as run
-    from daptq.evaluation.table import result_table
+    from daptq.evaluation.robustness import evaluate_variants, journals
+    from daptq.evaluation.table import result_table, variant_table
 
     if plan:
         _print_plan(margin, policy)
@@ -67,25 +78,28 @@ def evaluate(
         raise click.UsageError("--gate must come with --against, got no baseline. Name the full-precision policy.")
     journal = None if json_path is None else json_path.with_name(f".{json_path.name}.episodes.jsonl")
     with reported_progress() as progress:
-        result = run(
-            policy,
-            against=against,
-            environment=environment,
-            tasks=tasks or None,
-            episodes=episodes,
-            seed=seed,
-            workers=workers,
-            batch=batch,
-            progress=progress,
-            journal=journal,
-        )
+        settings: dict[str, Any] = {
+            "against": against,
+            "environment": environment,
+            "tasks": tasks or None,
+            "episodes": episodes,
+            "seed": seed,
+            "workers": workers,
+            "batch": batch,
+            "progress": progress,
+            "journal": journal,
+        }
+        result = evaluate_variants([policy], variants=variants, **settings) if variants else run(policy, **settings)
     Console().print(result_table(result))
+    if variants:
+        Console().print(variant_table(result))
     if limits is not None:
         (comparison,) = result["comparisons"]
         comparison["gate"] = gate_summary(limits, comparison)
     if json_path is not None and journal is not None:
         write_json(json_path, result)
-        journal.unlink(missing_ok=True)
+        for file in journals(journal):
+            file.unlink()
     if limits is not None:
         for check in comparison["gate"]["checks"]:
             click.echo(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['reason']}")

@@ -71,6 +71,7 @@ def evaluate_many(
     *,
     against: PolicySource | None = None,
     environment: str = "tabletop",
+    variant: str | None = None,
     tasks: Sequence[str] | None = None,
     episodes: int = 100,
     seed: int = 0,
@@ -87,6 +88,7 @@ def evaluate_many(
         candidates: Policies to judge: names, folders or loaded policies; a mapping gives them labels.
         against: The full-precision baseline; None for success rates alone.
         environment: Name of the environment in the catalog.
+        variant: Variant of the environment; None for the nominal scene.
         tasks: Tasks to ask, in this order; None for all of the environment.
         episodes: Number of episodes over all tasks together.
         seed: Seed of the episodes.
@@ -101,19 +103,21 @@ def evaluate_many(
         journal: File that keeps finished episodes; a run that was killed continues from it.
 
     Returns:
-        JSON object: `schema_version`, `environment`, `tasks`, `horizon`, `episodes`, `seed`, `batch`, `success_rule`,
-        `confidence`; `policies`, the baseline first (`name`, `role`, success as in `success_summary`, and `family`,
-        `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate (`policy`, `against`, `paired` as
-        in `paired_summary`, `motion` as in `motion_summary`, `drift` with `whole_episode` and `identical_states`);
-        `paired` and `drift` of the first candidate (None without a baseline); `provenance`.
+        JSON object: `schema_version`, `environment`, `variant` (only on a variant), `tasks`, `horizon`, `episodes`,
+        `seed`, `batch`, `success_rule`, `confidence`; `policies`, the baseline first (`name`, `role`, success as in
+        `success_summary`, and `family`, `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate
+        (`policy`, `against`, `paired` as in `paired_summary`, `motion` as in `motion_summary`, `drift` with
+        `whole_episode` and `identical_states`); `paired` and `drift` of the first candidate (None without a baseline);
+        `provenance`.
 
     Raises:
-        UnknownNameError: The environment, a task or a policy is not known.
+        UnknownNameError: The environment, its variant, a task or a policy is not known.
         InvalidInputError: A count is out of range, no policy was given, or two policies need different picture sizes.
         DaptqError: An episode could not be run to its end.
     """
     module = ENVIRONMENTS.load(environment)
     asked = _checked_tasks(tasks, module.TASKS)
+    check_variants([] if variant is None else [variant], module)
     plan_episodes(asked, episodes=episodes, seed=seed)  # Refuse bad counts before policies are loaded.
     if batch < 1:
         raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
@@ -123,6 +127,7 @@ def evaluate_many(
         environment_name=environment,
         image_size=_image_size(loaded),
         sources=sources,
+        variant=variant,
         loaded=loaded if workers == 1 else {},
     )
     (first,) = place.environments(1)
@@ -137,6 +142,7 @@ def evaluate_many(
     )
     settings = {
         "environment": environment,
+        **({} if variant is None else {"variant": variant}),
         "tasks": list(asked),
         "horizon": horizon,
         "episodes": episodes,
@@ -176,6 +182,18 @@ def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[s
         if task not in known:
             raise UnknownNameError("task", task, known)
     return asked
+
+
+def check_variants(names: Sequence[str], module: Any) -> None:
+    """Refuses variants that the environment in `module` does not have.
+
+    Raises:
+        UnknownNameError: It does not have one of them, or none at all.
+    """
+    known = getattr(module, "VARIANTS", {})
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("variant", name, known)
 
 
 def _labelled(

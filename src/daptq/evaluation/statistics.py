@@ -139,6 +139,49 @@ def clustered_difference_interval(
     return Interval(mean - half, mean + half)
 
 
+def gap_interval(
+    first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"], confidence: float = CONFIDENCE
+) -> Interval:
+    """Interval of a difference of two paired differences, first minus second, over the same episodes.
+
+    Recovers the variances of the two from their score intervals (l, u), and takes their correlation r from the episodes
+    (MOVER; Zou 2008, Stat. Med. 27:5137, with the limits of `paired_difference_interval`):
+
+        low = f - s - sqrt((f - l_f)^2 + (u_s - s)^2 - 2 r (f - l_f) (u_s - s))
+
+    and likewise the upper limit. It does not collapse where no pair is discordant, as a bootstrap would.
+
+    Args:
+        first: int64 (n,) in {-1, 0, 1}, candidate minus baseline of every episode under one condition.
+        second: int64 (n,), the same under the other condition, in the same order.
+        confidence: Coverage aimed at, between 0 and 1.
+
+    Returns:
+        Limits of mean(first) - mean(second), within [-2, 2].
+
+    Raises:
+        InvalidInputError: There is no episode, the lengths differ, a value is not -1, 0 or 1, or the confidence is not
+            between 0 and 1.
+    """
+    if len(first) != len(second):
+        message = f"both conditions must have the same episodes, got {len(first)} and {len(second)}."
+        raise InvalidInputError(message + " Run the same plan under both.")
+    if not (np.isin(first, (-1, 0, 1)).all() and np.isin(second, (-1, 0, 1)).all()):
+        raise InvalidInputError("differences must be -1, 0 or 1, got others. Subtract one success from another.")
+    one, other = (
+        paired_difference_interval(int(np.sum(d == 1)), int(np.sum(d == -1)), len(d), confidence)
+        for d in (first, second)
+    )
+    f, s = float(np.mean(first)), float(np.mean(second))
+    varies = bool(np.ptp(first)) and bool(np.ptp(second))
+    r = float(np.corrcoef(first, second)[0, 1]) if varies else 0.0
+
+    def half(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a + b * b - 2.0 * r * a * b))
+
+    return Interval(f - s - half(f - one.low, other.high - s), f - s + half(one.high - f, s - other.low))
+
+
 def check_pairs(only_first: int, only_second: int, n: int, confidence: float) -> None:
     """Refuses counts that are not those of n pairs.
 

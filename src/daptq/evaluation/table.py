@@ -71,6 +71,53 @@ def markdown_table(result: Mapping[str, Any]) -> str:
     return _markdown(*table_rows(result))
 
 
+def variant_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and one row of texts per condition: success of every policy and the gap of every candidate.
+
+    Args:
+        result: What `evaluate_variants` returned.
+    """
+    names = [policy["name"] for policy in result["policies"]]
+    candidates = [comparison["policy"] for comparison in result["comparisons"]]
+    header = ("condition", *names, *(f"gap of {name} [points, 95 %]" for name in candidates))
+    rows = [("nominal", *map(rate_text, result["policies"]), *(MISSING for _ in candidates))]
+    rows += [
+        (entry["variant"], *map(rate_text, entry["policies"]), *map(gap_text, entry["robustness_gap"]))
+        for entry in result["variants"]
+    ]
+    if len(result["variants"]) > 1 and candidates:
+        rows.append(("all variants", *(_mean_rate(result, n) for n in names), *map(gap_text, result["robustness_gap"])))
+    return header, rows
+
+
+def variant_table(result: Mapping[str, Any]) -> Table:
+    """What variants change, for the terminal."""
+    header, rows = variant_rows(result)
+    caption = "gap: difference to the baseline on the variant minus that in the nominal scene"
+    table = Table(title=f"{result['environment']}: variants, n = {result['episodes']} each", caption=caption)
+    for name in header:
+        table.add_column(Text(name), justify="left" if name == header[0] else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def variant_markdown(result: Mapping[str, Any]) -> str:
+    """What variants change, in Markdown, without a trailing newline."""
+    return _markdown(*variant_rows(result))
+
+
+def gap_text(gap: Mapping[str, Any]) -> str:
+    """A robustness gap with its interval, in percentage points."""
+    return f"{gap['value']:+.1f} [{gap['low']:+.1f}, {gap['high']:+.1f}]"
+
+
+def _mean_rate(result: Mapping[str, Any], name: str) -> str:
+    """The mean over variants of a policy's success rate, in percent; the variants share episodes: no plain interval."""
+    rates = [p["success_rate"] for entry in result["variants"] for p in entry["policies"] if p["name"] == name]
+    return f"{100 * sum(rates) / len(rates):.1f} %"
+
+
 def task_table(result: Mapping[str, Any]) -> str:
     """Success of each policy on each task by both rules, in Markdown, without a trailing newline."""
     header = ("task", "n", *(policy["name"] for policy in result["policies"]))

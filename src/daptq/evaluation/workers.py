@@ -93,12 +93,14 @@ class Workplace:
         environment_name: Name of the environment in the catalog.
         image_size: Edge length [px] of each camera.
         sources: Name, folder or loaded policy, by label.
+        variant: Variant of the environment; None for the nominal scene.
         loaded: Policies that this process has loaded, by label.
     """
 
     environment_name: str
     image_size: Mapping[str, int]
     sources: Mapping[str, PolicySource]
+    variant: str | None = None
     loaded: dict[str, Policy] = field(default_factory=dict)
     _environments: list[Environment] = field(default_factory=list)
 
@@ -106,7 +108,8 @@ class Workplace:
         """The first `count` environments of this process."""
         while len(self._environments) < count:
             module = ENVIRONMENTS.load(self.environment_name)
-            self._environments.append(module.make(image_size=dict(self.image_size)))
+            chosen = {} if self.variant is None else {"variant": self.variant}
+            self._environments.append(module.make(image_size=dict(self.image_size), **chosen))
         return self._environments[:count]
 
     def policy(self, label: str) -> Policy:
@@ -156,7 +159,7 @@ class Crew:
             # A forked child would inherit the state of torch's thread pools and of the graphics driver.
             context = multiprocessing.get_context("spawn")
             place = self.workplace
-            arguments = (place.environment_name, dict(place.image_size), dict(place.sources))
+            arguments = (place.environment_name, dict(place.image_size), dict(place.sources), place.variant)
             self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, arguments)
         return self
 
@@ -205,13 +208,15 @@ def one_thread() -> Iterator[None]:
 _workplace: Workplace | None = None
 
 
-def _start_worker(environment: str, image_size: dict[str, int], sources: dict[str, PolicySource]) -> None:
+def _start_worker(
+    environment: str, image_size: dict[str, int], sources: dict[str, PolicySource], variant: str | None
+) -> None:
     global _workplace  # One workplace per process is the point.
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the parent answers it, and workers end with their current job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _workplace = Workplace(environment_name=environment, image_size=image_size, sources=sources)
+    _workplace = Workplace(environment_name=environment, image_size=image_size, sources=sources, variant=variant)
 
 
 def _end_with_parent() -> None:

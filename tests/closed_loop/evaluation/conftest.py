@@ -18,6 +18,10 @@ from daptq.environments._base import Environment, Info, Observation
 from daptq.policies._base import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
 
 TASKS = ("left", "right")
+VARIANTS = {
+    "gust": SimpleNamespace(description="wind of 4 mm a step to the right", wind=-0.004),
+    "breeze": SimpleNamespace(description="wind of 0.5 mm a step to the left", wind=0.0005),
+}
 GOAL = {"left": 0.1, "right": -0.1}
 
 
@@ -25,14 +29,17 @@ class PointWorld(Environment):
     """A point on a line: x moves by the first entry of the action, and by 1 mm a step beside that.
 
     "left" is fulfilled where x >= 0.1 m, "right" where x <= -0.1 m. The start is within 5 mm of the origin. The yaw
-    changes by the sixth entry of the action [rad].
+    changes by the sixth entry of the action [rad]. On a variant a wind moves x, too.
     """
 
     tasks: ClassVar[tuple[str, ...]] = TASKS
     control_frequency: ClassVar[float] = 5.0
     resets: ClassVar[list[tuple[str, int]]] = []
 
-    def __init__(self, image_size: Mapping[str, int] | None = None, horizon: int = 24) -> None:
+    def __init__(
+        self, image_size: Mapping[str, int] | None = None, horizon: int = 24, variant: str | None = None
+    ) -> None:
+        self.wind = 0.0 if variant is None else VARIANTS[variant].wind
         self.image_size = dict(image_size or {})
         self.horizon = horizon
         self._task = "left"
@@ -71,7 +78,7 @@ class PointWorld(Environment):
     def advance(self, action: Any) -> Info:
         if not np.isfinite(action).all():
             raise ValueError("action is not finite")
-        self.x += float(action[0]) + 0.001
+        self.x += float(action[0]) + 0.001 + self.wind
         self.yaw += float(action[5])
         self.steps += 1
         return self._info()
@@ -182,11 +189,11 @@ def point_world(monkeypatch: pytest.MonkeyPatch) -> list[PointWorld]:
     """Puts the point world under the name "point" into the catalog; returns the instances that were made."""
     made: list[PointWorld] = []
 
-    def make(*, image_size: Mapping[str, int] | None = None) -> PointWorld:
-        made.append(PointWorld(image_size))
+    def make(*, image_size: Mapping[str, int] | None = None, variant: str | None = None) -> PointWorld:
+        made.append(PointWorld(image_size, variant=variant))
         return made[-1]
 
     load = ENVIRONMENTS.load
-    module = SimpleNamespace(make=make, TASKS=TASKS)
+    module = SimpleNamespace(make=make, TASKS=TASKS, VARIANTS=VARIANTS)
     monkeypatch.setattr(ENVIRONMENTS, "load", lambda name: module if name == "point" else load(name))
     return made

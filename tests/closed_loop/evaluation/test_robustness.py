@@ -1,0 +1,115 @@
+"""Variants of the point world, where the wind decides which episodes a policy loses."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.robustness import evaluate_variants, journals
+from daptq.evaluation.statistics import gap_interval
+from daptq.evaluation.table import variant_markdown, variant_rows, variant_table
+
+pytestmark = pytest.mark.usefixtures("point_world")
+SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1}
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def result(make_pusher: Make) -> dict[str, Any]:
+    """A candidate that walks 4 mm a step less to the left: it arrives at 7 mm a step, and does not at 3 mm a step."""
+    candidate, baseline = make_pusher("slow", error=-0.004), make_pusher("whole")
+    return evaluate_variants([candidate], variants=["all"], against=baseline, **SETTINGS)
+
+
+def test_the_gap_is_the_difference_of_differences(result: dict[str, Any]) -> None:
+    gust, breeze = result["variants"]
+    assert (gust["variant"], breeze["variant"]) == ("gust", "breeze")
+    assert result["paired"]["difference"] == 0.0
+    assert gust["comparisons"][0]["paired"]["only_baseline_episodes"] == [0, 2, 4]
+    assert [gap["robustness_gap"][0]["value"] for gap in (gust, breeze)] == [-50.0, 0.0]
+    low, high = gap_interval(np.array([-1, 0] * 3), np.zeros(6, dtype=np.int64))
+    (gap,) = gust["robustness_gap"]
+    assert (gap["low"], gap["high"], gap["n"], gap["variants"]) == (100 * low, 100 * high, 6, 1)
+    (pooled,) = result["robustness_gap"]
+    # An episode's two variants are a cluster: means of -1/2 and 0 in turn, Student's t with 5 degrees of freedom.
+    means = 100.0 * np.array([-0.5, 0.0] * 3)
+    half = float(stats.t.ppf(0.975, 5) * stats.sem(means))
+    assert pooled["value"] == -25.0
+    assert (pooled["low"], pooled["high"]) == pytest.approx((-25.0 - half, -25.0 + half), abs=1e-9)
+    assert (pooled["n"], pooled["variants"], pooled["against"]) == (6, 2, "whole")
+
+
+def test_the_nominal_part_is_the_evaluation_without_variants(result: dict[str, Any], make_pusher: Make) -> None:
+    plain = evaluate_many([make_pusher("slow", error=-0.004)], against=make_pusher("whole"), **SETTINGS)
+    for key in plain.keys() - {"provenance"}:
+        assert result[key] == plain[key]
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_every_condition_meets_the_same_starts(make_pusher: Make, world: Any) -> None:
+    world.resets.clear()
+    evaluate_variants([make_pusher()], variants=["breeze", "gust", "breeze"], **SETTINGS)
+    thirds = [world.resets[:6], world.resets[6:12], world.resets[12:]]
+    assert thirds[0] == thirds[1] == thirds[2]
+
+
+def test_without_a_baseline_there_is_success_and_no_gap(make_pusher: Make) -> None:
+    result = evaluate_variants([make_pusher("slow", error=-0.004)], variants=["gust"], **SETTINGS)
+    assert result["robustness_gap"] == result["variants"][0]["robustness_gap"] == []
+    assert [p["success_rate"] for p in (result["policies"][0], result["variants"][0]["policies"][0])] == [1.0, 0.5]
+    assert len(variant_rows(result)[1]) == 2
+
+
+def test_a_policy_against_itself_has_a_gap_of_zero_and_an_interval(make_pusher: Make) -> None:
+    result = evaluate_variants([make_pusher()], variants=["gust"], against=make_pusher(), **SETTINGS)
+    (gap,) = result["variants"][0]["robustness_gap"]
+    assert gap["value"] == 0.0
+    assert gap["low"] < -20 < 20 < gap["high"]
+
+
+def test_a_killed_run_continues_on_every_condition(make_pusher: Make, tmp_path: Path, world: Any) -> None:
+    journal = tmp_path / "episodes.jsonl"
+    settings: dict[str, Any] = {"variants": ["gust"], "against": make_pusher("whole"), "journal": journal, **SETTINGS}
+    first = evaluate_variants([make_pusher("slow", error=-0.004)], **settings)
+    assert [file.name for file in journals(journal)] == ["episodes.jsonl", "episodes.jsonl.gust"]
+    world.resets.clear()
+    again = evaluate_variants([make_pusher("slow", error=-0.004)], **settings)
+    assert world.resets == []
+    assert {**first, "provenance": None} == {**again, "provenance": None}
+
+
+def test_the_table_has_a_row_per_condition(result: dict[str, Any]) -> None:
+    header, rows = variant_rows(result)
+    assert header == ("condition", "whole", "slow", "gap of slow [points, 95 %]")
+    assert [row[0] for row in rows] == ["nominal", "gust", "breeze", "all variants"]
+    assert rows[0][3] == "-"
+    assert rows[1][3].startswith("-50.0 [")
+    assert rows[3][1:3] == ("100.0 %", "75.0 %")
+    output = io.StringIO()
+    Console(file=output, width=140).print(variant_table(result))
+    for cell in (*header, *(cell for row in rows for cell in row)):
+        assert cell in output.getvalue()
+        assert cell in variant_markdown(result)
+
+
+def test_bad_variants_are_refused(make_pusher: Make) -> None:
+    for asked in (["gale"], ["gust", "gale"]):
+        with pytest.raises(UnknownNameError, match="variant must be one of"):
+            evaluate_variants([make_pusher()], variants=asked, **SETTINGS)
+    with pytest.raises(UnknownNameError, match="variant must be one of"):
+        evaluate_many([make_pusher()], variant="gale", **SETTINGS)
+    with pytest.raises(InvalidInputError, match="at least one variant"):
+        evaluate_variants([make_pusher()], variants=[], **SETTINGS)
+    with pytest.raises(InvalidInputError, match="at least 2"):
+        evaluate_variants([make_pusher()], variants=["gust"], **{**SETTINGS, "episodes": 1, "tasks": ["left"]})
