@@ -24,6 +24,7 @@ from daptq.artifacts import read_json, write_bytes, write_json
 from daptq.calibration._base import open_named_source
 from daptq.cli._console import reported_progress
 from daptq.cli._policy_folder import describe
+from daptq.evaluation.drift import headline_drift
 from daptq.evaluation.paired import evaluate_many
 from daptq.policies._base import Policy
 from daptq.recipes import Recipe
@@ -114,7 +115,7 @@ def summarised(result: Mapping[str, Any], folders: Mapping[str, Path], setting: 
     """Success, drift, bytes and time of every arm, with paired tests against the two references of the setting."""
     compared = {c["policy"].removeprefix(f"{setting}: "): c for c in result["comparisons"]}
     drifts = {name: c["drift"]["identical_states"] for name, c in compared.items()}
-    values = {name: drift["after_steps"][-1]["per_state_mm"] for name, drift in drifts.items()}
+    values = {name: (headline_drift(drift) or {})["per_state_mm"] for name, drift in drifts.items()}
     rows = []
     for name, comparison in compared.items():
         described = describe(str(folders[name]))

@@ -97,6 +97,18 @@ class _NoSuccessFlag(_Blind):
         return observation, reward, terminated, truncated, info
 
 
+class _HidesWhatIsHeld(_Blind):
+    def privileged_state(self) -> dict[str, Any]:
+        state = super().privileged_state()
+        del state["held"]
+        return state
+
+
+class _StandsStillAtTheHorizon(_Blind):
+    def advance(self, action: NDArray[np.float32]) -> Info:
+        return self._info() if self._step >= self.horizon else super().advance(action)
+
+
 def test_the_environment_of_the_planted_defects_is_sound() -> None:
     check_environment(_Blind)
 
@@ -112,6 +124,8 @@ def test_the_environment_of_the_planted_defects_is_sound() -> None:
         (_NeverTruncates, "truncated at step 8"),
         (_DoubleState, "must be float32"),
         (_NoSuccessFlag, "success_by_task"),
+        (_HidesWhatIsHeld, "'held' or None"),
+        (_StandsStillAtTheHorizon, "beyond the horizon"),
     ],
 )
 def test_a_planted_defect_is_found(defective: type[Environment], message: str) -> None:

@@ -46,7 +46,9 @@ def motion(x: list[float], degrees: list[float]) -> Motion:
     return Motion(positions=positions, rotations=turns.as_matrix())
 
 
-def episode(index: int, x: list[float], degrees: list[float]) -> EpisodeRecord:
+def episode(
+    index: int, x: list[float], degrees: list[float], held: tuple[str | None, ...] | None = None
+) -> EpisodeRecord:
     return EpisodeRecord(
         policy="p",
         index=index,
@@ -56,6 +58,8 @@ def episode(index: int, x: list[float], degrees: list[float]) -> EpisodeRecord:
         success_last_step=True,
         first_success=1,
         other_tasks=(),
+        gripper_flips=0,
+        held=(None,) * len(x) if held is None else held,
         motion=motion(x, degrees),
     )
 
@@ -72,6 +76,28 @@ def test_whole_episode_drift_by_hand() -> None:
     # Two episodes can be resampled as (0, 0), (0, 1), (1, 0), (1, 1): the 95 % limits are the extremes.
     assert (drift["position_mm"]["rms"]["low"], drift["position_mm"]["rms"]["high"]) == pytest.approx((first, second))
     assert drift["n"] == 2
+
+
+def test_drift_until_contact_differs_by_hand() -> None:
+    zeros = [0.0] * 3
+    baseline = [
+        episode(0, zeros, zeros, (None, "cup", "cup")),
+        episode(1, zeros, zeros, (None, None, None)),
+        episode(2, zeros, zeros, ("cup", "cup", None)),
+    ]
+    candidate = [
+        episode(0, [0.003, 0.004, 9.0], [3.0, 4.0, 90.0], (None, "cup", None)),  # dropped at the third step
+        episode(1, [0.001, 0.001, 0.001], [0.0, 0.0, 0.0], (None, None, None)),  # never apart
+        episode(2, [9.0, 9.0, 9.0], [90.0, 90.0, 90.0], ("bowl", "bowl", "bowl")),  # apart from the first step
+    ]
+    until = episode_drift(baseline, candidate, seed=0)["until_contact_differs"]
+    assert until["n"] == 2
+    assert until["steps"] == {"value": 2.5, "low": 2.0, "high": 3.0}
+    first = np.sqrt((9 + 16) / 2)
+    assert until["position_mm"]["value"] == pytest.approx((first + 1) / 2)
+    assert (until["position_mm"]["low"], until["position_mm"]["high"]) == pytest.approx((1.0, first))
+    assert until["rotation_deg"]["value"] == pytest.approx(first / 2)
+    assert episode_drift(baseline[2:], candidate[2:], seed=0)["until_contact_differs"] == {"n": 0}
 
 
 def test_drift_from_identical_states_by_hand() -> None:

@@ -101,7 +101,7 @@ def test_scale_and_place_of_a_path_change_only_what_has_a_length(scale: float, s
     assert chunk_jump(moved, 4) == pytest.approx(chunk_jump(path, 4), rel=1e-6)
 
 
-def record(path: NDArray[np.float64], first_success: int | None) -> EpisodeRecord:
+def record(path: NDArray[np.float64], first_success: int | None, flips: int = 0) -> EpisodeRecord:
     done = first_success is not None
     return EpisodeRecord(
         policy="p",
@@ -112,6 +112,8 @@ def record(path: NDArray[np.float64], first_success: int | None) -> EpisodeRecor
         success_last_step=done,
         first_success=first_success,
         other_tasks=(),
+        gripper_flips=flips,
+        held=(None,) * len(path),
         motion=Motion(positions=path, rotations=np.broadcast_to(np.eye(3), (len(path), 3, 3))),
     )
 
@@ -128,5 +130,17 @@ def test_paired_ratios_and_missing_values() -> None:
     assert summary["time_to_success"]["n"] == 2
     assert (summary["time_to_success"]["baseline"], summary["time_to_success"]["candidate"]) == (1.5, 3.0)
     assert summary["spectral_arc_length"]["change"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert summary["gripper_flips"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     same = motion_summary(baseline, candidate, frequency=FREQUENCY, chunk_steps=(1, 1), seed=0)
     assert same["chunk_jump"] == {"n": 0}
+
+
+def test_a_flip_in_few_episodes_shows() -> None:
+    """One of eight episodes has four flips more: the median would not see them."""
+    path = np.cumsum(np.random.default_rng(0).normal(size=(24, 3)), axis=0)
+    baseline = [record(path, None, flips=2) for _ in range(8)]
+    candidate = [record(path, None, flips=6 if index == 3 else 2) for index in range(8)]
+    flips = motion_summary(baseline, candidate, frequency=FREQUENCY, chunk_steps=(4, 4), seed=0)["gripper_flips"]
+    assert (flips["n"], flips["baseline"], flips["candidate"]) == (8, 2.0, 2.5)
+    # Resampling eight episodes draws the odd one 0 to 3 times in 95 % of the cases.
+    assert flips["change"] == {"value": 0.5, "low": 0.0, "high": 1.5}

@@ -11,12 +11,16 @@ import pytest
 from scipy import optimize, stats
 
 from daptq.errors import InvalidInputError
+from daptq.evaluation import statistics
 from daptq.evaluation.sequential import non_inferiority_power
 from daptq.evaluation.statistics import (
     bootstrap_interval,
     clustered_difference_interval,
     mcnemar_exact,
+    mean,
+    median,
     paired_difference_interval,
+    root_mean_square,
     wilson_interval,
 )
 
@@ -214,8 +218,8 @@ class TestPairedDifference:
             paired_difference_interval(b, c, n)
 
 
-def mean(values: np.ndarray) -> float:
-    return float(values.mean())
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 class TestBootstrap:
@@ -236,7 +240,7 @@ class TestBootstrap:
         clusters = np.repeat(np.arange(12), 3)
         padded = np.append(groups.ravel(), np.nan)
         equal = bootstrap_interval(groups.ravel(), clusters, mean, seed=1)
-        unequal = bootstrap_interval(padded, np.append(clusters, 11), lambda v: float(np.nanmean(v)), seed=1)
+        unequal = bootstrap_interval(padded, np.append(clusters, 11), lambda v: np.nanmean(v, axis=-1), seed=1)
         assert equal == pytest.approx(unequal, rel=1e-12)
 
     def test_covers_the_mean_of_clustered_values(self) -> None:
@@ -251,6 +255,19 @@ class TestBootstrap:
         # 200 trials: standard error 1.5 points. Ignoring the clusters would cover about 74 percent only.
         assert 0.89 <= hits["clustered"] / 200 <= 0.99
         assert hits["independent"] / 200 < 0.85
+
+    def test_resampling_in_parts_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = np.random.default_rng(0).standard_normal(60)
+        clusters = np.repeat(np.arange(20), 3)
+        for statistic, plain in ((mean, np.mean), (median, np.median), (root_mean_square, rms)):
+            whole = bootstrap_interval(values, clusters, statistic, seed=4)
+            with monkeypatch.context() as patch:
+                patch.setattr(statistics, "_RESAMPLED_AT_ONCE", 7 * 60)
+                assert bootstrap_interval(values, clusters, statistic, seed=4) == whole
+            # The same resamples, one by one.
+            picks = np.random.default_rng(4).integers(20, size=(2000, 20))
+            listed = [plain(values.reshape(20, 3)[pick].ravel()) for pick in picks]
+            assert whole == pytest.approx(tuple(np.quantile(listed, [0.025, 0.975])), rel=1e-12)
 
     def test_same_seed_same_interval(self) -> None:
         values, clusters = np.random.default_rng(1).standard_normal(30), np.arange(30)

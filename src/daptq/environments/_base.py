@@ -50,7 +50,8 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
     Attributes:
         tasks: Names of the tasks; `reset(options={"task": name})` chooses one.
         control_frequency: Control steps per second [Hz].
-        horizon: Steps after which an episode is truncated.
+        horizon: Steps after which an episode is truncated; `advance` goes on beyond it when asked to, since the drift
+            from a state late in an episode is measured that way.
     """
 
     tasks: ClassVar[tuple[str, ...]]
@@ -107,7 +108,10 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     @abstractmethod
     def privileged_state(self) -> dict[str, Any]:
-        """Returns what no camera tells: object poses, held object, end-effector pose, gripper opening."""
+        """Returns what no camera tells: object poses, end-effector pose, gripper opening.
+
+        Under `held` it names the object between the fingers, or None.
+        """
 
     @abstractmethod
     def get_state(self) -> Float[np.ndarray, " state"]:
@@ -210,6 +214,8 @@ def _check_info(environment: Environment, info: Info, step: int) -> None:
     by_task = info["success_by_task"]
     _require(environment.task in by_task, f"success_by_task must hold {environment.task!r}, got {sorted(by_task)}.")
     _require(info["success"] == by_task[environment.task], "success must agree with success_by_task, got two answers.")
+    held = environment.privileged_state().get("held", 0)
+    _require(held is None or isinstance(held, str), f"privileged_state must name what is 'held' or None, got {held!r}.")
     _require(info["task"] == environment.instruction, f"info['task'] must be the instruction, got {info['task']!r}.")
     _require(info["step_index"] == step, f"step_index must be {step}, got {info['step_index']}.")
 
@@ -314,3 +320,5 @@ def _check_horizon(environment: Environment, seed: int) -> None:
             bool(truncated) == (step == environment.horizon),
             f"an episode must be truncated at step {environment.horizon}, got truncated={truncated} at step {step}.",
         )
+    beyond = environment.advance(still)["step_index"]
+    _require(beyond == environment.horizon + 1, f"advance must go on beyond the horizon, got to step {beyond}.")

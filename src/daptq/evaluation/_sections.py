@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from daptq.evaluation._svg import Estimate, bar, growth_plot, interval_track, key, scale
+from daptq.evaluation.drift import headline_drift
 from daptq.evaluation.table import mebibytes, rate_text
 
 Json = Mapping[str, Any]
@@ -95,11 +96,10 @@ def _verdicts(result: Json) -> str:
 
 
 def _drift_sentence(comparison: Json) -> str:
-    """How far the end-effector is off after the longest branch, or nothing when no state was saved."""
-    branches = _branches(comparison)["after_steps"]
-    if not branches:
+    """How far the end-effector is off some steps after a common state, or nothing when no state was saved."""
+    last = headline_drift(_branches(comparison))
+    if last is None:
         return ""
-    last = branches[-1]
     position, rotation = last["position_mm"]["median"], last["rotation_deg"]["median"]
     return (
         f" After {last['steps']} steps from an identical state the end-effector is off by {_estimate(position)} mm and "

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from daptq.artifacts import provenance
 from daptq.errors import InvalidInputError
@@ -26,7 +25,7 @@ from daptq.evaluation._control_step import ControlStep, control_step
 from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, float_paths
 from daptq.evaluation._peak_memory import peak_bytes
 from daptq.evaluation._stages import STAGES, stage_times
-from daptq.evaluation.statistics import bootstrap_interval
+from daptq.evaluation.statistics import bootstrap_estimate, median
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
@@ -225,9 +224,4 @@ def _percentiles(times: Times) -> dict[str, float]:
 
 
 def _ratio(values: Times, seed: int) -> dict[str, float]:
-    low, high = bootstrap_interval(values, np.arange(len(values)), _median, seed=seed)
-    return {"value": _median(values), "low": low, "high": high}
-
-
-def _median(values: NDArray[np.float64]) -> float:
-    return float(np.median(values))
+    return bootstrap_estimate(values, np.arange(len(values)), median, seed=seed)

@@ -1,9 +1,10 @@
 """Kinematic drift: how far the end-effector of a quantized policy strays from full precision.
 
 Two readings. *Whole episode*: both policies start from one initial state and act alone; the deviation per step is
-averaged (root mean square) over the episode, and it grows large once one policy fails where the other succeeds.
-*Identical states*: both continue for a few steps from states saved along full-precision episodes, with the same noise;
-that isolates what quantization does from where the robot happened to be. Intervals resample whole episodes.
+averaged (root mean square) over the episode, and it grows large once one policy fails where the other succeeds. Until
+one policy holds an object that the other does not, both are still on the same errand: that part is read on its own.
+*Identical states*: both continue from states saved along full-precision episodes, with the same noise; that isolates
+what quantization does from where the robot happened to be. Intervals resample whole episodes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
-from daptq.evaluation.statistics import Statistic, bootstrap_interval
+from daptq.evaluation.statistics import bootstrap_estimate, mean, median, root_mean_square
 
 Array = NDArray[np.float64]
 
 _UNITS = ("position_mm", "rotation_deg")
+
+# Control steps after a common state at which the drift is read; the growth between them is close to a power of time.
+HORIZONS = (1, 2, 4, 8, 16, 32)
+# The one that tables and gates speak of; states are saved where an episode has at least this many steps left.
+HEADLINE_STEPS = 16
 
 
 def position_deviation(
@@ -70,21 +76,25 @@ def episode_drift(
 
     Returns:
         JSON object: `n`, per unit (`position_mm`, `rotation_deg`) the pooled RMS and the median of the per-episode RMS,
-        each with its interval, and `per_episode` with both RMS values of each episode.
+        each with its interval, `until_contact_differs`, and `per_episode` with both RMS values of each episode.
+        `until_contact_differs` covers the steps before one policy first holds an object that the other does not: `n`
+        episodes with such steps and, unless that is 0, the medians over them of the number of `steps` and of the RMS
+        per unit, each with its interval.
     """
     deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
     clusters = np.arange(len(deviations))
     result: dict[str, Any] = {"n": len(deviations)}
     rows: list[dict[str, Any]] = [{"index": record.index} for record in candidate]
     for unit in _UNITS:
-        per_episode: Array = np.array([_rms(deviation[unit]) for deviation in deviations])
+        per_episode: Array = np.array([root_mean_square(deviation[unit]) for deviation in deviations])
         result[unit] = {
             # Episodes are equally long, so the RMS of their RMS values is the RMS over all steps.
-            "rms": _estimate(per_episode, clusters, _rms, seed),
-            "median_of_episodes": _estimate(per_episode, clusters, _median, seed),
+            "rms": bootstrap_estimate(per_episode, clusters, root_mean_square, seed=seed),
+            "median_of_episodes": bootstrap_estimate(per_episode, clusters, median, seed=seed),
         }
         rows = [{**row, f"{unit}_rms": float(value)} for row, value in zip(rows, per_episode, strict=True)]
-    return {**result, "per_episode": rows}
+    alike = [_steps_alike(first.held, second.held) for first, second in zip(baseline, candidate, strict=True)]
+    return {**result, "until_contact_differs": _until(deviations, alike, seed), "per_episode": rows}
 
 
 def branch_drift(
@@ -113,8 +123,8 @@ def branch_drift(
         for unit in _UNITS:
             values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
             entry[unit] = {
-                name: _estimate(values, clusters, statistic, seed)
-                for name, statistic in (("median", _median), ("mean", _mean), ("rms", _rms))
+                name: bootstrap_estimate(values, clusters, statistic, seed=seed)
+                for name, statistic in (("median", median), ("mean", mean), ("rms", root_mean_square))
             }
         entry["per_state_mm"] = [float(deviation["position_mm"][steps - 1]) for deviation in deviations]
         entries.append(entry)
@@ -125,11 +135,39 @@ def branch_drift(
     return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries, "growth": growth}
 
 
+def headline_drift(branches: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry of what `branch_drift` returned that tables and gates speak of; None when no state was saved."""
+    entries: Sequence[Mapping[str, Any]] = branches["after_steps"]
+    return next((entry for entry in entries if entry["steps"] == HEADLINE_STEPS), None)
+
+
 def _median_after(
     deviations: Sequence[Mapping[str, Array]], unit: str, steps: int, clusters: NDArray[np.int64], seed: int
 ) -> dict[str, float]:
     values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
-    return _estimate(values, clusters, _median, seed)
+    return bootstrap_estimate(values, clusters, median, seed=seed)
+
+
+def _steps_alike(first: Sequence[str | None], second: Sequence[str | None]) -> int:
+    """Number of steps before the two hold different things."""
+    for step, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return step
+    return min(len(first), len(second))
+
+
+def _until(deviations: Sequence[Mapping[str, Array]], steps: Sequence[int], seed: int) -> dict[str, Any]:
+    """Deviation over the first steps of each episode; episodes without any are left out."""
+    kept = [(deviation, count) for deviation, count in zip(deviations, steps, strict=True) if count]
+    if not kept:
+        return {"n": 0}
+    clusters = np.arange(len(kept))
+    counts: Array = np.array([count for _, count in kept], dtype=np.float64)
+    result: dict[str, Any] = {"n": len(kept), "steps": bootstrap_estimate(counts, clusters, median, seed=seed)}
+    for unit in _UNITS:
+        values: Array = np.array([root_mean_square(deviation[unit][:count]) for deviation, count in kept])
+        result[unit] = bootstrap_estimate(values, clusters, median, seed=seed)
+    return result
 
 
 def _deviation(first: Motion, second: Motion) -> Mapping[str, Array]:
@@ -139,20 +177,3 @@ def _deviation(first: Motion, second: Motion) -> Mapping[str, Array]:
         "position_mm": position_deviation(first.positions[:steps], second.positions[:steps]),
         "rotation_deg": rotation_deviation(first.rotations[:steps], second.rotations[:steps]),
     }
-
-
-def _estimate(values: Array, clusters: NDArray[np.int64], statistic: Statistic, seed: int) -> dict[str, float]:
-    low, high = bootstrap_interval(values, clusters, statistic, seed=seed)
-    return {"value": statistic(values), "low": low, "high": high}
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
-
-
-def _mean(values: Array) -> float:
-    return float(np.mean(values))
-
-
-def _median(values: Array) -> float:
-    return float(np.median(values))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daptq.errors import InvalidInputError
+from daptq.evaluation.drift import headline_drift
 
 EXAMPLE = "margin=0.05,drift=1.5,jerk=1.1"
 
@@ -33,7 +34,7 @@ class Gate:
 
     Attributes:
         margin: Largest loss of success, a fraction: the lower limit of the paired difference lies above -margin.
-        drift: Largest median drift after the longest branch from identical states [mm].
+        drift: Largest median drift after 16 steps from identical states [mm].
         jerk: Largest ratio of the root mean square jerk to the baseline's, median over episodes.
     """
 
@@ -79,14 +80,13 @@ class Gate:
             )
             found.append(Check(name="margin", passed=paired["low"] > -100.0 * self.margin, reason=reason))
         if self.drift is not None:
-            branches = _part(comparison, "drift")["identical_states"]["after_steps"]
-            if not branches:
+            headline = headline_drift(_part(comparison, "drift")["identical_states"])
+            if headline is None:
                 raise InvalidInputError("drift must have been measured, got no states. Evaluate with drift states.")
-            last = branches[-1]
-            median = last["position_mm"]["median"]
+            median = headline["position_mm"]["median"]
             reason = (
                 f"median drift {median['value']:.2f} mm [{median['low']:.2f}, {median['high']:.2f}] after "
-                f"{last['steps']} steps, n = {last['n']}; allowed: {self.drift:g} mm"
+                f"{headline['steps']} steps, n = {headline['n']}; allowed: {self.drift:g} mm"
             )
             found.append(Check(name="drift", passed=median["high"] <= self.drift, reason=reason))
         if self.jerk is not None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.describe import single_observation
-from daptq.evaluation.statistics import bootstrap_interval
+from daptq.evaluation.statistics import bootstrap_estimate, median
 from daptq.policies._base import Batch, Policy
 from daptq.policies._execution import noise_generator
 
@@ -83,9 +83,4 @@ def _time_once(policy: Policy, batch: Batch, seed: int) -> float:
 
 
 def _ratio(values: Float[np.ndarray, " repeats"], seed: int) -> dict[str, float]:
-    low, high = bootstrap_interval(values, np.arange(len(values)), _median, seed=seed)
-    return {"value": _median(values), "low": low, "high": high}
-
-
-def _median(values: NDArray[np.float64]) -> float:
-    return float(np.median(values))
+    return bootstrap_estimate(values, np.arange(len(values)), median, seed=seed)

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
 from daptq.evaluation.rollout import EpisodeRecord
-from daptq.evaluation.statistics import bootstrap_interval
+from daptq.evaluation.statistics import bootstrap_estimate, mean, median
 
 Array = NDArray[np.float64]
 
 # Of the sampling frequency: the upper half of the frequencies that a sampled path can hold is the oscillation that a
 # controller cannot follow.
 CUTOFF = 0.25
+# Compared by candidate - baseline, since they may be 0; and counts, of which a median would hide flips in few episodes.
+_DIFFERENCES = ("spectral_arc_length", "high_frequency_share", "gripper_flips")
+_COUNTS = ("gripper_flips",)
 _SPARC_AMPLITUDE = 0.05
 _SPARC_PADDING = 4
 
@@ -140,10 +143,11 @@ def motion_summary(
 
     Returns:
         JSON object by metric (``rms_jerk``, ``path_length``, ``spectral_arc_length``, ``high_frequency_share``,
-        ``chunk_jump``, ``time_to_success``): ``n`` episodes in which it is defined for both, medians ``baseline`` and
-        ``candidate``, and ``change``: the median of candidate / baseline (of the difference for
-        ``spectral_arc_length`` and ``high_frequency_share``) with its interval, ``low`` and ``high``. A metric that is
-        defined in no episode has ``n`` 0 and nothing else.
+        ``chunk_jump``, ``gripper_flips``, ``time_to_success``): ``n`` episodes in which it is defined for both, medians
+        ``baseline`` and ``candidate``, and ``change``: the median of candidate / baseline (of the difference for
+        ``spectral_arc_length`` and ``high_frequency_share``) with its interval, ``low`` and ``high``. Of
+        ``gripper_flips``, small whole numbers, all three are means, and ``change`` that of the difference. A metric
+        that is defined in no episode has ``n`` 0 and nothing else.
     """
     measured = [
         [_metrics(record, frequency, steps) for record in records]
@@ -160,6 +164,7 @@ def _metrics(record: EpisodeRecord, frequency: float, chunk_steps: int) -> dict[
         "spectral_arc_length": spectral_arc_length(positions, frequency),
         "high_frequency_share": high_frequency_share(positions),
         "chunk_jump": chunk_jump(positions, chunk_steps),
+        "gripper_flips": float(record.gripper_flips),
         "time_to_success": None if record.first_success is None else record.first_success / frequency,
     }
 
@@ -171,7 +176,8 @@ def _compared(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    differs = name in ("spectral_arc_length", "high_frequency_share")
+    differs = name in _DIFFERENCES
+    statistic = mean if name in _COUNTS else median
     pairs = [(first[name], second[name]) for first, second in zip(baseline, candidate, strict=True)]
     defined: Array = np.array(
         [(a, b) for a, b in pairs if a is not None and b is not None and (differs or a > 0.0)], dtype=np.float64
@@ -180,12 +186,11 @@ def _compared(
         return {"n": 0}
     before, after = defined[:, 0], defined[:, 1]
     change: Array = after - before if differs else after / before
-    low, high = bootstrap_interval(change, np.arange(len(change)), _median, seed=seed)
     return {
         "n": len(change),
-        "baseline": _median(before),
-        "candidate": _median(after),
-        "change": {"value": _median(change), "low": low, "high": high},
+        "baseline": float(statistic(before)),
+        "candidate": float(statistic(after)),
+        "change": bootstrap_estimate(change, np.arange(len(change)), statistic, seed=seed),
     }
 
 
@@ -195,7 +200,3 @@ def _differences(positions: Float[np.ndarray, "steps 3"], order: int) -> Array:
         raise InvalidInputError(message + " Record a longer path.")
     differences: Array = np.diff(np.asarray(positions, dtype=np.float64), n=order, axis=0)
     return differences
-
-
-def _median(values: Array) -> float:
-    return float(np.median(values))

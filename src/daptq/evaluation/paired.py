@@ -18,7 +18,7 @@ from daptq.artifacts import provenance
 from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.drift import branch_drift, episode_drift
+from daptq.evaluation.drift import HEADLINE_STEPS, HORIZONS, branch_drift, episode_drift
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.motion import motion_summary
 from daptq.evaluation.plan import Episode, plan_episodes
@@ -30,7 +30,6 @@ from daptq.packing._source import locate
 from daptq.policies._base import Policy
 
 SCHEMA_VERSION = 1
-DRIFT_HORIZONS = (1, 4, 16)
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
@@ -138,7 +137,7 @@ def evaluate_many(
         episodes=episodes,
         seed=seed,
         drift_states=(episodes if drift_states is None else drift_states) if baseline is not None else 0,
-        possible_steps=range(0, horizon - max(DRIFT_HORIZONS) + 1, stride),
+        possible_steps=range(0, horizon - HEADLINE_STEPS + 1, stride),
     )
     settings = {
         "environment": environment,
@@ -155,7 +154,7 @@ def evaluate_many(
     chunk_steps = {label: policy.n_action_steps for label, policy in loaded.items()}
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
-    about = {**settings, "drift_states": drift_states, "stride": stride}
+    about = {**settings, "drift_states": drift_states, "stride": stride, "branch_steps": max(HORIZONS)}
     records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
     try:
         with crew:
@@ -275,7 +274,7 @@ def _run(
         for step, state in _saved(records, baseline, episode).items()
     ]
     jobs += [
-        BranchJob(policy=label, branches=group, steps=max(DRIFT_HORIZONS))
+        BranchJob(policy=label, branches=group, steps=max(HORIZONS))
         for group in _groups(branches, batch)
         for label in labels
         if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
@@ -339,9 +338,7 @@ def _result(
                 "whole_episode": (
                     episode_drift(episodes[baseline], episodes[label], seed=seed) if episodes[label] else None
                 ),
-                "identical_states": branch_drift(
-                    branches[baseline], branches[label], horizons=DRIFT_HORIZONS, seed=seed
-                ),
+                "identical_states": branch_drift(branches[baseline], branches[label], horizons=HORIZONS, seed=seed),
             },
         }
         for label in descriptions

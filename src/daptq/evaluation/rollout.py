@@ -59,6 +59,8 @@ class EpisodeRecord:
         success_last_step: The task was fulfilled after the last step.
         first_success: Number of steps after which the task was first fulfilled, or None.
         other_tasks: Tasks of the scene that were fulfilled at some step without being asked, sorted.
+        gripper_flips: How often the commanded gripper changed between open and closed.
+        held: Name of the object between the fingers after each step, or None.
         motion: End-effector pose after each step.
         states: Saved states, by the control step that they precede; each float64 (state,).
     """
@@ -71,6 +73,8 @@ class EpisodeRecord:
     success_last_step: bool
     first_success: int | None
     other_tasks: tuple[str, ...]
+    gripper_flips: int
+    held: tuple[str | None, ...]
     motion: Motion
     states: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -82,12 +86,14 @@ class EpisodeRecord:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns into the identical record."""
         states = {str(step): state.tolist() for step, state in self.states.items()}
-        plain = {name: getattr(self, name) for name in ("policy", "index", "task", "seed", "first_success")}
+        names = ("policy", "index", "task", "seed", "first_success", "gripper_flips")
+        plain = {name: getattr(self, name) for name in names}
         success = {"success_any_step": self.success_any_step, "success_last_step": self.success_last_step}
         return {
             **plain,
             **success,
             "other_tasks": list(self.other_tasks),
+            "held": list(self.held),
             "motion": self.motion.to_json(),
             "states": states,
         }
@@ -100,6 +106,7 @@ class EpisodeRecord:
             "motion": Motion.from_json(value["motion"]),
             "states": states,
             "other_tasks": tuple(value["other_tasks"]),
+            "held": tuple(value["held"]),
         }
         return cls(**{**value, **replaced})
 
@@ -240,6 +247,8 @@ class _World:
         self.first_step = first_step
         self._states: dict[int, NDArray[np.float64]] = {}
         self._infos: list[Info] = []
+        self._opens: list[bool] = []
+        self._held: list[str | None] = []
 
     def reset(self, state: NDArray[np.float64] | None = None) -> None:
         self.environment.reset(seed=self.episode.seed, options={"task": self.episode.task})
@@ -250,6 +259,8 @@ class _World:
         if self.first_step == 0 and offset in self.episode.branch_steps:
             self._states[offset] = np.array(self.environment.get_state(), dtype=np.float64)
         info = self.environment.advance(action)
+        self._opens.append(bool(action[-1] > 0))
+        self._held.append(self.environment.privileged_state()["held"])
         self._infos.append({key: np.array(info[key]) if key in _POSE else info[key] for key in _KEPT})
 
     def motion(self) -> Motion:
@@ -268,6 +279,8 @@ class _World:
             success_last_step=successes[-1],
             first_success=successes.index(True) + 1 if any(successes) else None,
             other_tasks=tuple(sorted(done - {self.episode.task})),
+            gripper_flips=sum(one != other for one, other in zip(self._opens, self._opens[1:], strict=False)),
+            held=tuple(self._held),
             motion=self.motion(),
             states=self._states,
         )

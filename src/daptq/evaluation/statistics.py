@@ -20,7 +20,11 @@ from daptq.errors import InvalidInputError
 
 CONFIDENCE = 0.95
 
-Statistic = Callable[[Float[np.ndarray, " n"]], float]
+# Turns samples along the last axis into one number each, all other axes at once.
+Statistic = Callable[[Float[np.ndarray, "... n"]], Float[np.ndarray, "..."]]
+
+# Numbers that are resampled at a time, 32 MiB of them.
+_RESAMPLED_AT_ONCE = 2**22
 
 
 class Interval(NamedTuple):
@@ -210,7 +214,7 @@ def bootstrap_interval(
     Args:
         values: float64 (n,), the measured values.
         clusters: int64 (n,), the cluster (episode) of each value.
-        statistic: Maps float64 (m,) values to one number.
+        statistic: Maps float64 (..., m) values to float64 (...), as `mean`, `median` and `root_mean_square` do.
         seed: Seed of the resampling; the same seed gives the same interval.
         confidence: Coverage aimed at, between 0 and 1.
         resamples: Number of bootstrap samples.
@@ -229,13 +233,41 @@ def bootstrap_interval(
     generator = np.random.default_rng(seed)
     picks = generator.integers(len(groups), size=(resamples, len(groups)))
     if len({len(group) for group in groups}) == 1:
-        table = np.stack(groups)  # Clusters of one size, the usual case, are picked ten times as fast out of a table.
-        estimates = [statistic(table[pick].ravel()) for pick in picks]
+        table = np.stack(groups)  # Clusters of one size, the usual case, are picked out of a table at once.
+        rows = max(1, _RESAMPLED_AT_ONCE // table.size)
+        parts = [picks[start : start + rows] for start in range(0, resamples, rows)]
+        estimates = np.concatenate([statistic(table[part].reshape(len(part), -1)) for part in parts])
     else:
-        estimates = [statistic(np.concatenate([groups[index] for index in pick])) for pick in picks]
+        estimates = np.array([statistic(np.concatenate([groups[index] for index in pick])) for pick in picks])
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.asarray(estimates), [tail, 1.0 - tail])
+    low, high = np.quantile(estimates, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
+
+
+def bootstrap_estimate(
+    values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], statistic: Statistic, *, seed: int
+) -> dict[str, float]:
+    """A statistic with its interval as a JSON object (`value`, `low`, `high`); see `bootstrap_interval`."""
+    low, high = bootstrap_interval(values, clusters, statistic, seed=seed)
+    return {"value": float(statistic(values)), "low": low, "high": high}
+
+
+def mean(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
+    """Mean over the last axis."""
+    result: Float[np.ndarray, "..."] = np.mean(values, axis=-1)
+    return result
+
+
+def median(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
+    """Median over the last axis."""
+    result: Float[np.ndarray, "..."] = np.median(values, axis=-1)
+    return result
+
+
+def root_mean_square(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
+    """Root of the mean of the squares over the last axis."""
+    result: Float[np.ndarray, "..."] = np.sqrt(np.mean(np.square(values), axis=-1))
+    return result
 
 
 def _tango_upper(b: int, c: int, n: int, z: float) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from daptq.evaluation.drift import HEADLINE_STEPS, headline_drift
+
 MISSING = "-"
 _MEBIBYTE = 2**20
 
@@ -31,10 +33,6 @@ def table_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
     """
     comparisons = {comparison["policy"]: comparison for comparison in result["comparisons"]}
     latencies = {entry["name"]: entry for entry in result.get("latency", {}).get("policies", ())}
-    furthest = max(
-        (entry["steps"] for one in comparisons.values() for entry in one["drift"]["identical_states"]["after_steps"]),
-        default=0,
-    )
     rows: list[tuple[str, ...]] = []
     for policy in result["policies"]:
         weights = policy["weights"]
@@ -43,13 +41,13 @@ def table_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
             (
                 policy["name"],
                 rate_text(policy),
-                *_comparison_cells(comparisons.get(policy["name"]), furthest),
+                *_comparison_cells(comparisons.get(policy["name"])),
                 mebibytes(weights["bytes_on_disk"]),
                 mebibytes(weights["bytes_in_memory"]),
                 MISSING if latency is None else _latency_cell(latency),
             )
         )
-    return tuple(name.format(steps=furthest) for name in HEADER), rows
+    return tuple(name.format(steps=HEADLINE_STEPS) for name in HEADER), rows
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -151,15 +149,14 @@ def _latency_cell(latency: Mapping[str, Any]) -> str:
     return f"{latency['median_ms']:.1f}{ratio}"
 
 
-def _comparison_cells(comparison: Mapping[str, Any] | None, furthest: int) -> tuple[str, str, str]:
+def _comparison_cells(comparison: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if comparison is None:
         return MISSING, MISSING, MISSING
     paired, drift = comparison["paired"], comparison["drift"]
     difference = f"{paired['difference']:+.1f} [{paired['low']:+.1f}, {paired['high']:+.1f}]"
-    branches = {entry["steps"]: entry for entry in drift["identical_states"]["after_steps"]}
+    entry = headline_drift(drift["identical_states"])
     branch = MISSING
-    if furthest in branches:
-        entry = branches[furthest]
+    if entry is not None:
         branch = f"{entry['position_mm']['median']['value']:.2f} / {entry['rotation_deg']['median']['value']:.2f}"
     whole = drift["whole_episode"]
     return (

@@ -28,6 +28,8 @@ GOAL = {"left": 0.1, "right": -0.1}
 class PointWorld(Environment):
     """A point on a line: x moves by the first entry of the action, and by 1 mm a step beside that.
 
+    There is a cup at x > 50 mm, which the point holds while it is there.
+
     "left" is fulfilled where x >= 0.1 m, "right" where x <= -0.1 m. The start is within 5 mm of the origin. The yaw
     changes by the sixth entry of the action [rad]. On a variant a wind moves x, too.
     """
@@ -66,7 +68,7 @@ class PointWorld(Environment):
         return np.eye(6)[:, :1]
 
     def privileged_state(self) -> dict[str, Any]:
-        return {}
+        return {"held": "cup" if self.x > 0.05 else None}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         super().reset(seed=seed)
@@ -110,7 +112,7 @@ class PointWorld(Environment):
 
 
 class Pusher(Policy):
-    """Walks towards the instructed side with 10 mm a step, plus noise, plus its own constant error.
+    """Walks towards the instructed side with 10 mm a step, plus noise, plus its own constant error; grips the cup.
 
     Args:
         error: Added to x of every action [m].
@@ -157,6 +159,7 @@ class Pusher(Policy):
             self.predictions.append((x, float(noise.sum())))
             side = 1.0 if "left" in batch["task"][row] else -1.0
             chunk[row, :, 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
+            chunk[row, :, 6] = -1.0 if x > 0.05 else 1.0
         chunk[..., 5] = self.turn
         return chunk
 

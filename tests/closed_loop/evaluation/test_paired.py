@@ -26,7 +26,7 @@ def test_against_itself_everything_is_exactly_zero(make_pusher: Callable[..., An
     estimates = [drift["whole_episode"][unit][name] for unit in UNITS for name in ("rms", "median_of_episodes")]
     for entry in drift["identical_states"]["after_steps"]:
         estimates += [entry[unit][name] for unit in UNITS for name in ("median", "mean", "rms")]
-    assert estimates == [{"value": 0.0, "low": 0.0, "high": 0.0}] * (4 + 3 * 6)
+    assert estimates == [{"value": 0.0, "low": 0.0, "high": 0.0}] * (4 + 6 * 6)
 
 
 UNITS = ("position_mm", "rotation_deg")
@@ -43,7 +43,7 @@ def test_another_policy_is_told_apart(make_pusher: Callable[..., Any]) -> None:
     assert (paired["low"], paired["high"]) == (100 * low, 100 * high)
     assert paired["mcnemar_p"] == mcnemar_exact(3, 0)
     after = result["drift"]["identical_states"]["after_steps"]
-    assert [entry["steps"] for entry in after] == [1, 4, 16]
+    assert [entry["steps"] for entry in after] == [1, 2, 4, 8, 16, 32]
     for entry in after:
         assert entry["position_mm"]["mean"]["value"] == pytest.approx(10.0 * entry["steps"], rel=1e-5)
 
@@ -68,8 +68,8 @@ def test_one_baseline_run_serves_every_candidate(make_pusher: Callable[..., Any]
     baseline = make_pusher()
     candidates = {"a": make_pusher(error=0.001), "b": make_pusher(error=-0.01), "c": make_pusher()}
     result = evaluate_many(candidates, against=baseline, drift_states=6, **SETTINGS)
-    # 6 chunks in each of 6 episodes and 4 in each of 6 branches, whatever the number of candidates; one to describe it.
-    assert len(baseline.predictions) == 6 * 6 + 6 * 4 + 1
+    # 6 chunks in each of 6 episodes and 8 in each of 6 branches, whatever the number of candidates; one to describe it.
+    assert len(baseline.predictions) == 6 * 6 + 6 * 8 + 1
     assert [one["policy"] for one in result["comparisons"]] == ["a", "b", "c"]
     assert result["paired"] == result["comparisons"][0]["paired"]
     assert [one["paired"]["difference"] for one in result["comparisons"]] == [0.0, -50.0, 0.0]

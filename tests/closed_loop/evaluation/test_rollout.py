@@ -34,6 +34,11 @@ def test_an_episode_runs_to_the_horizon_and_records_every_pose(world: Any, make_
     assert record.success_any_step
     assert record.success_last_step
     assert record.other_tasks == ()
+    # The cup is held beyond 50 mm, and the policy closes its gripper in the first chunk that begins there.
+    x = record.motion.positions[:, 0]
+    assert record.held == tuple("cup" if value > 0.05 else None for value in x)
+    assert record.held.count("cup") > 4
+    assert record.gripper_flips == 1
 
 
 def test_both_success_rules_and_the_other_task(world: Any, make_pusher: Callable[..., Any]) -> None:

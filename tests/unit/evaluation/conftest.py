@@ -108,6 +108,8 @@ def _episodes(name: str, rate: float, error: float, count: int) -> list[EpisodeR
             success_last_step=bool(success and index % 9),
             first_success=20 if success else None,
             other_tasks=() if success or index % 3 else (TASKS[(index + 1) % 4],),
+            gripper_flips=2,
+            held=(None,) * 60,
             motion=_motion(error, 60, index),
         )
         for index, success in enumerate(outcomes)

@@ -31,6 +31,8 @@ def episode(index: int) -> EpisodeRecord:
         success_last_step=False,
         first_success=3 if index % 2 else None,
         other_tasks=("u", "v"),
+        gripper_flips=2,
+        held=(None,) * 5,
         motion=motion(index),
         states={4: np.random.default_rng(index).standard_normal(7) / 3},
     )

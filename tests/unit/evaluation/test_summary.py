@@ -28,6 +28,8 @@ def records(outcomes: str, *, policy: str = "p") -> list[EpisodeRecord]:
             success_last_step=letter == "#",
             first_success=1 if letter in "x#" else None,
             other_tasks=("c",) if letter == "o" else (),
+            gripper_flips=2,
+            held=(None,) * 1,
             motion=motion,
         )
         for index, letter in enumerate(outcomes)
