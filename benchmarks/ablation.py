@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_arms import SETTINGS, arms, choices, match
+from ablation_arms import MATCHED, SETTINGS, arms, choices, match
 from scipy.stats import wilcoxon
 
 import daptq
-from daptq.artifacts import read_json, write_bytes, write_json
+from daptq.artifacts import hash_tensors, read_artifact, read_json, write_bytes, write_json
 from daptq.calibration._base import open_named_source
 from daptq.cli._console import reported_progress
 from daptq.cli._policy_folder import describe
@@ -49,13 +49,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--states", type=int, default=200, help="states that every arm continues from")
     parser.add_argument("--episodes", type=int, default=0, help="paired episodes that every arm drives")
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--batch", type=int, default=8, help="episodes that share one call of the policy")
+    parser.add_argument(
+        "--extend", type=Path, help="earlier table (JSON) of the setting: its other arms stay in the new one"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder for what a rerun continues")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     options = parser.parse_args(arguments)
+    if options.extend and len(options.settings) != 1:
+        parser.error("--extend continues one table: name one setting")
     policy = daptq.load_policy(options.policy)
     for setting in options.settings:
+        earlier = read_json(options.extend) if options.extend else {"arms": []}
         folders = quantized(policy, setting, options)
-        labels = {f"{setting}: {name}": folder for name, folder in folders.items()}
+        measured = {row["arm"]: options.work / setting / folder_name(row["arm"]) for row in earlier["arms"]}
+        known = {name: folder for name, folder in measured.items() if name not in folders and folder.exists()}
+        twins = same_weights({**known, **folders})
+        labels = {f"{setting}: {name}": folders[name] for name in folders if twins[name] == name}
         with reported_progress() as progress:
             result = evaluate_many(
                 labels,
@@ -64,10 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
                 drift_states=options.states,
                 closed_loop=options.episodes > 0,
                 workers=options.workers,
+                batch=options.batch,
                 progress=progress,
                 journal=options.work / "episodes.jsonl",
             )
-        summary = summarised(result, folders, setting)
+        summary = summarised(result, folders, twins, setting, earlier)
         stem = f"{result['provenance']['time'][:10]}-{'choices' if options.choices else 'ablation'}-{setting}"
         write_json(options.results / f"{stem}.json", summary)
         write_bytes(options.results / f"{stem}.md", page(summary, stem).encode())
@@ -79,12 +90,12 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
     recipes = (choices if options.choices else arms)(SETTINGS[setting])
     wanted = options.arms or [
         *recipes,
-        *(["knapsack at DA-PTQ's bytes", "plus at DA-PTQ's bytes"] if PAPER in recipes and not options.choices else []),
+        *(MATCHED if PAPER in recipes and not options.choices else ()),
     ]
     folders: dict[str, Path] = {}
 
-    def run(name: str, recipe: Recipe) -> None:
-        output = options.work / setting / name.replace(" ", "-").replace(",", "").replace("'", "")
+    def run(name: str, recipe: Recipe) -> Path:
+        output: Path = options.work / setting / folder_name(name)
         if not output.exists():
             start = time.monotonic()
             limited = daptq.recipes.Recipe.from_json(
@@ -96,55 +107,98 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
             with reported_progress() as progress:
                 daptq.quantize(policy, limited, data=data, output=output, progress=progress)
             write_json(output.with_suffix(".time.json"), {"seconds": time.monotonic() - start})
-        folders[name] = output
+        return output
 
     for name, recipe in recipes.items():
         if name in wanted:
-            run(name, recipe)
-    if PAPER in folders and not options.choices:
-        layers = describe(str(folders[PAPER]))["layers"]
+            folders[name] = run(name, recipe)
+    if any(name in wanted for name in MATCHED):
+        layers = describe(str(run(PAPER, recipes[PAPER])))["layers"]
         scope = ("language", "action_head")
         mib = sum(layer["bytes"] for layer in layers if layer["role"] in scope) / 2**20
         for name, recipe in match(recipes[PAPER], recipes[PLUS], mib).items():
             if name in wanted:
-                run(name, recipe)
+                folders[name] = run(name, recipe)
     return folders
 
 
-def summarised(result: Mapping[str, Any], folders: Mapping[str, Path], setting: str) -> dict[str, Any]:
-    """Success, drift, bytes and time of every arm, with paired tests against the two references of the setting."""
+def folder_name(arm: str) -> str:
+    """Name of the folder that holds an arm's checkpoint."""
+    return arm.replace(" ", "-").replace(",", "").replace("'", "")
+
+
+def same_weights(folders: Mapping[str, Path]) -> dict[str, str]:
+    """For each arm the first one with the same integers, scales and kept weights: it drives in the same way."""
+    first: dict[str, str] = {}
+    hashes = {
+        name: hash_tensors(dict(read_artifact(folder, kind="quantized-policy").tensors()))
+        for name, folder in folders.items()
+    }
+    return {name: first.setdefault(digest, name) for name, digest in hashes.items()}
+
+
+def summarised(
+    result: Mapping[str, Any],
+    folders: Mapping[str, Path],
+    twins: Mapping[str, str],
+    setting: str,
+    earlier: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Success, drift, bytes and time of every arm, with paired tests against the two references of the setting.
+
+    Arms of an earlier table continued from the same states with the same noise, so they pair with the new ones.
+    """
     compared = {c["policy"].removeprefix(f"{setting}: "): c for c in result["comparisons"]}
-    drifts = {name: c["drift"]["identical_states"] for name, c in compared.items()}
-    values = {name: (headline_drift(drift) or {})["per_state_mm"] for name, drift in drifts.items()}
-    rows = []
-    for name, comparison in compared.items():
-        described = describe(str(folders[name]))
-        whole = comparison["drift"]["whole_episode"]
-        rows.append(
-            {
-                "arm": name,
-                "mean_bits": described["mean_bits"],
-                "layer_bytes": sum(layer["bytes"] for layer in described["layers"]),
-                "weight_bytes": described["weight_bytes"],
-                "seconds": read_json(folders[name].with_suffix(".time.json"))["seconds"],
-                "drift": [
-                    {k: v for k, v in entry.items() if k != "per_state_mm"} for entry in drifts[name]["after_steps"]
-                ],
-                "per_state_mm": values[name],
-                "paired_tests": {
-                    other: p_value(values[name], values[other])
-                    for other in (NEAREST, PAPER)
-                    if other in values and other != name
-                },
-                "paired": comparison["paired"],
-                "whole_episode": None if whole is None else {k: v for k, v in whole.items() if k != "per_episode"},
-            }
-        )
-    states = next(iter(drifts.values()))
-    kept = {key: result[key] for key in ("schema_version", "environment", "tasks", "episodes", "seed", "provenance")}
+    before = {"measured": earlier.get("provenance", {}).get("time", "")[:10], "batch": 1}
+    rows = {row["arm"]: {**before, **row} for row in earlier["arms"] if row["arm"] not in folders}
+    for name, folder in folders.items():
+        twin = twins[name]
+        row = measured_row(compared[twin], result) if twin in compared else rows[twin]
+        described = describe(str(folder))
+        rows[name] = {
+            **row,
+            "arm": name,
+            "same_weights_as": None if twin == name else twin,
+            "mean_bits": described["mean_bits"],
+            "layer_bytes": sum(layer["bytes"] for layer in described["layers"]),
+            "weight_bytes": described["weight_bytes"],
+            "seconds": read_json(folder.with_suffix(".time.json"))["seconds"],
+        }
+    for name in folders:
+        own = rows[name]["per_state_mm"]
+        rows[name]["paired_tests"] = {
+            other: p_value(own, rows[other]["per_state_mm"])
+            for other in (NEAREST, PAPER)
+            if other in rows and other != name
+        }
+    states = next(iter(compared.values()))["drift"]["identical_states"]
+    same = ("schema_version", "environment", "tasks", "episodes", "seed", "provenance")
     policies = [{k: p[k] for k in p if k not in ("layers", "weights")} for p in result["policies"]]
-    counts = {"states": states["n"], "state_episodes": states["episodes"]}
-    return {**kept, **counts, "setting": setting, "policies": policies, "arms": rows}
+    named = {one["name"] for one in policies}
+    policies += [one for one in earlier.get("policies", ()) if one["name"] not in named]
+    return {
+        **{key: result[key] for key in same},
+        "states": states["n"],
+        "state_episodes": states["episodes"],
+        "setting": setting,
+        "policies": policies,
+        "arms": list(rows.values()),
+    }
+
+
+def measured_row(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What one arm did."""
+    branches, whole = comparison["drift"]["identical_states"], comparison["drift"]["whole_episode"]
+    headline = headline_drift(branches)
+    assert headline is not None  # states are always asked for
+    return {
+        "measured": result["provenance"]["time"][:10],
+        "batch": result["batch"],
+        "drift": [{k: v for k, v in entry.items() if k != "per_state_mm"} for entry in branches["after_steps"]],
+        "per_state_mm": headline["per_state_mm"],
+        "paired": comparison["paired"],
+        "whole_episode": None if whole is None else {k: v for k, v in whole.items() if k != "per_episode"},
+    }
 
 
 def p_value(values: Sequence[float], others: Sequence[float]) -> float:
@@ -161,9 +215,10 @@ def page(summary: Mapping[str, Any], stem: str) -> str:
         cells = [f"{after[k]['value']:.2f} [{after[k]['low']:.2f}, {after[k]['high']:.2f}]" for k in (1, 4, 16)]
         tests = [row["paired_tests"].get(other) for other in (NEAREST, PAPER)]
         pair = row["paired"]
+        twin = f" (the weights of {row['same_weights_as']})" if row.get("same_weights_as") else ""
         success = "-" if pair is None else f"{pair['difference']:+.1f} [{pair['low']:+.1f}, {pair['high']:+.1f}]"
         lines.append(
-            f"| {row['arm']} | {row['mean_bits']:.2f} | {row['layer_bytes'] / 2**20:.2f} | "
+            f"| {row['arm']}{twin} | {row['mean_bits']:.2f} | {row['layer_bytes'] / 2**20:.2f} | "
             + " | ".join(cells)
             + " | "
             + " | ".join("-" if p is None else f"{p:.1g}" for p in tests)
@@ -173,6 +228,8 @@ def page(summary: Mapping[str, Any], stem: str) -> str:
     columns = ["arm", "mean bits", "linear layers [MiB]", "drift after 1 step [mm]", "after 4", "after 16"]
     columns += [f"p to {NEAREST}", f"p to {PAPER}", "success difference [points]", "quantized in [s]"]
     header = f"| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}"
+    ran = sorted({(row["measured"], row["batch"]) for row in summary["arms"]})
+    when = "; ".join(f"{day}, {batch} at a time" for day, batch in ran)
     return f"""# Ablation, {summary["setting"]}
 
 {summary["states"]} states of {summary["state_episodes"]} full-precision episodes on `{summary["environment"]}`,
@@ -184,8 +241,8 @@ all numbers with intervals, and the drift from every state, are in [{stem}.json]
 
 Drift: median deviation of the end-effector from the full-precision policy that continues from the same state with
 the same noise, 95 % bootstrap interval. p: two-sided Wilcoxon signed-rank test on the drift after 16 steps, paired by
-state. Mean bits include scales. *Whole* arms and those of *plus* quantize every linear layer; the others leave vision
-and connector in bfloat16.
+state. Arms with the same weights were run once. Episodes ran side by side: {when}. Mean bits include scales. *Whole*
+arms and those of *plus* quantize every linear layer; the others leave vision and connector in bfloat16.
 """
 
 

@@ -22,7 +22,7 @@ from daptq.rounding._transform import TransformConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 
-__all__ = ["SETTINGS", "Setting", "arms", "choices", "match"]
+__all__ = ["MATCHED", "SETTINGS", "Setting", "arms", "choices", "match"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +34,24 @@ class Setting:
         activation_bits: Bits of an activation.
         budget_bits: Mean bits per weight, scales included, of the arms with a budget.
         uniform: Whether round-to-nearest at the same size has the same bits everywhere.
+        paper_bits: Bits of a quantized weight in the paper's family, which has no budget; `weight_bits` by default.
     """
 
     weight_bits: int
     activation_bits: int
     budget_bits: float
     uniform: bool = True
+    paper_bits: int | None = None
 
+
+MATCHED = ("knapsack at DA-PTQ's bytes", "plus at DA-PTQ's bytes")
 
 SETTINGS: Mapping[str, Setting] = {
     "W4A8": Setting(weight_bits=4, activation_bits=8, budget_bits=4.0),
     "W3.5A8": Setting(weight_bits=4, activation_bits=8, budget_bits=3.5, uniform=False),
     "W3A8": Setting(weight_bits=3, activation_bits=8, budget_bits=3.12),
     "W4A4": Setting(weight_bits=4, activation_bits=4, budget_bits=4.0),
-    "W2.5A8": Setting(weight_bits=3, activation_bits=8, budget_bits=2.5, uniform=False),
+    "W2.5A8": Setting(weight_bits=3, activation_bits=8, budget_bits=2.5, uniform=False, paper_bits=2),
 }
 
 
@@ -55,8 +59,9 @@ def arms(setting: Setting) -> dict[str, Recipe]:
     """The recipes of one setting by name; the bytes of DA-PTQ are matched by the caller, see ``match``."""
     bits, activations = setting.weight_bits, setting.activation_bits
     whole = RoleBits.everywhere(bits)
-    nearest = round_to_nearest(weight_bits=bits, activation_bits=activations)
-    paper = da_ptq(weight_bits=bits, activation_bits=activations)
+    paper_bits = setting.paper_bits or bits
+    nearest = round_to_nearest(weight_bits=paper_bits, activation_bits=activations)
+    paper = da_ptq(weight_bits=paper_bits, activation_bits=activations)
     plus = da_ptq_plus(weight_bits=bits, activation_bits=activations, budget_bits=setting.budget_bits)
     costs = RoundingSensitivityConfig()
     whole_nearest = replace(nearest, weight_bits=whole)
@@ -77,7 +82,9 @@ def arms(setting: Setting) -> dict[str, Recipe]:
         "nearest and rotation, whole": replace(whole_nearest, transform=TransformConfig(rotation_block=64)),
     }
     del table["plus, rotated" if plus.transform.rotation_block else "plus, not rotated"]  # as plus itself
-    if setting.uniform:
+    if not setting.uniform:
+        del table["GPTQ, whole"]  # the same bits everywhere do not meet the budget
+    if setting.uniform or setting.paper_bits:
         table |= {
             "nearest": nearest,
             "CSRC diagonal": replace(
@@ -131,7 +138,5 @@ def match(paper: Recipe, plus: Recipe, budget_mib: float) -> dict[str, Recipe]:
     """The knapsack at the bytes of DA-PTQ, in the paper's layer scope, with nearest and with our rounding."""
     knapsack = KnapsackConfig(budget_mib=budget_mib)
     same = replace(paper, allocation=knapsack, sensitivity=RoundingSensitivityConfig(), drift=plus.drift)
-    return {
-        "knapsack at DA-PTQ's bytes": same,
-        "plus at DA-PTQ's bytes": replace(plus, weight_bits=paper.weight_bits, allocation=knapsack),
-    }
+    ours = replace(plus, weight_bits=paper.weight_bits, allocation=knapsack)
+    return dict(zip(MATCHED, (same, ours), strict=True))
