@@ -12,7 +12,7 @@ from daptq.errors import InvalidInputError
 from daptq.evaluation import stopping
 from daptq.evaluation.sequential import anytime_interval, pairs_needed
 from daptq.evaluation.statistics import paired_difference_interval
-from daptq.evaluation.stopping import decide, looks
+from daptq.evaluation.stopping import EarlyStop, looks
 
 MARGIN = 0.1
 PAIRS = 400
@@ -45,7 +45,9 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verdicts(chances: tuple[tuple[float, float], ...], runs: int) -> tuple[dict[str, int], float]:
     """How often each verdict is reached, and the mean number of pairs."""
-    decisions = [decide(run, MARGIN, looks(PAIRS, len(chances))) for run in simulated(chances, runs)]
+    decisions = [
+        EarlyStop(margin=MARGIN, looks=looks(PAIRS, len(chances))).decide(run) for run in simulated(chances, runs)
+    ]
     counts = {name: sum(one.verdict == name for one in decisions) for name in ("non-inferior", "inferior", "undecided")}
     return counts, float(np.mean([one.pairs for one in decisions]))
 
@@ -88,12 +90,12 @@ def test_looks_come_after_complete_rounds() -> None:
 
 def test_the_first_look_that_settles_the_question_counts() -> None:
     lost_at_first = [(True, False)] * 40 + [(True, True)] * 360
-    decision = decide(lost_at_first, MARGIN, [20, 40, 400])
+    decision = EarlyStop(margin=MARGIN, looks=(20, 40, 400)).decide(lost_at_first)
     assert (decision.verdict, decision.pairs) == ("inferior", 20)
     low, high = anytime_interval(0, 20, 20)
     assert (decision.low, decision.high) == (low, high)
     assert decision.to_json()["high"] == 100 * high < -10.0
-    undecided = decide([(True, True)] * 4, MARGIN, [4])
+    undecided = EarlyStop(margin=MARGIN, looks=(4, 8)).decide([(True, True)] * 4)
     assert (undecided.verdict, undecided.pairs) == ("undecided", 4)
     assert undecided.low < -MARGIN < undecided.high
 
@@ -101,4 +103,4 @@ def test_the_first_look_that_settles_the_question_counts() -> None:
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.1])
 def test_a_margin_out_of_range_is_refused(margin: float) -> None:
     with pytest.raises(InvalidInputError, match="margin must be between 0 and 1"):
-        decide([(True, True)], margin, [1])
+        EarlyStop(margin=margin, looks=(1,))

@@ -54,7 +54,7 @@ def test_inspect_of_a_float_policy(run: Run, tiny: Path, tmp_path: Path) -> None
 
 
 def test_evaluate_and_report(run: Run, tiny: Path, tmp_path: Path) -> None:
-    """A policy against itself: no difference, no drift; the journal of a finished run is gone."""
+    """A policy against itself: no difference, no drift; finished episodes are beside the result."""
     options = [
         "--environment",
         "tabletop",
@@ -74,7 +74,15 @@ def test_evaluate_and_report(run: Run, tiny: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run("report", tmp_path / "result.json", "--output", page).stdout == f"{page}\n"
     assert "<html" in page.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "result.json"]
+    files = ["page.html", "result.episodes.jsonl", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    again = run("evaluate", tiny, "--against", tiny, *options)
+    assert again.exit_code == 2
+    assert "result.episodes.jsonl of another run. Continue from it with --resume" in again.stderr
+    (tmp_path / "result.json").unlink()
+    resumed = run("evaluate", tiny, "--against", tiny, *options, "--resume")
+    assert (resumed.exit_code, resumed.stderr) == (0, "")  # no step is done again
+    assert {**json.loads((tmp_path / "result.json").read_text()), "provenance": None} == {**written, "provenance": None}
 
 
 def test_what_a_gate_says_is_in_the_result(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def test_options_that_cannot_stand_together_are_refused(run: Run, refused: Refus
         (["evaluate", "reference", "--plan", "--margin", "0.05"], "--plan must come with --margin"),
         (["evaluate", "reference", "--margin", "0.05"], "--margin must come with --plan"),
         (["evaluate", "reference", "--gate", "margin=0.05"], "--gate must come with --against"),
+        (
+            ["evaluate", "reference", "--against", "x", "--gate", "drift=1", "--stop-early"],
+            "--stop-early must come with",
+        ),
+        (["evaluate", "reference", "--stop-early"], "--stop-early must come with --gate margin=0.05"),
+        (["evaluate", "reference", "--resume"], "--resume must come with --json"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +9,10 @@ import numpy as np
 import pytest
 
 from daptq.environments import tabletop
-from daptq.errors import DaptqError, UnknownNameError
 from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.rollout import Branch, run_branches, run_episode
-from daptq.evaluation.workers import Crew, EpisodeJob, PolicySource, Workplace
+from daptq.evaluation.workers import PolicySource
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact import tiny
@@ -79,66 +72,3 @@ def test_a_branch_continues_the_episode_bit_for_bit() -> None:
             assert np.array_equal(branch.motion.rotations, record.motion.rotations[step : step + 6])
     finally:
         environment.close()
-
-
-def crew(sources: dict[str, Any]) -> Crew:
-    return Crew(Workplace(environment_name="tabletop", image_size={"front": 64}, sources=sources), workers=2)
-
-
-def test_a_dead_worker_is_one_clear_error() -> None:
-    episodes = plan_episodes(TASKS, episodes=40, seed=0)
-    with crew({"p": tiny()}) as running:
-        records = running.run([EpisodeJob(policy="p", episodes=(episode,)) for episode in episodes])
-        next(records)
-        victim = multiprocessing.active_children()[0].pid
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        with pytest.raises(DaptqError, match="worker processes must live to the end"):
-            list(records)
-
-
-def test_an_error_in_a_worker_arrives_as_it_was_raised() -> None:
-    episodes = plan_episodes(TASKS, episodes=4, seed=0)
-    with (
-        crew({"p": "refrence"}) as running,
-        pytest.raises(UnknownNameError, match="'refrence'"),
-    ):
-        list(running.run([EpisodeJob(policy="p", episodes=(episode,)) for episode in episodes]))
-
-
-DRIVER = """
-from daptq.evaluation.paired import evaluate
-from daptq.policies.cogact import tiny
-
-if __name__ == "__main__":
-    evaluate(tiny(), episodes=400, workers=2, progress=lambda *done: print(*done, flush=True))
-"""
-
-
-def children(pid: int) -> set[int]:
-    """Process ids of the workers that `pid` has spawned."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(after_name[1]) == pid and after_name[0] != "Z":
-            found.add(int(path.parent.name))
-    return found
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_when_the_driver_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as driver:
-        assert driver.stdout is not None
-        assert driver.stdout.readline().startswith(b"1 400")  # the workers are at work
-        workers = children(driver.pid)
-        assert len(workers) >= 2
-        driver.kill()
-    limit = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daptq.cli._console import json_option, reported_progress
+
+if TYPE_CHECKING:
+    from daptq.evaluation.gate import Gate
 
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -28,11 +31,16 @@ DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
 @click.option("--episodes", metavar="N", type=int, default=100, help="Episodes over all tasks together.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of initial states and diffusion noise.")
 @click.option("--workers", metavar="W", type=int, default=1, help="Processes; the result does not depend on it.")
+@click.option("--ray", metavar="ADDRESS", help="Ray cluster that the workers live on, as host:6379, auto or local.")
 @click.option("--batch", metavar="B", type=int, default=1, help="Episodes that share one call of the policy; faster.")
 @click.option(
     "--gate",
     metavar="LIMITS",
     help="Exit 1 unless every limit holds against the baseline, for example margin=0.05,drift=1.5,jerk=1.1.",
+)
+@click.option("--stop-early", is_flag=True, help="End as soon as the gate's margin is settled, either way.")
+@click.option(
+    "--resume", is_flag=True, help="Continue from the episodes that a run with this --json FILE has finished."
 )
 @click.option("--plan", is_flag=True, help="Run nothing; say how many pairs --margin needs.")
 @click.option("--margin", metavar="M", type=float, help="With --plan: loss of success that is accepted, as 0.05.")
@@ -46,24 +54,28 @@ def evaluate(
     episodes: int,
     seed: int,
     workers: int,
+    ray: str | None,
     batch: int,
     gate: str | None,
+    stop_early: bool,
+    resume: bool,
     plan: bool,
     margin: float | None,
     json_path: Path | None,
 ) -> None:
     """Runs closed-loop episodes with POLICY and prints success rates with intervals, and drift against a baseline.
 
-    With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes are kept beside
-    FILE until the end, and a killed run continues from them. With --variant, the same episodes run on variants of the
-    environment, too, and the robustness gap says how much more POLICY loses there than in the nominal scene.
+    With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes stream into a
+    file beside FILE that ends in .episodes.jsonl, and --resume continues from them. With --variant, the same episodes
+    run on variants of the environment, too, and the robustness gap says how much more POLICY loses there than in the
+    nominal scene.
     """
     from rich.console import Console
 
     from daptq.artifacts import write_json
-    from daptq.evaluation.gate import Gate, gate_summary
+    from daptq.evaluation.gate import gate_summary
     from daptq.evaluation.paired import evaluate as run
-    from daptq.evaluation.robustness import evaluate_variants, journals
+    from daptq.evaluation.robustness import evaluate_variants
     from daptq.evaluation.table import result_table, variant_table
 
     if plan:
@@ -73,10 +85,9 @@ def evaluate(
         raise click.UsageError("POLICY must be a name or a folder, got none. See `daptq list policies`.")
     if margin is not None:
         raise click.UsageError("--margin must come with --plan. To judge by a margin, write --gate margin=0.05.")
-    limits = None if gate is None else Gate.parse(gate)
-    if limits is not None and against is None:
-        raise click.UsageError("--gate must come with --against, got no baseline. Name the full-precision policy.")
-    journal = None if json_path is None else json_path.with_name(f".{json_path.name}.episodes.jsonl")
+    limits = _limits(gate, against)
+    if stop_early and (limits is None or limits.margin is None or variants):
+        raise click.UsageError("--stop-early must come with --gate margin=0.05 and without --variant.")
     with reported_progress() as progress:
         settings: dict[str, Any] = {
             "against": against,
@@ -85,26 +96,66 @@ def evaluate(
             "episodes": episodes,
             "seed": seed,
             "workers": workers,
+            "ray": ray,
             "batch": batch,
             "progress": progress,
-            "journal": journal,
+            "journal": _episodes_file(json_path, resume),
         }
-        result = evaluate_variants([policy], variants=variants, **settings) if variants else run(policy, **settings)
+        if variants:
+            result = evaluate_variants([policy], variants=variants, **settings)
+        else:
+            result = run(policy, stop_margin=limits.margin if limits is not None and stop_early else None, **settings)
     Console().print(result_table(result))
     if variants:
         Console().print(variant_table(result))
     if limits is not None:
         (comparison,) = result["comparisons"]
         comparison["gate"] = gate_summary(limits, comparison)
-    if json_path is not None and journal is not None:
+    if json_path is not None:
         write_json(json_path, result)
-        for file in journals(journal):
-            file.unlink()
     if limits is not None:
-        for check in comparison["gate"]["checks"]:
-            click.echo(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['reason']}")
-        if not comparison["gate"]["passed"]:
-            raise click.exceptions.Exit(1)
+        _print_verdict(comparison)
+
+
+def _limits(gate: str | None, against: str | None) -> Gate | None:
+    """The limits of --gate, or None."""
+    from daptq.evaluation.gate import Gate
+
+    limits = None if gate is None else Gate.parse(gate)
+    if limits is not None and against is None:
+        raise click.UsageError("--gate must come with --against, got no baseline. Name the full-precision policy.")
+    return limits
+
+
+def _episodes_file(json_path: Path | None, resume: bool) -> Path | None:
+    """Where finished episodes go; one that is there already is continued only when that is asked for."""
+    from daptq.errors import OutputExistsError
+
+    if json_path is None:
+        if resume:
+            raise click.UsageError(
+                "--resume must come with --json, got none. Name the file of the run that was killed."
+            )
+        return None
+    path = json_path.with_name(f"{json_path.stem}.episodes.jsonl")
+    if path.exists() and not resume:
+        message = f"episodes must go to a new file, got {path} of another run."
+        raise OutputExistsError(message + " Continue from it with --resume, or remove it.")
+    return path
+
+
+def _print_verdict(comparison: dict[str, Any]) -> None:
+    """Prints how an early end came about and what passed the gate; exits with 1 where something did not."""
+    stopping = comparison.get("stopping")
+    if stopping is not None:
+        click.echo(
+            f"{stopping['verdict']} at a margin of {100.0 * stopping['margin']:g} points after {stopping['pairs']} of "
+            f"{stopping['planned']} pairs, by an interval that holds at every look"
+        )
+    for check in comparison["gate"]["checks"]:
+        click.echo(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['reason']}")
+    if not comparison["gate"]["passed"]:
+        raise click.exceptions.Exit(1)
 
 
 def _print_plan(margin: float | None, policy: str | None) -> None:

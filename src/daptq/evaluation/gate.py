@@ -74,11 +74,13 @@ class Gate:
         found = []
         if self.margin is not None:
             paired = _part(comparison, "paired")
+            # Where it was looked at on the way, the interval that holds at all looks together is the one that counts.
+            interval = comparison.get("stopping", paired)
             reason = (
-                f"success {paired['difference']:+.1f} points [{paired['low']:+.1f}, {paired['high']:+.1f}], "
+                f"success {paired['difference']:+.1f} points [{interval['low']:+.1f}, {interval['high']:+.1f}], "
                 f"n = {paired['n']}; allowed: above {-100.0 * self.margin:+.1f}"
             )
-            found.append(Check(name="margin", passed=paired["low"] > -100.0 * self.margin, reason=reason))
+            found.append(Check(name="margin", passed=interval["low"] > -100.0 * self.margin, reason=reason))
         if self.drift is not None:
             headline = headline_drift(_part(comparison, "drift")["identical_states"])
             if headline is None:

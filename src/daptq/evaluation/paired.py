@@ -7,32 +7,25 @@ between two records of an episode is then the policy and nothing else; a policy 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from daptq.artifacts import provenance
 from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.evaluation._result import SCHEMA_VERSION, put_together
+from daptq.evaluation.crew import hire
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.drift import HEADLINE_STEPS, HORIZONS, branch_drift, episode_drift
+from daptq.evaluation.drift import HEADLINE_STEPS, HORIZONS
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.motion import motion_summary
-from daptq.evaluation.plan import Episode, plan_episodes
-from daptq.evaluation.rollout import Branch, BranchRecord, EpisodeRecord
-from daptq.evaluation.statistics import CONFIDENCE
-from daptq.evaluation.summary import paired_summary, success_summary
-from daptq.evaluation.workers import BranchJob, Crew, EpisodeJob, Job, PolicySource, Workplace, one_thread, open_policy
+from daptq.evaluation.plan import plan_episodes
+from daptq.evaluation.schedule import Progress, Schedule
+from daptq.evaluation.stopping import EarlyStop, looks
+from daptq.evaluation.workers import PolicySource, Workplace, one_thread, open_policy
 from daptq.packing._source import locate
 from daptq.policies._base import Policy
 
-SCHEMA_VERSION = 1
-
-Progress = Callable[[int, int, str], None]
-T = TypeVar("T")
+__all__ = ["SCHEMA_VERSION", "Progress", "check_variants", "evaluate", "evaluate_many"]
 
 
 def evaluate(
@@ -45,6 +38,8 @@ def evaluate(
     seed: int = 0,
     workers: int = 1,
     batch: int = 1,
+    ray: str | None = None,
+    stop_margin: float | None = None,
     drift_states: int | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
@@ -59,6 +54,8 @@ def evaluate(
         seed=seed,
         workers=workers,
         batch=batch,
+        ray=ray,
+        stop_margin=stop_margin,
         drift_states=drift_states,
         progress=progress,
         journal=journal,
@@ -76,6 +73,8 @@ def evaluate_many(
     seed: int = 0,
     workers: int = 1,
     batch: int = 1,
+    ray: str | None = None,
+    stop_margin: float | None = None,
     drift_states: int | None = None,
     closed_loop: bool = True,
     progress: Progress | None = None,
@@ -91,14 +90,18 @@ def evaluate_many(
         tasks: Tasks to ask, in this order; None for all of the environment.
         episodes: Number of episodes over all tasks together.
         seed: Seed of the episodes.
-        workers: Number of processes; the result does not depend on it.
+        workers: Number of processes; the result does not depend on it. One that dies is replaced, its episode redone.
         batch: Episodes that run side by side in a process, predicted by one call of the policy. More is faster and
             changes actions by float rounding; a killed run loses at most these.
+        ray: Address of a Ray cluster that the workers live on, as ``"host:6379"``; None for this machine.
+        stop_margin: End as soon as it is settled, for every candidate, whether it loses more than this fraction of
+            success; None to run every episode. See `daptq.evaluation.stopping`.
         drift_states: Number of states, saved along the baseline's episodes, from which every policy continues; None for
             one per episode.
         closed_loop: Whether candidates run whole episodes; otherwise they only continue from the baseline's states, at
             a fifth of the cost, and what episodes would say about them is None.
-        progress: Called after every episode or branch with how many are done, how many there are, and what was done.
+        progress: Called after every episode or branch with how many are done, how many there are at most, and what was
+            done.
         journal: File that keeps finished episodes; a run that was killed continues from it.
 
     Returns:
@@ -106,8 +109,8 @@ def evaluate_many(
         `seed`, `batch`, `success_rule`, `confidence`; `policies`, the baseline first (`name`, `role`, success as in
         `success_summary`, and `family`, `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate
         (`policy`, `against`, `paired` as in `paired_summary`, `motion` as in `motion_summary`, `drift` with
-        `whole_episode` and `identical_states`); `paired` and `drift` of the first candidate (None without a baseline);
-        `provenance`.
+        `whole_episode` and `identical_states`, and `stopping` where that was asked for); `paired` and `drift` of the
+        first candidate (None without a baseline); `provenance`.
 
     Raises:
         UnknownNameError: The environment, its variant, a task or a policy is not known.
@@ -121,13 +124,14 @@ def evaluate_many(
     if batch < 1:
         raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
     sources, baseline = _labelled(candidates, against)
+    stop = _early_stop(stop_margin, episodes, len(asked), paired=baseline is not None and closed_loop)
     loaded = {label: open_policy(source) for label, source in sources.items()}
     place = Workplace(
         environment_name=environment,
         image_size=_image_size(loaded),
         sources=sources,
         variant=variant,
-        loaded=loaded if workers == 1 else {},
+        loaded=loaded if workers == 1 and ray is None else {},
     )
     (first,) = place.environments(1)
     horizon, frequency = first.horizon, first.control_frequency
@@ -148,26 +152,29 @@ def evaluate_many(
         "seed": seed,
         "batch": batch,
     }
-    crew = Crew(place, workers)
+    crew = hire(place, workers, ray=ray)
     with one_thread():
         descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
     chunk_steps = {label: policy.n_action_steps for label, policy in loaded.items()}
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
     about = {**settings, "drift_states": drift_states, "stride": stride, "branch_steps": max(HORIZONS)}
+    about |= {} if stop is None else {"looks": list(stop.looks)}
     records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
+    schedule = Schedule(
+        plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
+    )
     try:
         with crew:
-            _run(crew, plan, list(sources), baseline, records, progress, batch=batch, closed_loop=closed_loop)
+            done = schedule.run(crew, records, progress)
     finally:
         place.close()
-    return _result(
-        settings,
-        plan,
-        descriptions,
-        baseline,
+    return put_together(
+        {**settings, "episodes": len(done)},
+        schedule,
+        done,
         records,
-        closed_loop=closed_loop,
+        descriptions,
         frequency=frequency,
         chunk_steps=chunk_steps,
     )
@@ -181,6 +188,16 @@ def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[s
         if task not in known:
             raise UnknownNameError("task", task, known)
     return asked
+
+
+def _early_stop(margin: float | None, episodes: int, tasks: int, *, paired: bool) -> EarlyStop | None:
+    if margin is None:
+        return None
+    if not paired:
+        raise InvalidInputError(
+            "stop_margin must come with a baseline and whole episodes. Name the baseline, or drop it."
+        )
+    return EarlyStop(margin=margin, looks=looks(episodes, tasks))
 
 
 def check_variants(names: Sequence[str], module: Any) -> None:
@@ -233,134 +250,3 @@ def _image_size(policies: Mapping[str, Policy]) -> dict[str, int]:
                 message = f"pictures of camera {camera!r} must have one size, got {sizes[camera]} and {size} ({label})."
                 raise InvalidInputError(message + " Evaluate these policies separately.")
     return sizes
-
-
-def _run(
-    crew: Crew,
-    plan: Sequence[Episode],
-    labels: Sequence[str],
-    baseline: str | None,
-    records: Journal,
-    progress: Progress | None,
-    *,
-    batch: int,
-    closed_loop: bool,
-) -> None:
-    """Runs what the journal does not hold yet: the baseline's episodes first: branches start from their states."""
-    driving = [label for label in labels if closed_loop or label == baseline]
-    total = len(driving) * len(plan) + len(labels) * sum(len(episode.branch_steps) for episode in plan)
-
-    def run(jobs: Sequence[Job]) -> None:
-        for record in crew.run(jobs):
-            records.add(record)
-            if progress is not None:
-                what = f"{record.policy}: {'episode' if isinstance(record, EpisodeRecord) else 'drift'} {record.index}"
-                progress(len(records.records), total, what)
-
-    def missing(label: str) -> list[Job]:
-        # Groups are the same in a run that continues: who shares a call decides the rounding.
-        return [
-            EpisodeJob(policy=label, episodes=group)
-            for group in _groups(plan, batch)
-            if any((label, episode.index, None) not in records.records for episode in group)
-        ]
-
-    first = [] if baseline is None else [baseline]
-    run([job for label in first for job in missing(label)])
-    jobs = [job for label in driving for job in missing(label)]
-    branches = [
-        Branch(episode=episode, step=step, state=state)
-        for episode in (plan if baseline is not None else ())
-        for step, state in _saved(records, baseline, episode).items()
-    ]
-    jobs += [
-        BranchJob(policy=label, branches=group, steps=max(HORIZONS))
-        for group in _groups(branches, batch)
-        for label in labels
-        if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
-    ]
-    run(jobs)
-
-
-def _groups(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
-    """The items in order, `size` at a time."""
-    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-def _saved(records: Journal, baseline: str | None, episode: Episode) -> Mapping[int, NDArray[np.float64]]:
-    """States that were saved along the baseline's episode, by step."""
-    source = records.records[baseline or "", episode.index, None]
-    assert isinstance(source, EpisodeRecord)
-    return source.states
-
-
-def _result(
-    settings: Mapping[str, Any],
-    plan: Sequence[Episode],
-    descriptions: Mapping[str, Mapping[str, Any]],
-    baseline: str | None,
-    records: Journal,
-    *,
-    closed_loop: bool,
-    frequency: float,
-    chunk_steps: Mapping[str, int],
-) -> dict[str, Any]:
-    """Puts the JSON object together from the complete records."""
-    episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
-    branches: dict[str, list[BranchRecord]] = {label: [] for label in descriptions}
-    for label in descriptions:
-        for episode in plan:
-            for step in (None, *episode.branch_steps):
-                record = records.records.get((label, episode.index, step))
-                if isinstance(record, EpisodeRecord):
-                    if closed_loop or label == baseline:
-                        episodes[label].append(record)
-                elif record is not None:
-                    branches[label].append(record)
-    seed = int(settings["seed"])
-    comparisons = [
-        {
-            "policy": label,
-            "against": baseline,
-            "paired": paired_summary(episodes[baseline], episodes[label]) if episodes[label] else None,
-            "motion": (
-                motion_summary(
-                    episodes[baseline],
-                    episodes[label],
-                    frequency=frequency,
-                    chunk_steps=(chunk_steps[baseline], chunk_steps[label]),
-                    seed=seed,
-                )
-                if episodes[label]
-                else None
-            ),
-            "drift": {
-                "whole_episode": (
-                    episode_drift(episodes[baseline], episodes[label], seed=seed) if episodes[label] else None
-                ),
-                "identical_states": branch_drift(branches[baseline], branches[label], horizons=HORIZONS, seed=seed),
-            },
-        }
-        for label in descriptions
-        if baseline is not None and label != baseline
-    ]
-    policies = [
-        {
-            "name": label,
-            "role": "baseline" if label == baseline else "candidate",
-            **(success_summary(episodes[label]) if episodes[label] else {}),
-            **description,
-        }
-        for label, description in descriptions.items()
-    ]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **settings,
-        "success_rule": "at any step",
-        "confidence": CONFIDENCE,
-        "policies": policies,
-        "comparisons": comparisons,
-        "paired": comparisons[0]["paired"] if comparisons else None,
-        "drift": comparisons[0]["drift"] if comparisons else None,
-        "provenance": provenance(seed=seed),
-    }

@@ -20,7 +20,7 @@ from daptq.evaluation.paired import Progress, check_variants, evaluate_many
 from daptq.evaluation.statistics import clustered_difference_interval, gap_interval
 from daptq.evaluation.workers import PolicySource
 
-__all__ = ["ALL", "evaluate_variants", "journals", "robustness_gap", "with_variants"]
+__all__ = ["ALL", "evaluate_variants", "robustness_gap", "with_variants"]
 
 ALL = "all"
 
@@ -38,6 +38,7 @@ def evaluate_variants(
     seed: int = 0,
     workers: int = 1,
     batch: int = 1,
+    ray: str | None = None,
     drift_states: int | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
@@ -54,6 +55,7 @@ def evaluate_variants(
         seed: Seed of the episodes.
         workers: Number of processes.
         batch: Episodes that share one call of the policy.
+        ray: Address of a Ray cluster that the workers live on.
         drift_states: For the nominal scene; on variants policies do not continue from saved states.
         progress: Called after every episode, as in `evaluate_many`; it counts anew in every condition.
         journal: File that keeps finished episodes of the nominal scene; those of each variant lie beside it.
@@ -92,6 +94,7 @@ def evaluate_variants(
             seed=seed,
             workers=workers,
             batch=batch,
+            ray=ray,
             drift_states=drift_states if variant is None else 0,
             progress=progress,
             journal=kept,
@@ -99,11 +102,6 @@ def evaluate_variants(
 
     nominal = run(None)
     return with_variants(nominal, {name: run(name) for name in names}, {n: known[n].description for n in names})
-
-
-def journals(journal: Path) -> list[Path]:
-    """The file of the nominal scene and those of variants, as far as they exist."""
-    return [journal, *sorted(journal.parent.glob(f"{journal.name}.*"))] if journal.exists() else []
 
 
 def with_variants(

@@ -38,6 +38,11 @@ class Decision:
     low: float
     high: float
 
+    @property
+    def settled(self) -> bool:
+        """Whether the question is answered."""
+        return self.verdict != "undecided"
+
     def to_json(self) -> dict[str, Any]:
         """The decision with its limits in percentage points."""
         return {**asdict(self), "low": 100.0 * self.low, "high": 100.0 * self.high}
@@ -60,28 +65,41 @@ def looks(pairs: int, tasks: int) -> range:
     return range(step, pairs + 1, step)
 
 
-def decide(outcomes: Sequence[tuple[bool, bool]], margin: float, at: Sequence[int]) -> Decision:
-    """The first decision that the looks come to.
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """When an evaluation may end before its last pair.
 
-    Args:
-        outcomes: Success of (baseline, candidate) per pair, in order.
+    Attributes:
         margin: Largest loss of success that is accepted, a fraction in (0, 1).
-        at: Numbers of pairs after which to look, ascending, each at most the number of outcomes, at least one.
-
-    Returns:
-        The decision of the first look that settles the question, else what the last one knows.
+        looks: Numbers of pairs after which to look, ascending; see `looks`.
 
     Raises:
         InvalidInputError: The margin is out of range.
     """
-    if not 0.0 < margin < 1.0:
-        raise InvalidInputError(f"margin must be between 0 and 1, got {margin}. Five points of success are 0.05.")
-    verdict, n, low, high = "undecided", 0, -1.0, 1.0
-    for n in at:
-        gained = sum(candidate and not baseline for baseline, candidate in outcomes[:n])
-        lost = sum(baseline and not candidate for baseline, candidate in outcomes[:n])
-        low, high = anytime_interval(gained, lost, n)
-        if low > -margin or high < -margin:
-            verdict = "non-inferior" if low > -margin else "inferior"
-            break
-    return Decision(verdict=verdict, margin=margin, pairs=n, low=low, high=high)
+
+    margin: float
+    looks: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.margin < 1.0:
+            message = f"margin must be between 0 and 1, got {self.margin}. Five points of success are 0.05."
+            raise InvalidInputError(message)
+
+    def decide(self, outcomes: Sequence[tuple[bool, bool]]) -> Decision:
+        """The first decision that the looks come to.
+
+        Args:
+            outcomes: Success of (baseline, candidate) per pair, in order, up to a look.
+
+        Returns:
+            The decision of the first look that settles the question, else what the last one knows.
+        """
+        verdict, n, low, high = "undecided", 0, -1.0, 1.0
+        for n in (look for look in self.looks if look <= len(outcomes)):
+            gained = sum(candidate and not baseline for baseline, candidate in outcomes[:n])
+            lost = sum(baseline and not candidate for baseline, candidate in outcomes[:n])
+            low, high = anytime_interval(gained, lost, n)
+            if low > -self.margin or high < -self.margin:
+                verdict = "non-inferior" if low > -self.margin else "inferior"
+                break
+        return Decision(verdict=verdict, margin=self.margin, pairs=n, low=low, high=high)

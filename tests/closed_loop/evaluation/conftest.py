@@ -1,180 +1,20 @@
-"""A point that a policy pushes about: a closed loop whose every number can be worked out by hand."""
+"""The point world as an environment of the catalog, in this process and in others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
-from typing_extensions import Self
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.environments._base import Environment, Info, Observation
-from daptq.policies._base import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
+from daptq.policies._base import Policy
+from tests.closed_loop.evaluation import point_world as toy
+from tests.closed_loop.evaluation.point_world import TASKS, VARIANTS, PointWorld, Pusher
 
-TASKS = ("left", "right")
-VARIANTS = {
-    "gust": SimpleNamespace(description="wind of 4 mm a step to the right", wind=-0.004),
-    "breeze": SimpleNamespace(description="wind of 0.5 mm a step to the left", wind=0.0005),
-}
-GOAL = {"left": 0.1, "right": -0.1}
-
-
-class PointWorld(Environment):
-    """A point on a line: x moves by the first entry of the action, and by 1 mm a step beside that.
-
-    There is a cup at x > 50 mm, which the point holds while it is there.
-
-    "left" is fulfilled where x >= 0.1 m, "right" where x <= -0.1 m. The start is within 5 mm of the origin. The yaw
-    changes by the sixth entry of the action [rad]. On a variant a wind moves x, too.
-    """
-
-    tasks: ClassVar[tuple[str, ...]] = TASKS
-    control_frequency: ClassVar[float] = 5.0
-    resets: ClassVar[list[tuple[str, int]]] = []
-
-    def __init__(
-        self, image_size: Mapping[str, int] | None = None, horizon: int = 24, variant: str | None = None
-    ) -> None:
-        self.wind = 0.0 if variant is None else VARIANTS[variant].wind
-        self.image_size = dict(image_size or {})
-        self.horizon = horizon
-        self._task = "left"
-        self.x, self.yaw, self.steps = 0.0, 0.0, 0
-        self.closed = False
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
-
-    @property
-    def task(self) -> str:
-        return self._task
-
-    @property
-    def instruction(self) -> str:
-        return f"go {self._task}"
-
-    @property
-    def joint_positions(self) -> Any:
-        return np.array([self.x])
-
-    def forward_kinematics(self, joint_positions: Any) -> Any:
-        return np.array([joint_positions[0], 0.0, 0.0]), np.eye(3)
-
-    def jacobian(self) -> Any:
-        return np.eye(6)[:, :1]
-
-    def privileged_state(self) -> dict[str, Any]:
-        return {"held": "cup" if self.x > 0.05 else None}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
-        super().reset(seed=seed)
-        self._task = (options or {}).get("task", "left")
-        PointWorld.resets.append((self._task, int(seed or 0)))
-        self.x, self.yaw, self.steps = float(np.random.default_rng(seed).uniform(-0.005, 0.005)), 0.0, 0
-        return self.observe(), self._info()
-
-    def advance(self, action: Any) -> Info:
-        if not np.isfinite(action).all():
-            raise ValueError("action is not finite")
-        self.x += float(action[0]) + 0.001 + self.wind
-        self.yaw += float(action[5])
-        self.steps += 1
-        return self._info()
-
-    def get_state(self) -> Any:
-        return np.array([TASKS.index(self._task), self.x, self.yaw, self.steps])
-
-    def set_state(self, state: Any) -> tuple[Observation, Info]:
-        self._task, self.x, self.yaw, self.steps = TASKS[int(state[0])], float(state[1]), float(state[2]), int(state[3])
-        return self.observe(), self._info()
-
-    def close(self) -> None:
-        self.closed = True
-
-    def observe(self) -> Observation:
-        return {STATE: np.array([self.x, 0.0, 0.0, 0.0, 0.0, self.yaw, 1.0], dtype=np.float32)}
-
-    def _info(self) -> Info:
-        by_task = {"left": self.x >= GOAL["left"], "right": self.x <= GOAL["right"]}
-        c, s = np.cos(self.yaw), np.sin(self.yaw)
-        return {
-            "task": self.instruction,
-            "success": by_task[self._task],
-            "success_by_task": by_task,
-            "step_index": self.steps,
-            "end_effector_position": np.array([self.x, 0.0, 0.0]),
-            "end_effector_rotation": np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]),
-        }
-
-
-class Pusher(Policy):
-    """Walks towards the instructed side with 10 mm a step, plus noise, plus its own constant error; grips the cup.
-
-    Args:
-        error: Added to x of every action [m].
-        turn: Yaw change of every action [rad].
-        noise: Standard deviation of the diffusion noise on x [m].
-        stop_at: Where it stops walking [m]; beyond the goal by default.
-    """
-
-    family: ClassVar[str] = "pusher"
-
-    def __init__(
-        self, name: str = "pusher", *, error: float = 0.0, turn: float = 0.0, noise: float = 0.0, stop_at: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = name, 7, 8, 4, {}
-        self.denoising_steps, self.denoising_step = 1, DenoisingStep()
-        self.gain = nn.Linear(1, 1, bias=False)
-        nn.init.ones_(self.gain.weight)
-        self.error, self.turn, self.noise, self.stop_at = error, turn, noise, stop_at
-        self.predictions: list[tuple[float, float]] = []
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
-        return cls(**config)
-
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-    def files(self) -> dict[str, bytes]:
-        return {}
-
-    def blocks(self) -> tuple[Block, ...]:
-        return (Block(name="gain", role="action_head"),)
-
-    def interfaces(self) -> tuple[Interface, ...]:
-        return ()
-
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        generators = [generator] if isinstance(generator, torch.Generator) else generator
-        chunk = torch.zeros(len(generators), self.chunk_size, 7)
-        for row, one in enumerate(generators):
-            noise = self.noise * torch.randn(self.chunk_size, generator=one)
-            x = float(batch[STATE][row, 0])
-            self.predictions.append((x, float(noise.sum())))
-            side = 1.0 if "left" in batch["task"][row] else -1.0
-            chunk[row, :, 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
-            chunk[row, :, 6] = -1.0 if x > 0.05 else 1.0
-        chunk[..., 5] = self.turn
-        return chunk
-
-    def denoised_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        raise NotImplementedError
-
-    @property
-    def action_unit(self) -> Tensor:
-        return torch.ones(7)
-
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
-        raise NotImplementedError
-
-    def example_batch(self, seed: int) -> Batch:
-        return {STATE: torch.zeros(2, 7), "task": ["go left"] * 2, "action": torch.zeros(2, self.chunk_size, 7)}
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -192,11 +32,24 @@ def point_world(monkeypatch: pytest.MonkeyPatch) -> list[PointWorld]:
     """Puts the point world under the name "point" into the catalog; returns the instances that were made."""
     made: list[PointWorld] = []
 
-    def make(*, image_size: Mapping[str, int] | None = None, variant: str | None = None) -> PointWorld:
-        made.append(PointWorld(image_size, variant=variant))
+    def make(**settings: Any) -> PointWorld:
+        made.append(toy.make(**settings))
         return made[-1]
 
     load = ENVIRONMENTS.load
     module = SimpleNamespace(make=make, TASKS=TASKS, VARIANTS=VARIANTS)
     monkeypatch.setattr(ENVIRONMENTS, "load", lambda name: module if name == "point" else load(name))
     return made
+
+
+@pytest.fixture
+def plugged_in(tmp_path: Path, point_world: list[PointWorld], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes "point" known to processes that are started from now on; returns the folder to put on their path."""
+    folder = tmp_path / "plugin"
+    about = folder / "point_world-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: point-world\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[daptq.environment]\npoint = tests.closed_loop.evaluation.point_world\n")
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(folder))
+    return folder

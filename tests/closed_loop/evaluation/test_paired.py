@@ -11,6 +11,7 @@ import pytest
 
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.evaluation.sequential import anytime_interval
 from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
 
 pytestmark = pytest.mark.usefixtures("point_world")
@@ -142,6 +143,35 @@ def test_a_killed_run_continues_to_the_identical_result(make_pusher: Callable[..
     assert done == []
     del again["provenance"]
     assert again == complete
+
+
+@pytest.mark.parametrize(("error", "margin", "verdict"), [(0.0, 0.3, "non-inferior"), (-0.01, 0.1, "inferior")])
+def test_a_clear_case_ends_early(
+    make_pusher: Callable[..., Any], tmp_path: Path, error: float, margin: float, verdict: str
+) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "episodes": 80, "drift_states": 80}
+    candidate = make_pusher("q", error=error)
+    result = evaluate(candidate, against=make_pusher(), stop_margin=margin, journal=tmp_path / "e.jsonl", **settings)
+    (comparison,) = result["comparisons"]
+    stopping, pairs = comparison["stopping"], result["episodes"]
+    assert (stopping["verdict"], stopping["pairs"], stopping["planned"]) == (verdict, pairs, 80)
+    assert pairs in (20, 40)
+    # What is reported is what the first pairs say, and branches start in those alone.
+    assert (comparison["paired"]["n"], result["policies"][1]["n"]) == (pairs, pairs)
+    assert comparison["drift"]["identical_states"]["n"] == pairs
+    low, high = anytime_interval(comparison["paired"]["only_candidate"], comparison["paired"]["only_baseline"], pairs)
+    assert (stopping["low"], stopping["high"]) == (100 * low, 100 * high)
+    assert low > -margin if verdict == "non-inferior" else high < -margin
+    # The looks already taken are not taken again, whatever is asked now.
+    again = evaluate(candidate, against=make_pusher(), stop_margin=margin, journal=tmp_path / "e.jsonl", **settings)
+    assert {**again, "provenance": None} == {**result, "provenance": None}
+
+
+def test_stopping_early_needs_a_baseline_and_whole_rounds(make_pusher: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidInputError, match="stop_margin must come with a baseline"):
+        evaluate(make_pusher(), stop_margin=0.1, **SETTINGS)
+    with pytest.raises(InvalidInputError, match="multiple of the number of tasks, 2, got 7"):
+        evaluate(make_pusher(), against=make_pusher(), stop_margin=0.1, **{**SETTINGS, "episodes": 7})
 
 
 def test_a_journal_of_other_policies_is_refused(make_pusher: Callable[..., Any], tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_every_limit_is_checked_and_says_what_was_measured(comparison: dict[str,
     assert "1.020 [0.990, 1.050]" in checks[2].reason
 
 
+def test_an_evaluation_that_was_looked_at_counts_by_its_own_interval(comparison: dict[str, Any]) -> None:
+    comparison["stopping"] = {"verdict": "undecided", "margin": 0.05, "pairs": 400, "low": -6.0, "high": 4.0}
+    (check,) = Gate(margin=0.05).checks(comparison)
+    assert not check.passed  # though -4.0 is above -5
+    assert "[-6.0, +4.0], n = 400" in check.reason
+
+
 def test_what_was_not_measured_cannot_pass(comparison: dict[str, Any]) -> None:
     comparison["drift"]["identical_states"]["after_steps"] = []
     comparison["motion"]["rms_jerk"] = {"n": 0}

@@ -1,0 +1,72 @@
+"""Who does the jobs of an evaluation: this process, several processes of this machine, or those of a Ray cluster.
+
+A worker that dies is replaced and the job that it had is done again; nothing else is lost. What is done does not depend
+on who does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from typing_extensions import Self
+
+from daptq.errors import InvalidInputError
+from daptq.evaluation._process_pool import ProcessPool
+from daptq.evaluation._ray_pool import RayPool
+from daptq.evaluation.rollout import Record
+from daptq.evaluation.workers import Job, Workplace, one_thread
+
+
+class Crew(Protocol):
+    """Workers that are ready while the context is open."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Record]:
+        """Yields the records of each job as it is done, in any order.
+
+        Raises:
+            DaptqError: A job failed, or killed one worker after another; the jobs that had not started are dropped.
+        """
+        ...
+
+
+def hire(workplace: Workplace, workers: int, *, ray: str | None = None) -> Crew:
+    """Chooses who does the jobs.
+
+    Args:
+        workplace: What each worker needs. In this process it is used as it is, other workers have their own copy.
+        workers: Number of workers, at least 1; with 1, and without a cluster, the jobs run in this process.
+        ray: Address of a Ray cluster that the workers live on; None for this machine.
+
+    Raises:
+        InvalidInputError: `workers` is less than 1.
+        MissingDependencyError: A cluster is asked for and the extra ``ray`` is not installed.
+    """
+    if workers < 1:
+        raise InvalidInputError(f"workers must be at least 1, got {workers}. Use 1 to run in this process.")
+    if ray is not None:
+        return RayPool(workplace, workers, ray)
+    return ProcessPool(workplace, workers) if workers > 1 else _ThisProcess(workplace)
+
+
+class _ThisProcess:
+    """A crew of one, this process."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leaves the workplace open: it is its owner's."""
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Record]:
+        """Does one job after another."""
+        with one_thread():
+            for job in jobs:
+                yield from self._workplace.run(job)

@@ -1,0 +1,128 @@
+"""Which jobs an evaluation runs, in which order, and when it has run enough.
+
+Episodes come before branches, which start from states that the baseline's episodes saved. What the journal holds is not
+run again. The module does not know who does a job, nor what the records mean beyond who succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from daptq.evaluation.crew import Crew
+from daptq.evaluation.drift import HORIZONS
+from daptq.evaluation.journal import Journal
+from daptq.evaluation.plan import Episode
+from daptq.evaluation.rollout import Branch, EpisodeRecord
+from daptq.evaluation.stopping import Decision, EarlyStop
+from daptq.evaluation.workers import BranchJob, EpisodeJob, Job
+
+Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What an evaluation runs at most.
+
+    Attributes:
+        plan: The episodes.
+        labels: The policies, the baseline first where there is one.
+        baseline: Label of the baseline, or None.
+        batch: Episodes, or branches, that share one call of the policy.
+        closed_loop: Whether candidates run whole episodes.
+        stop: When to end early; None to run every episode.
+    """
+
+    plan: Sequence[Episode]
+    labels: Sequence[str]
+    baseline: str | None
+    batch: int
+    closed_loop: bool
+    stop: EarlyStop | None = None
+
+    @property
+    def candidates(self) -> list[str]:
+        """Labels of the policies that are compared with the baseline."""
+        return [label for label in self.labels if label != self.baseline]
+
+    def run(self, crew: Crew, records: Journal, progress: Progress | None) -> Sequence[Episode]:
+        """Runs what the journal does not hold yet.
+
+        Args:
+            crew: Who runs it.
+            records: What has been run, and where to keep what is run.
+            progress: Called after every episode or branch with how many are done, how many there are at most, and what
+                was done.
+
+        Returns:
+            The episodes that every policy has run, the first ones of the plan.
+        """
+        driving = [label for label in self.labels if self.closed_loop or label == self.baseline]
+        done: Sequence[Episode] = ()
+        for part in self._parts():
+            jobs = [job for label in driving for job in self._episodes(label, part, records)]
+            self._do(jobs, crew, records, progress)
+            done = self.plan[: len(done) + len(part)]
+            if self.stop and all(self.decision(label, records, len(done)).settled for label in self.candidates):
+                break
+        if self.baseline is not None:
+            self._do(self._branches(self.baseline, done, records), crew, records, progress)
+        return done
+
+    def decision(self, candidate: str, records: Journal, pairs: int) -> Decision:
+        """What the looks at the first `pairs` pairs say of a candidate."""
+        assert self.stop is not None
+        assert self.baseline is not None
+        labels = (self.baseline, candidate)
+        before, after = (
+            [_episode(label, one, records).success_any_step for one in self.plan[:pairs]] for label in labels
+        )
+        return self.stop.decide(list(zip(before, after, strict=True)))
+
+    def _parts(self) -> list[Sequence[Episode]]:
+        """The plan, cut at the looks."""
+        ends = [*self.stop.looks, len(self.plan)] if self.stop else [len(self.plan)]
+        return [self.plan[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+
+    def _episodes(self, label: str, part: Sequence[Episode], records: Journal) -> list[Job]:
+        # Groups are the same in a run that continues: who shares a call decides the rounding.
+        return [
+            EpisodeJob(policy=label, episodes=group)
+            for group in _groups(part, self.batch)
+            if any((label, episode.index, None) not in records.records for episode in group)
+        ]
+
+    def _branches(self, baseline: str, episodes: Sequence[Episode], records: Journal) -> list[Job]:
+        branches = [
+            Branch(episode=episode, step=step, state=state)
+            for episode in episodes
+            for step, state in _episode(baseline, episode, records).states.items()
+        ]
+        return [
+            BranchJob(policy=label, branches=group, steps=max(HORIZONS))
+            for group in _groups(branches, self.batch)
+            for label in self.labels
+            if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
+        ]
+
+    def _do(self, jobs: Sequence[Job], crew: Crew, records: Journal, progress: Progress | None) -> None:
+        driving = len(self.labels) if self.closed_loop else 1
+        total = driving * len(self.plan) + len(self.labels) * sum(len(one.branch_steps) for one in self.plan)
+        for record in crew.run(jobs):
+            records.add(record)
+            if progress is not None:
+                what = f"{record.policy}: {'episode' if isinstance(record, EpisodeRecord) else 'drift'} {record.index}"
+                progress(len(records.records), total, what)
+
+
+def _episode(label: str, episode: Episode, records: Journal) -> EpisodeRecord:
+    record = records.records[label, episode.index, None]
+    assert isinstance(record, EpisodeRecord)
+    return record
+
+
+def _groups(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
+    """The items in order, `size` at a time."""
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]

@@ -1,0 +1,83 @@
+"""The published schema fits every kind of result, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from daptq.evaluation.gate import Gate, gate_summary
+from daptq.evaluation.latency import measure_latency
+from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.evaluation.robustness import evaluate_variants
+
+pytestmark = pytest.mark.usefixtures("point_world")
+SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 4}
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    found = json.loads(files("daptq.evaluation").joinpath("evaluation.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(found)
+    return Draft202012Validator(found)
+
+
+@pytest.fixture
+def result(make_pusher: Callable[..., Any]) -> Any:
+    """Everything at once: stopped early, judged by a gate, timed."""
+    policies = make_pusher("q", error=-0.01), make_pusher(noise=0.001)
+    found = evaluate(policies[0], against=policies[1], stop_margin=0.1, **SETTINGS)
+    comparison = found["comparisons"][0]
+    comparison["gate"] = gate_summary(Gate(margin=0.1, drift=1.0, jerk=2.0), comparison)
+    found["latency"] = measure_latency({"a": policies[0], "b": policies[1]}, against="b", repeats=2)
+    return json.loads(json.dumps(found))
+
+
+def test_a_result_with_everything(schema: Draft202012Validator, result: Any) -> None:
+    schema.validate(result)
+    assert result["comparisons"][0]["paired"]["discordant"]
+
+
+def test_a_result_with_little(schema: Draft202012Validator, make_pusher: Callable[..., Any]) -> None:
+    schema.validate(json.loads(json.dumps(evaluate(make_pusher(), **SETTINGS))))
+    still = make_pusher("still", stop_at=0.0, error=-0.001)
+    schema.validate(json.loads(json.dumps(evaluate(still, against=still, drift_states=0, tasks=["left"], **SETTINGS))))
+    branches = evaluate_many({"q": make_pusher()}, against=make_pusher(), closed_loop=False, **SETTINGS)
+    schema.validate(json.loads(json.dumps(branches)))
+
+
+def test_a_result_on_variants(schema: Draft202012Validator, make_pusher: Callable[..., Any]) -> None:
+    found = evaluate_variants([make_pusher("q")], variants=["all"], against=make_pusher(), **SETTINGS)
+    schema.validate(json.loads(json.dumps(found)))
+    assert len(found["variants"]) == 2
+
+
+SPOILT: dict[str, Callable[[Any], Any]] = {
+    "another version": lambda result: result.update(schema_version=2),
+    "a field more": lambda result: result.update(colour="red"),
+    "a field less": lambda result: result.pop("seed"),
+    "a rate in percent": lambda result: result["policies"][0].update(success_rate=88.0),
+    "a field more, deep": lambda result: result["comparisons"][0]["motion"]["rms_jerk"].update(unit="m"),
+    "a limit less": lambda result: result["comparisons"][0]["drift"]["whole_episode"]["position_mm"]["rms"].pop("low"),
+    "another verdict": lambda result: result["comparisons"][0]["stopping"].update(verdict="good"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_the_schema_can_fail(schema: Draft202012Validator, result: Any, spoil: Callable[[Any], Any]) -> None:
+    spoilt = copy.deepcopy(result)
+    spoil(spoilt)
+    with pytest.raises(ValidationError):
+        schema.validate(spoilt)
+
+
+def test_the_page_names_every_field(schema: Draft202012Validator) -> None:
+    described = set(schema.schema["properties"])
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "evaluation.md").read_text(encoding="utf-8")
+    assert {name for name in described if f"`{name}`" not in page} == set()
