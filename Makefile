@@ -19,7 +19,7 @@ HAS_LIBRARIES := [ -z "$(LIBRARIES)" ] || if command -v dpkg-query >/dev/null; \
   else PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libEGL\.so\.1 '; fi
 HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 
-.PHONY: help demo test test-benchmark test-libero check setup system
+.PHONY: help demo test test-benchmark test-libero test-report check setup system
 
 help: ## Shows this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -35,6 +35,10 @@ test-benchmark: setup .venv/benchmark ## Runs the tests of `daptq benchmark` wit
 
 test-libero: system .venv-libero/installed ## Runs the tests of LIBERO, whose pins need an environment of their own.
 	.venv-libero/bin/python -m pytest -m libero tests/libero
+
+test-report: BROWSER := chromium
+test-report: setup ## Looks at a report in a headless browser: on a phone, in the dark, without colour vision.
+	$(BIN)/python -m pytest -m report tests/report
 
 check: setup ## Lints, checks formatting, types and layers.
 	$(BIN)/ruff check .
@@ -72,6 +76,7 @@ system:
 	@wanted=""; \
 	{ $(HAS_LIBRARIES); } || wanted="$(LIBRARIES)"; \
 	[ -x .venv/bin/python ] || $(HAS_VENV) || wanted="$$wanted python3-venv"; \
+	[ -z "$(BROWSER)" ] || command -v $(BROWSER) >/dev/null || wanted="$$wanted $(BROWSER) fonts-dejavu-core"; \
 	if [ -z "$$wanted" ]; then exit 0; fi; \
 	as_root=""; if [ "$$(id -u)" -ne 0 ]; then as_root="sudo"; fi; \
 	if ! command -v apt-get >/dev/null || { [ -n "$$as_root" ] && ! command -v sudo >/dev/null; }; then \

@@ -18,12 +18,14 @@ from rich.console import Console
 import daptq
 from daptq.artifacts import write_json
 from daptq.cli._console import reported_progress
+from daptq.evaluation.films import film_discordant
 from daptq.evaluation.latency import measure_latency
 from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.table import result_table
 
 DA_PTQ = "DA-PTQ W4A8"
 ROUND_TO_NEAREST = "round-to-nearest W4A8"
+ANIMATED = 3
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +74,8 @@ def _run(options: argparse.Namespace, work: Path) -> None:
     loaded = {options.policy: policy, **{label: daptq.load_policy(folder) for label, folder in folders.items()}}
     result["latency"] = measure_latency(loaded, against=options.policy)
     write_json(work / "evaluation.json", result)
-    daptq.write_report(result, work / "report.html")
+    filming = film_discordant(result, count=ANIMATED, sources=loaded)
+    daptq.write_report(result, work / "report.html", filming=filming)
     Console().print(result_table(result))
 
 

@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from daptq.cli._console import json_option
+from daptq.cli._console import json_option, reported_progress
+
+if TYPE_CHECKING:
+    from daptq.evaluation.films import Filming
+
+ANIMATED = 4
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", required=True, metavar="PAGE", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option(
+    "--benchmark", "benchmark_path", metavar="FILE", type=click.Path(path_type=Path), help="JSON of `daptq benchmark`."
+)
+@click.option(
+    "--animate",
+    metavar="N",
+    type=int,
+    help=f"Discordant episodes to replay, per comparison.  [default: {ANIMATED} where the policies are at hand]",
+)
 @json_option
-def report(file: Path, output: Path, json_path: Path | None) -> None:
+def report(file: Path, output: Path, benchmark_path: Path | None, animate: int | None, json_path: Path | None) -> None:
     """Writes the evaluation in FILE, as `daptq evaluate --json FILE` made it, as an HTML page with its figures."""
     from daptq.artifacts import read_json, write_json
-    from daptq.evaluation.report import write_report
+    from daptq.evaluation.report import check_inputs, write_report
 
-    written = write_report(read_json(file), output)
+    result = read_json(file)
+    benchmark = None if benchmark_path is None else read_json(benchmark_path)
+    check_inputs(result, benchmark)
+    written = write_report(result, output, benchmark=benchmark, filming=_filming(result, animate))
     click.echo(written)
     if json_path is not None:
         write_json(json_path, {"schema_version": 1, "report": str(written), "bytes": written.stat().st_size})
+
+
+def _filming(result: dict[str, Any], animate: int | None) -> Filming:
+    """Animations; without a number that was asked for, what stands in their way is said on the page."""
+    from daptq.errors import DaptqError
+    from daptq.evaluation.films import Filming, film_discordant
+
+    try:
+        with reported_progress() as progress:
+            return film_discordant(result, count=ANIMATED if animate is None else animate, progress=progress)
+    except DaptqError as error:
+        if animate is not None:
+            raise
+        click.echo(f"no animations: {error}", err=True)
+        return Filming(note=f"No animations: {error}")

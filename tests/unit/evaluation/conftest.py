@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from daptq.evaluation.drift import branch_drift, episode_drift
+from daptq.evaluation.films import Film, Filming
+from daptq.evaluation.motion import motion_summary
+from daptq.evaluation.robustness import with_variants
 from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
 from daptq.evaluation.summary import paired_summary, success_summary
 
@@ -26,6 +31,11 @@ def result() -> dict[str, Any]:
     return copy.deepcopy(synthetic_result())
 
 
+@pytest.fixture
+def benchmark() -> dict[str, Any]:
+    return copy.deepcopy(synthetic_benchmark())
+
+
 @cache
 def synthetic_result(episodes: int = 40) -> dict[str, Any]:
     records = {name: _episodes(name, rate, error, episodes) for name, (rate, error, _) in POLICIES.items()}
@@ -35,6 +45,7 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
             "policy": name,
             "against": "reference",
             "paired": paired_summary(records["reference"], records[name]),
+            "motion": motion_summary(records["reference"], records[name], frequency=5.0, chunk_steps=(8, 8), seed=0),
             "drift": {
                 "whole_episode": episode_drift(records["reference"], records[name], seed=0),
                 "identical_states": branch_drift(branches["reference"], branches[name], horizons=(1, 4, 16), seed=0),
@@ -63,6 +74,7 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
                     "sha256": "0123456789abcdef" * 4,
                 },
                 "layers": _layers(bits),
+                "plan": None if bits is None else _plan(bits, scored=name != "round-to-nearest W4A8"),
             }
             for name, (_, _, bits) in POLICIES.items()
         ],
@@ -121,6 +133,76 @@ def _branches(name: str, error: float, count: int) -> list[BranchRecord]:
         BranchRecord(policy=name, index=index, step=8, motion=_motion(error, 16, 1000 + index))
         for index in range(count)
     ]
+
+
+def add_variants(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with two variants, in one of which round-to-nearest loses everything."""
+    worse = copy.deepcopy(result)
+    paired, last = worse["comparisons"][0]["paired"], worse["policies"][1]
+    paired["only_baseline_episodes"] = sorted({*range(paired["n"])} - {*paired["only_candidate_episodes"]})
+    last.update(successes=0, success_rate=0.0, low=0.0, high=0.09)
+    descriptions = {"dark_room": "half as bright", "other_camera": "seen from 3 cm further left"}
+    return with_variants(result, {"dark_room": worse, "other_camera": result}, descriptions)
+
+
+@cache
+def synthetic_benchmark() -> dict[str, Any]:
+    """What `daptq benchmark` would have written of the same policies."""
+    times = dict(zip(("float", *POLICIES), (80.0, 102.4, 88.0, 93.2), strict=True))
+    ratios = {name: {"value": times[name] / 80, "low": times[name] / 82, "high": times[name] / 78} for name in POLICIES}
+    return {
+        "schema_version": 1,
+        "device": "cpu",
+        "policies": [
+            {
+                "name": name,
+                "weight_bytes": 17 * 2**20,
+                "peak_bytes": 133 * 2**20,
+                "control_step_ms": {"p50": times[name], "p95": 1.1 * times[name], "p99": 1.2 * times[name], "n": 30},
+                "stages_ms": {"preprocessing": 1.0, "vision": 20.0, "language": 15.0, "action_head": 50.0},
+            }
+            for name in POLICIES
+        ],
+        "float_path": {"name": "openvino-float32", "p50": times["float"]},
+        "ratio_to_float_path": ratios,
+        "ratio_to_eager": ratios,
+        "float_paths": [{"name": "torch-float32"}, {"name": "openvino-float32"}],
+        "skipped": [],
+        "provenance": {"threads": 2, "repeats": 30, "warmup": 3, "seed": 0},
+    }
+
+
+def film(result: dict[str, Any]) -> Filming:
+    """An animation of the first discordant episode of the first comparison: a square that crosses both halves."""
+    comparison = result["comparisons"][0]
+    entry = comparison["paired"]["discordant"][0]
+    strip = np.full((8, 48, 96, 3), 200, dtype=np.uint8)
+    for frame, picture in enumerate(strip):
+        picture[20:28, 5 * frame : 5 * frame + 8] = picture[20:28, 48 + 5 * frame : 56 + 5 * frame] = (200, 60, 0)
+    stream = BytesIO()
+    Image.fromarray(strip.reshape(-1, 96, 3)).save(stream, "WEBP")
+    about = {name: entry[name] for name in ("index", "task", "succeeds", "first_success")}
+    shown = Film(
+        policy=comparison["policy"],
+        against=comparison["against"],
+        **about,
+        picture=stream.getvalue(),
+        frames=8,
+        width=96,
+        height=48,
+        seconds=12.0,
+        poster=5,
+    )
+    return Filming(films=(shown,), note="")
+
+
+def _plan(bits: int, *, scored: bool) -> dict[str, Any]:
+    """Scores of the layers that are not of the vision tower, over six decades."""
+    layers = []
+    for number, layer in enumerate(_layers(bits)):
+        score = 10.0 ** -(number % 7) if scored and layer["role"] != "vision" else None
+        layers.append({"name": layer["name"], "reason": "role" if score is None else "score", "score": score})
+    return {"sensitivity": "rounding" if scored else None, "layers": layers}
 
 
 def _layers(bits: int | None) -> list[dict[str, Any]]:
