@@ -71,8 +71,9 @@ def quantized(name: str, data: str, work: Path) -> dict[str, Path]:
     folders = {}
     for label, recipe in made.items():
         folders[label] = work / label.lower()
-        with reported_progress() as progress:
-            daptq.quantize(policy, recipe, data=data, output=folders[label], progress=progress)
+        if not folders[label].exists():
+            with reported_progress() as progress:
+                daptq.quantize(policy, recipe, data=data, output=folders[label], progress=progress)
     return folders
 
 

@@ -169,9 +169,7 @@ def scene_xml(scene: str, variant: Variant = NOMINAL) -> str:
     textures += "" if variant.backdrop is None else _texture("backdrop", variant.backdrop)
     surface = 'rgba="0.80 0.74 0.64 1"' if variant.table is None else 'material="table"'
     backdrop = "" if variant.backdrop is None else _BACKDROP
-    camera = _camera(
-        "front", _sum(_FRONT_CAMERA, variant.camera_offset), _sum(_FRONT_TARGET, variant.camera_target_offset), 51
-    )
+    camera = _camera("front", _sum(_FRONT_CAMERA, variant.camera_offset), _FRONT_TARGET, 51)
     direction = " ".join(f"{value:g}" for value in variant.light_direction)
     actuators = "\n  ".join(
         f'<position joint="{name}" name="{name}" kp="400" dampratio="1" inheritrange="1" forcerange="-35 35"/>'

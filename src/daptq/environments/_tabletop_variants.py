@@ -72,7 +72,6 @@ class Variant:
         table: Texture of the table top; None for the plain one.
         backdrop: Texture of a wall behind the robot, which has none in the nominal scene.
         camera_offset: Where the front camera is moved [m]; it goes on looking at the same point.
-        camera_target_offset: Where that point is moved [m].
         distractors: Whether things that no task names lie beside the objects.
         object_size: Factor on every length of the movable objects; their density stays.
         pixel_noise: Standard deviation of independent Gaussian noise on every pixel value [grey levels of 255].
@@ -88,7 +87,6 @@ class Variant:
     table: Texture | None = None
     backdrop: Texture | None = None
     camera_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    camera_target_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     distractors: bool = False
     object_size: float = 1.0
     pixel_noise: float = 0.0
@@ -133,8 +131,8 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
             description="front camera 3 cm to the side and 2 cm up, aimed as before", camera_offset=(0.0, 0.03, 0.02)
         ),
         "camera-pose-2": Variant(
-            description="front camera aimed 2 cm further to the left and 1 cm further away",
-            camera_target_offset=(-0.01, 0.02, 0.0),
+            description="front camera 12 cm to the other side and 3 cm back, aimed as before",
+            camera_offset=(0.03, -0.12, 0.0),
         ),
         "distractors": Variant(description="a ball, a can and a box that no task names", distractors=True),
         "object-small": Variant(description="movable objects 15 % smaller", object_size=0.85),

@@ -76,6 +76,17 @@ class Moments:
             device = self.mean.device
             self._combine(other.count, other.mean.to(device), other._scatter.to(device))
 
+    def weighted(self, count: int) -> Self:
+        """The same mean and covariance as if they were of `count` samples, at least 1.
+
+        Raises:
+            InvalidInputError: `count` is less than 1, or no sample has been seen.
+        """
+        if count < 1:
+            raise InvalidInputError(f"count of weighted moments must be at least 1, got {count}. Leave them out.")
+        scatter = self.covariance() * count
+        return type(self).from_tensors({"count": torch.tensor(count), "mean": self.mean, "scatter": scatter})
+
     def covariance(self) -> Float[Tensor, "d d"]:
         """Covariance of the samples, divided by their number, float64 (d, d), symmetric.
 

@@ -21,8 +21,9 @@ from daptq.policies._base import STATE, Batch, Block, DenoisingStep, Interface, 
 
 TASKS = ("left", "right")
 VARIANTS = {
-    "gust": SimpleNamespace(description="wind of 4 mm a step to the right", wind=-0.004),
-    "breeze": SimpleNamespace(description="wind of 0.5 mm a step to the left", wind=0.0005),
+    "gust": SimpleNamespace(description="wind of 4 mm a step to the right", wind=-0.004, reading=0.0),
+    "breeze": SimpleNamespace(description="wind of 0.5 mm a step to the left", wind=0.0005, reading=0.0),
+    "offset": SimpleNamespace(description="the sensor reads 9.5 mm too little", wind=0.0, reading=-0.0095),
 }
 GOAL = {"left": 0.1, "right": -0.1}
 
@@ -33,7 +34,8 @@ class PointWorld(Environment):
     There is a cup at x > 50 mm, which the point holds while it is there.
 
     "left" is fulfilled where x >= 0.1 m, "right" where x <= -0.1 m. The start is within 5 mm of the origin. The yaw
-    changes by the sixth entry of the action [rad]. On a variant a wind moves x, too.
+    changes by the sixth entry of the action [rad]. A sensor reads 0 with an error of 0.5 mm that stays for an episode.
+    On a variant a wind moves x, too, or the sensor reads something else.
     """
 
     tasks: ClassVar[tuple[str, ...]] = TASKS
@@ -44,6 +46,8 @@ class PointWorld(Environment):
         self, image_size: Mapping[str, int] | None = None, horizon: int = 24, variant: str | None = None
     ) -> None:
         self.wind = 0.0 if variant is None else VARIANTS[variant].wind
+        self.offset = 0.0 if variant is None else VARIANTS[variant].reading
+        self.reading = 0.0
         self.image_size = dict(image_size or {})
         self.horizon = horizon
         self._task = "left"
@@ -77,6 +81,7 @@ class PointWorld(Environment):
         self._task = (options or {}).get("task", "left")
         PointWorld.resets.append((self._task, int(seed or 0)))
         self.x, self.yaw, self.steps = float(np.random.default_rng(seed).uniform(-0.005, 0.005)), 0.0, 0
+        self.reading = self.offset + float(np.random.default_rng([1, seed or 0]).normal(0.0, 0.0005))
         return self.observe(), self._info()
 
     def advance(self, action: Any) -> Info:
@@ -98,7 +103,7 @@ class PointWorld(Environment):
         self.closed = True
 
     def observe(self) -> Observation:
-        return {STATE: np.array([self.x, 0.0, 0.0, 0.0, 0.0, self.yaw, 1.0], dtype=np.float32)}
+        return {STATE: np.array([self.x, self.reading, 0.0, 0.0, 0.0, self.yaw, 1.0], dtype=np.float32)}
 
     def _info(self) -> Info:
         by_task = {"left": self.x >= GOAL["left"], "right": self.x <= GOAL["right"]}

@@ -1,0 +1,310 @@
+"""The monitor in the point world, where a policy acts on a sensor's reading and a variant falsifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from daptq.compensation._affine import AffineMap
+from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError
+from daptq.evaluation._interface_stream import EpisodeStream, watch_episodes
+from daptq.evaluation.interface_reference import RIDGE, InterfaceReference, drive, take_reference
+from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
+from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.kernels.linear._bfloat16 import BFloat16Linear
+from daptq.numerics.moments import Moments
+from daptq.policies._base import STATE, Batch, Interface, Policy
+from tests.closed_loop.evaluation.point_world import Pusher
+
+pytestmark = pytest.mark.usefixtures("point_world")
+
+STEPS = 3
+
+
+class Reader(Pusher):
+    """Walks by what the consumer makes of z = (10 mm to the asked side + reading, x), in three denoising steps.
+
+    The consumer also reads a constant behind z, as guidance does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("reader")
+        self.consumer: nn.Module = nn.Linear(2, 1)
+        self.constant = nn.Parameter(torch.tensor([[0.3, -0.2]]))
+        with torch.no_grad():
+            self.consumer.weight.copy_(torch.tensor([[1.0, 0.0]]))
+            self.consumer.bias.zero_()
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return (
+            Interface(
+                producer="gain",
+                observed="consumer",
+                consumer="consumer",
+                exact_producer=False,
+                constants=("constant",),
+            ),
+        )
+
+    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        sides = torch.tensor([0.01 if "left" in task else -0.01 for task in batch["task"]])
+        z = torch.stack([sides + batch[STATE][:, 1], batch[STATE][:, 0]], dim=1)
+        for step in range(STEPS):
+            self.denoising_step.index = step
+            read = self.consumer(torch.cat([z, self.constant.expand(len(z), 2)]).unsqueeze(1))[: len(z), 0]
+        chunk = torch.zeros(len(z), self.chunk_size, 7)
+        chunk[:, :, 0] = read
+        return chunk
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def reference(reader: Reader) -> InterfaceReference:
+    return take_reference(reader, environment="point", episodes=48, seed=7)
+
+
+def run(policy: Policy, monitor: InterfaceMonitor, variant: str | None, episodes: int, seed: int = 1) -> float:
+    """Drives watched episodes; returns the success rate."""
+    driven = drive(policy, monitor.watch, environment="point", variant=variant, episodes=episodes, seed=seed)
+    return float(np.mean([record.success_any_step for records, _ in driven for record in records]))
+
+
+# --- what is watched -------------------------------------------------------------------------------------------------
+
+
+def test_watching_changes_nothing_and_counts_each_prediction_once(reader: Reader) -> None:
+    def record(watched: bool) -> tuple[list[Any], list[EpisodeStream]]:
+        records, streams = [], []
+
+        def nothing(instructions: Sequence[str]) -> Any:
+            return watch_episodes(reader, reader.interfaces()[0], instructions)
+
+        for group, some in drive(reader, nothing, environment="point", episodes=5, seed=3, batch=5 if watched else 1):
+            records += [one.motion.positions for one in group]
+            streams += some
+        return records, streams
+
+    one, streams = record(True)
+    other, _ = record(False)
+    np.testing.assert_allclose(one, other, atol=1e-7)
+    assert [stream.instruction for stream in streams] == ["go left", "go right"] * 2 + ["go left"]
+    # 24 control steps in chunks of 4: six predictions, however many denoising steps and constants are read.
+    assert [stream.moments.count for stream in streams] == [6] * 5
+    sides = [0.01, -0.01] * 2 + [0.01]
+    for side, stream in zip(sides, streams, strict=True):
+        assert abs(float(stream.moments.mean[0]) - side) < 0.003
+    assert not reader.consumer._forward_pre_hooks
+
+
+def test_a_block_without_a_prediction_is_refused(reader: Reader) -> None:
+    with (
+        pytest.raises(DaptqError, match="must predict at least once"),
+        watch_episodes(reader, reader.interfaces()[0], ["go left"]),
+    ):
+        pass
+
+
+def test_the_score_is_the_mean_squared_mahalanobis_distance() -> None:
+    generator = np.random.default_rng(0)
+    raw = {name: generator.normal(size=(6, 5, 3)) * [1.0, 0.1, 3.0] + shift for name, shift in (("a", 0.0), ("b", 4.0))}
+    streams = [stream(rows, name) for name, group in raw.items() for rows in group]
+    reference = InterfaceReference.of("interface", streams)
+    fitted = {name: group[0::2].reshape(-1, 3) for name, group in raw.items()}
+    centred = np.concatenate([rows - rows.mean(axis=0) for rows in fitted.values()])
+    covariance = centred.T @ centred / len(centred)
+    covariance += RIDGE * np.trace(covariance) / 3 * np.eye(3)
+    for name, group in raw.items():
+        expected = []
+        for rows in group:
+            errors = rows - fitted[name].mean(axis=0)
+            expected.append(np.mean(np.einsum("ni,ni->n", errors @ np.linalg.inv(covariance), errors)))
+        assert [reference.score(stream(rows, name)) for rows in group] == pytest.approx(expected, rel=1e-10)
+        assert reference.scores[name] == pytest.approx(expected[1::2], rel=1e-10)
+    means = {name: group.mean(axis=1) for name, group in raw.items()}
+    squares = sum(((rows - rows.mean(axis=0)) ** 2).sum(axis=0) for rows in means.values())
+    np.testing.assert_allclose(reference.spread.numpy(), np.sqrt(squares / (12 - 2)), rtol=1e-10)
+    mixed = reference.mixed({"a": 30, "b": 90})
+    together = np.concatenate([raw["a"].reshape(-1, 3), *[raw["b"].reshape(-1, 3)] * 3])
+    np.testing.assert_allclose(mixed.mean.numpy(), together.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(mixed.std().numpy(), together.std(axis=0), rtol=1e-10)
+
+
+def stream(rows: Any, instruction: str = "a") -> EpisodeStream:
+    moments = Moments(np.shape(rows)[1])
+    moments.update(torch.tensor(np.asarray(rows), dtype=torch.float64))
+    return EpisodeStream(instruction=instruction, moments=moments)
+
+
+def test_a_reference_survives_the_disk(reference: InterfaceReference, reader: Reader, tmp_path: Path) -> None:
+    again = InterfaceReference.load(reference.save(tmp_path / "reference", seed=7))
+    one, other = (InterfaceMonitor(reader, each) for each in (reference, again))
+    for monitor in (one, other):
+        run(reader, monitor, "offset", 8)
+    assert one.verdicts == other.verdicts
+    with pytest.raises(ForeignArtifactError, match="interface-reference"):
+        InterfaceReference.load(reference_of_another_kind(tmp_path))
+
+
+def reference_of_another_kind(folder: Path) -> Path:
+    from daptq.artifacts import write_artifact
+
+    write_artifact(folder / "other", kind="profile", tensors=iter([("x", torch.zeros(1))]), metadata={})
+    return folder / "other"
+
+
+# --- the flag --------------------------------------------------------------------------------------------------------
+
+
+def test_no_flag_while_nothing_changes(reader: Reader, reference: InterfaceReference) -> None:
+    monitor = InterfaceMonitor(reader, reference)
+    assert run(reader, monitor, None, 100) == 1.0
+    assert not monitor.shifted
+    assert len(monitor.verdicts) == 100
+    # Uniform p-values have mean 1/2 with standard error 0.03.
+    assert 0.38 < np.mean([verdict.p_value for verdict in monitor.verdicts]) < 0.62
+    assert "no shift" in monitor.verdicts[-1].explanation
+
+
+def test_a_changed_sensor_is_flagged_and_explained(reader: Reader, reference: InterfaceReference) -> None:
+    monitor = InterfaceMonitor(reader, reference)
+    run(reader, monitor, None, 40)
+    run(reader, monitor, "offset", 24, seed=2)
+    first = next(verdict for verdict in monitor.verdicts if verdict.shifted)
+    assert 40 <= first.episode < 55
+    assert first.statistic >= first.threshold == 2000.0
+    assert first.explanation.startswith("shift at consumer: statistic")
+    assert "channel 0 moved most, by -" in first.explanation
+    assert all(verdict.shifted for verdict in monitor.verdicts[first.episode :])  # the flag stays
+    monitor.restart()
+    assert not monitor.shifted
+
+
+# --- the refresh -----------------------------------------------------------------------------------------------------
+
+
+def test_a_refresh_restores_success_and_can_be_taken_back(reader: Reader, reference: InterfaceReference) -> None:
+    before = {key: value.clone() for key, value in reader.state_dict().items()}
+    monitor = InterfaceMonitor(reader, reference)
+    assert run(reader, monitor, "offset", 16) == 0.5  # to the right the wrong reading helps
+    affine = monitor.refresh(16)
+    refreshed = monitor.refreshed
+    assert refreshed is not None
+    assert refreshed.exact
+    assert not monitor.shifted
+    # The reading's error of 9.5 mm, known to 0.5 mm / sqrt(16) from the stream.
+    assert float(affine(torch.tensor([[0.0, 0.0]]))[0, 0]) == pytest.approx(0.0095, abs=0.002)
+    assert run(reader, monitor, "offset", 16, seed=2) == 1.0
+    assert not monitor.shifted  # what the consumer reads now is normal again
+    monitor.undo()
+    assert monitor.refreshed is None
+    assert reader.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in reader.state_dict().items())
+    assert run(reader, monitor, "offset", 8, seed=3) == 0.5
+
+
+def test_a_second_refresh_builds_on_the_first(reader: Reader, reference: InterfaceReference) -> None:
+    monitor = InterfaceMonitor(reader, reference, MonitorConfig(refresh=RefreshConfig(significance=0.0)))
+    run(reader, monitor, "offset", 16)
+    monitor.refresh(16)
+    run(reader, monitor, None, 16, seed=2)  # the sensor is repaired
+    affine = monitor.refresh(16)
+    assert float(affine(torch.tensor([[0.0, 0.0]]))[0, 0]) == pytest.approx(0.0, abs=0.002)
+    assert run(reader, monitor, None, 8, seed=3) == 1.0
+    monitor.undo()
+    assert isinstance(reader.consumer, nn.Linear)
+    assert torch.equal(reader.consumer.weight, torch.tensor([[1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "quantized"])
+def test_the_consumer_reads_the_map_and_answers_constants_as_before(reader: Reader, kind: str) -> None:
+    layer = nn.Linear(2, 3)
+    changed: dict[str, Callable[[], nn.Module]] = {
+        "float32": lambda: layer,
+        "bfloat16": lambda: BFloat16Linear.from_linear(layer),
+        "quantized": lambda: Sealed(layer),
+    }
+    reader.consumer = changed[kind]()
+    consumer, constant = reader.consumer, reader.constant.detach().clone()
+    affine = AffineMap(matrix=torch.diag(torch.tensor([0.8, 1.5]).double()), shift=torch.tensor([0.1, -0.3]).double())
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    expected, answered = consumer(affine(z).float()), consumer(constant)
+    refreshed = Refreshed(reader, reader.interfaces()[0], affine)
+    assert refreshed.exact == (kind != "quantized")
+    # float32 weights and inputs of order 1: a few roundings of 1e-7.
+    torch.testing.assert_close(reader.consumer(z), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(reader.consumer(reader.constant), answered, atol=2e-6, rtol=0)
+    assert "consumer" in dict(reader.named_modules())
+    refreshed.undo()
+    assert reader.consumer is consumer
+    assert torch.equal(reader.constant, constant)
+
+
+class Sealed(nn.Module):
+    """A linear layer whose weight cannot be folded into."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.layer(x)
+        return answer
+
+
+def test_every_channel_gets_the_mean_and_spread_of_the_reference_or_stays() -> None:
+    generator = np.random.default_rng(1)
+    normal = [stream(generator.normal(size=(20, 4))) for _ in range(40)]
+    reference = InterfaceReference.of("interface", normal)
+    raw = [generator.normal(size=(20, 4)) * [1, 1, 1.4, 1] + [0, 0.8, 0.8, 0] for _ in range(20)]
+    streams = [stream(rows) for rows in raw]
+    every = refreshed_map(reference, streams, RefreshConfig(significance=0.0, epsilon=0.0))
+    mapped = every(torch.tensor(np.concatenate(raw))).numpy()
+    target = reference.mixed({"a": 1})
+    np.testing.assert_allclose(mapped.mean(axis=0), target.mean.numpy(), atol=1e-10)
+    np.testing.assert_allclose(mapped.std(axis=0), target.std().numpy(), rtol=1e-10)
+    some = refreshed_map(reference, streams)
+    changed = ~torch.isclose(some.matrix.diagonal(), torch.ones(4, dtype=torch.float64)) | (some.shift != 0)
+    assert changed.tolist() == [False, True, True, False]
+    assert torch.equal(some.shift[1:3], refreshed_map(reference, streams, RefreshConfig(significance=0.0)).shift[1:3])
+    assert refreshed_map(reference, normal).is_identity
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_monitored_is_refused(
+    reader: Reader, reference: InterfaceReference, make_pusher: Callable[..., Policy]
+) -> None:
+    with pytest.raises(InvalidInputError, match="one perception-to-action interface, got 0"):
+        take_reference(make_pusher(), environment="point", episodes=8)
+    with pytest.raises(InvalidInputError, match="at least 4 episodes"):
+        take_reference(reader, environment="point", episodes=6)
+    other = InterfaceReference.of("elsewhere", [stream(np.eye(2))] * 4)
+    with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
+        InterfaceMonitor(reader, other)
+    monitor = InterfaceMonitor(reader, reference)
+    with pytest.raises(InvalidInputError, match="'go left', 'go right', got 'dance'"), monitor.watch(["dance"]):
+        pass
+    for asked in (0, 1):
+        with pytest.raises(InvalidInputError, match="those watched so far"):
+            monitor.refresh(asked)
+    with pytest.raises(InvalidInputError, match="at least one episode"):
+        refreshed_map(reference, [])
+    for settings, message in (
+        ({"gain_min": 0.0}, "0 < gain_min"),
+        ({"gain_max": 0.5}, "0 < gain_min"),
+        ({"significance": -1.0}, "significance of a refresh"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            RefreshConfig(**settings)
