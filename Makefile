@@ -14,12 +14,12 @@ export PYTHONUNBUFFERED := 1
 
 # What MuJoCo needs to render without a display, and what Debian splits off its Python.
 LIBRARIES := libegl1 libgl1-mesa-dri
-HAS_LIBRARIES := [ -z "$(LIBRARIES)" ] || if command -v dpkg-query >/dev/null; \
+HAS_LIBRARIES = [ -z "$(LIBRARIES)" ] || if command -v dpkg-query >/dev/null; \
   then found=$$(dpkg-query -W -f '$${db:Status-Abbrev}\n' $(LIBRARIES) 2>/dev/null) && ! grep -qv '^ii' <<<"$$found"; \
   else PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libEGL\.so\.1 '; fi
 HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 
-.PHONY: help demo test test-benchmark test-libero test-report check setup system
+.PHONY: help demo test test-benchmark test-libero test-report test-simpler check setup system
 
 help: ## Shows this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -39,6 +39,10 @@ test-libero: system .venv-libero/installed ## Runs the tests of LIBERO, whose pi
 test-report: BROWSER := chromium
 test-report: setup ## Looks at a report in a headless browser: on a phone, in the dark, without colour vision.
 	$(BIN)/python -m pytest -m report tests/report
+
+test-simpler: LIBRARIES += libvulkan1
+test-simpler: system .venv-simpler/installed ## Runs the tests of SimplerEnv's tasks; see docs/reference/simpler.md.
+	.venv-simpler/bin/python -m pytest -m simpler tests/simpler
 
 check: setup ## Lints, checks formatting, types and layers.
 	$(BIN)/ruff check .
@@ -70,6 +74,13 @@ setup: system .venv/installed ## Makes .venv and installs everything.
 	@[ -x .venv-libero/bin/python ] || $(PYTHON) -m venv .venv-libero
 	grep -v -E '^(mujoco|cloudpickle|pillow)' requirements.lock >.venv-libero/constraints
 	.venv-libero/bin/python -m pip install --quiet --constraint .venv-libero/constraints --editable '.[dev,libero]'
+	@touch $@
+
+# Without a GPU, SAPIEN draws with SwiftShader, which goes into the user's cache.
+.venv-simpler/installed: requirements.lock pyproject.toml
+	@[ -x .venv-simpler/bin/python ] || $(PYTHON) -m venv .venv-simpler
+	.venv-simpler/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,simpler]'
+	command -v nvidia-smi >/dev/null || .venv-simpler/bin/python -m daptq.environments._simpler_driver
 	@touch $@
 
 system:

@@ -16,6 +16,7 @@ import numpy as np
 
 from daptq.artifacts import provenance, write_json
 from daptq.calibration._demonstrations import Disturbance, record_episode
+from daptq.calibration.tabletop import COURSE
 from daptq.environments._tabletop_expert import TabletopExpert
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.evaluation.statistics import wilson_interval
@@ -30,11 +31,11 @@ IMAGES: dict[str, dict[str, int]] = {
 
 def expert_success(seeds: int, disturbance: Disturbance | None) -> dict[str, Any]:
     """Success at the last recorded step per task, with Wilson's 95 % interval."""
-    environment, expert = TabletopEnvironment(image_size={}), TabletopExpert()
+    environment = TabletopEnvironment(image_size={})
     table = {}
     for task in environment.tasks:
         episodes = [
-            record_episode(environment, expert, task=task, seed=FIRST_SEED + i, disturbance=disturbance)
+            record_episode(environment, COURSE, task=task, seed=FIRST_SEED + i, disturbance=disturbance)
             for i in range(seeds)
         ]
         successes = sum(episode.success for episode in episodes)

@@ -1,4 +1,4 @@
-"""What the `reference` policy is trained on.
+"""What a policy of the reference architecture is trained on.
 
 Frames of the demonstrations with privileged labels, augmented; and the instructions from which its tokenizer learns.
 """
@@ -14,22 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daptq.artifacts import Artifact, read_artifact
-from daptq.calibration._demonstrations import (
-    CHUNK_SIZE,
-    EPISODES_PER_SHARD,
-    IMAGE_SIZE,
-    OBJECTS,
-    Episode,
-    LeadIn,
-    record_episode,
-)
-from daptq.environments._tabletop_expert import TabletopExpert
-from daptq.environments._tabletop_objects import TASKS
-from daptq.environments.tabletop import TabletopEnvironment
+from daptq.calibration._demonstrations import CHUNK_SIZE, Course, Episode, LeadIn, record_episode
+from daptq.calibration.tabletop import COURSE as TABLETOP
+from daptq.environments._base import Environment
 from daptq.policies._base import IMAGE_PREFIX, STATE, TASK, Batch, Policy
 from daptq.policies._execution import ChunkExecutor
 
-SHIFT = {"front": 2, "wrist": 2}
+SHIFT = 2
 FIRST_RECOVERY_SEED = 200_000
 VERBS = (
     "put the {a} on the {b}",
@@ -63,7 +54,7 @@ NOUNS = (
 
 def instruction_corpus() -> Iterator[str]:
     """Instructions from which the tokenizer learns its merges: the benchmark's and their like."""
-    for task in TASKS.values():
+    for task in TABLETOP.tasks.values():
         yield from [task.instruction] * 8
     for verb in VERBS:
         for a in NOUNS:
@@ -82,15 +73,16 @@ def successful_frames(shard: Artifact) -> dict[str, Tensor]:
 class Frames:
     """All frames of the demonstrations, in memory."""
 
-    def __init__(self, folders: list[Path], limit: int | None = None) -> None:
+    def __init__(self, folders: list[Path], course: Course, limit: int | None = None) -> None:
+        self.course = course
         paths = [path for folder in folders for path in sorted(folder.glob("shard-?????"))][:limit]
         shards = [successful_frames(read_artifact(path, kind="demonstrations")) for path in paths]
         self.tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
         self.shards = len(shards)
-        self.instructions = [task.instruction for task in TASKS.values()]
-        names = list(OBJECTS)
-        self.source = torch.tensor([names.index(task.source) for task in TASKS.values()])
-        self.target = torch.tensor([names.index(task.target) for task in TASKS.values()])
+        tasks, names = course.tasks.values(), course.objects
+        self.instructions = [task.instruction for task in tasks]
+        self.source = torch.tensor([names.index(task.source) for task in tasks])
+        self.target = torch.tensor([names.index(task.target) for task in tasks])
 
     def __len__(self) -> int:
         return len(self.tensors["action"])
@@ -99,9 +91,9 @@ class Frames:
         """A policy batch (augmented when a generator is given) and privileged labels for the frames `index`."""
         rows = {key: value[index] for key, value in self.tensors.items()}
         batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
-        for camera in IMAGE_SIZE:
+        for camera in self.course.cameras:
             image = rows[IMAGE_PREFIX + camera].permute(0, 3, 1, 2).float().div_(255.0)
-            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT[camera], generator) if generator else image
+            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT, generator) if generator else image
         here = rows[STATE][:, None, :3]
         positions, yaws = rows["object_positions"], rows["object_yaws"]
         each = torch.arange(len(index))
@@ -138,25 +130,20 @@ def follow(policy: Policy, instruction: str, seed: int) -> LeadIn:
     return lambda observation, step: executor.action(observation, instruction, step)
 
 
-def record_recoveries(policy: Policy, index: int) -> list[Episode]:
+def record_recoveries(environment: Environment, course: Course, policy: Policy, index: int) -> list[Episode]:
     """One shard of episodes that `policy` begins and the expert, taking over at a random step, finishes."""
-    environment = TabletopEnvironment(image_size=IMAGE_SIZE)
-    expert, episodes = TabletopExpert(), []
-    try:
-        for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
-            seed, task = FIRST_RECOVERY_SEED + number, list(TASKS)[number % len(TASKS)]
-            takeover = int(np.random.default_rng(seed).integers(2, 28))
-            episodes.append(
-                record_episode(
-                    environment,
-                    expert,
-                    task=task,
-                    seed=seed,
-                    disturbance=None,
-                    lead_in=follow(policy, TASKS[task].instruction, seed),
-                    takeover=takeover,
-                )
+    episodes = []
+    for number in range(index * course.episodes_per_shard, (index + 1) * course.episodes_per_shard):
+        task, seed = course.task(number), FIRST_RECOVERY_SEED + number // course.episodes_per_seed
+        episodes.append(
+            record_episode(
+                environment,
+                course,
+                task=task,
+                seed=seed,
+                disturbance=None,
+                lead_in=follow(policy, course.tasks[task].instruction, seed),
+                takeover=int(np.random.default_rng(FIRST_RECOVERY_SEED + number).integers(2, 28)),
             )
-    finally:
-        environment.close()
+        )
     return episodes

@@ -1,4 +1,4 @@
-"""The `reference` policy before training: its sizes, its tokenizer, and the heads that exist during training only."""
+"""The reference architecture before training: sizes, tokenizer, and the heads that exist during training only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from daptq.artifacts import read_json
-from daptq.calibration._demonstrations import CHUNK_SIZE, IMAGE_SIZE, OBJECTS
+from daptq.calibration._demonstrations import CHUNK_SIZE, Course
 from daptq.policies._base import STATE, Batch
 from daptq.policies._cogact_config import CogACTConfig
 from daptq.policies._diffusion import add_noise
@@ -28,8 +28,8 @@ def reference_tokenizer() -> Tokenizer:
     return train_tokenizer(instruction_corpus(), 512)
 
 
-def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
-    """The sizes of the reference policy, with normalisation statistics of the demonstrations."""
+def reference_config(frames: Frames, *, name: str, vocab_size: int) -> dict[str, Any]:
+    """The sizes of the reference architecture, with normalisation statistics of the demonstrations."""
     actions = frames.tensors["action"][:, 0].double()
     floor = torch.tensor([0.005] * 3 + [0.02] * 3 + [1.0], dtype=torch.float64)
     low = torch.minimum(actions.quantile(0.01, dim=0), -floor)
@@ -37,8 +37,8 @@ def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
     state = frames.tensors[STATE].double()
     std = state.std(dim=0).clamp_min(0.02)
     config = CogACTConfig(
-        name="reference",
-        cameras=dict(IMAGE_SIZE),
+        name=name,
+        cameras=dict(frames.course.cameras),
         state_dim=7,
         vision_channels=(24, 48, 96, 192),
         vision_depth=2,
@@ -70,7 +70,7 @@ def reference_config(frames: Frames, *, vocab_size: int) -> dict[str, Any]:
 class Learner(nn.Module):
     """The policy with the training-only heads: chunk regression, scene, goal."""
 
-    def __init__(self, policy: CogACTPolicy) -> None:
+    def __init__(self, policy: CogACTPolicy, objects: int) -> None:
         super().__init__()
         self.policy = policy
         width = policy.settings.language_width
@@ -78,7 +78,7 @@ class Learner(nn.Module):
         self.regression = nn.Sequential(
             nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim)
         )
-        self.scene = nn.Sequential(nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, len(OBJECTS) * 5))
+        self.scene = nn.Sequential(nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, objects * 5))
         self.goal = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 8))
 
     def perception_loss(self, batch: Batch, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -109,8 +109,8 @@ class Learner(nn.Module):
         return mean
 
 
-def new_learner(config: Path) -> Learner:
-    """An untrained learner for a saved configuration; the same one every time."""
+def new_learner(config: Path, course: Course) -> Learner:
+    """An untrained learner of a course for a saved configuration; the same one every time."""
     torch.manual_seed(SEED)
     files = {TOKENIZER_FILE: reference_tokenizer().to_str().encode()}
-    return Learner(CogACTPolicy.from_config(read_json(config), files))
+    return Learner(CogACTPolicy.from_config(read_json(config), files), len(course.objects))

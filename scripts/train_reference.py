@@ -1,4 +1,4 @@
-"""Trains the `reference` policy by imitation of the scripted `tabletop` expert, in resumable phases.
+"""Trains a policy of the reference architecture by imitation of a scripted expert, in resumable phases.
 
     python scripts/train_reference.py demonstrations --shards 40
     python scripts/train_reference.py perception --steps 5000      # or: start --policy FOLDER
@@ -6,6 +6,9 @@
     python scripts/train_reference.py action --steps 8000
     python scripts/train_reference.py joint --steps 500            # optional
     python scripts/train_reference.py export --output src/daptq/policies/reference
+
+The packaged policy learned `tabletop`. `--environment simpler --work runs/simpler` before the phase learns SimplerEnv's
+WidowX tasks, where ManiSkill is installed; `perception --policy reference` begins with what that policy knows.
 
 Phase *perception* trains everything up to the cognition feature with a direct chunk regression and privileged labels,
 whose heads are dropped afterwards. Phase *action* caches cognition features and trains the diffusion head on them
@@ -17,6 +20,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +34,34 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_artifact, write_json
-from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, DemonstrationSet, shard_tensors
+from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, Course, DemonstrationSet, shard_tensors
+from daptq.calibration.simpler import COURSE as SIMPLER
+from daptq.calibration.tabletop import COURSE as TABLETOP
 from daptq.packing.checkpoint import load_policy, save_policy
+from daptq.policies._base import Policy
 
 BATCH = 64
 ACTION_BATCH = 256
 NOISE_DRAWS = 4
+COURSES: Mapping[str, Course] = {course.name: course for course in (TABLETOP, SIMPLER)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What is learned and where the work lies."""
+
+    course: Course
+    work: Path
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the demonstrations and the recoveries lie."""
+        return [DemonstrationSet(self.course, "train").folder, self.work / "recoveries"]
+
+    @property
+    def config(self) -> Path:
+        """The policy's configuration."""
+        return self.place.config
 
 
 @dataclass
@@ -146,55 +172,67 @@ def indices(count: int, size: int, step: int) -> Tensor:
     return torch.randint(0, count, (size,), generator=torch.Generator().manual_seed(SEED + step))
 
 
-def folders(work: Path) -> list[Path]:
-    """Where the demonstrations and the recoveries lie."""
-    return [DemonstrationSet("train").folder, work / "recoveries"]
-
-
 @click.group()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/reference"), show_default=True)
+@click.option("--environment", type=click.Choice(list(COURSES)), default="tabletop", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.pass_context
-def main(context: click.Context, work: Path, threads: int) -> None:
-    """Trains the reference policy."""
+def main(context: click.Context, work: Path, environment: str, threads: int) -> None:
+    """Trains a policy of the reference architecture."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
-    context.obj = work
+    context.obj = Place(course=COURSES[environment], work=work)
 
 
 @main.command()
 @click.option("--shards", default=40, show_default=True)
 @click.option("--first", default=0, show_default=True)
 @click.option("--split", default="train", show_default=True)
-def demonstrations(shards: int, first: int, split: str) -> None:
+@click.pass_obj
+def demonstrations(place: Place, shards: int, first: int, split: str) -> None:
     """Records the demonstrations that are not there yet."""
-    source = DemonstrationSet(split)
+    source = DemonstrationSet(place.course, split)
     for index in range(first, first + shards):
         success = source.shard(index).metadata["success"]
         click.echo(f"shard {index}: {sum(success)}/{len(success)} episodes succeed")
 
 
-def setup(work: Path) -> tuple[Frames, Learner]:
+def setup(place: Place) -> tuple[Frames, Learner]:
     """Frames and an untrained learner; its normalisation is settled by the frames of the first call."""
-    frames = Frames(folders(work))
+    frames = Frames(place.folders, place.course)
     click.echo(f"{frames.shards} shards, {len(frames)} frames")
-    path = work / "config.json"
-    if not path.exists():
-        write_json(path, reference_config(frames, vocab_size=reference_tokenizer().get_vocab_size()))
-    learner = new_learner(path)
+    if not place.config.exists():
+        name = "reference" if place.course is TABLETOP else place.course.name
+        write_json(place.config, reference_config(frames, name=name, vocab_size=reference_tokenizer().get_vocab_size()))
+    learner = new_learner(place.config, place.course)
     count = sum(p.numel() for p in learner.policy.parameters())
     click.echo(f"{count / 1e6:.2f} M parameters, {len(learner.policy.linear_layers())} linear layers")
     return frames, learner
 
 
+def adopt(learner: Learner, trained: Policy) -> None:
+    """Copies the parameters of a trained policy that the learner's has, too."""
+    known = dict(trained.named_parameters())
+    copied = 0
+    with torch.no_grad():
+        for name, parameter in learner.policy.named_parameters():
+            if name in known and known[name].shape == parameter.shape:
+                parameter.copy_(known[name])
+                copied += parameter.numel()
+    click.echo(f"{copied / 1e6:.2f} M parameters taken from {trained.name}")
+
+
 @main.command()
 @click.option("--steps", default=5000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True)
+@click.option("--policy", help="float policy whose weights a new run begins with, where names and shapes agree")
 @click.pass_obj
-def perception(work: Path, steps: int, rate: float) -> None:
+def perception(place: Place, steps: int, rate: float, policy: str | None) -> None:
     """Trains vision, connector and language model."""
-    frames, learner = setup(work)
-    run = Run(work / "perception.safetensors", learner, steps, rate, PERCEPTION)
+    frames, learner = setup(place)
+    if policy is not None:
+        adopt(learner, load_policy(policy))
+    run = Run(place.work / "perception.safetensors", learner, steps, rate, PERCEPTION)
     started, first = time.monotonic(), run.step
     while run.step < steps:
         generator = torch.Generator().manual_seed(run.step)
@@ -220,14 +258,14 @@ def cache_cognition(frames: Frames, learner: Learner, index: Tensor) -> Tensor:
 @click.option("--rate", default=1e-3, show_default=True)
 @click.option("--frames", "count", default=40_000, show_default=True, help="frames whose feature is cached")
 @click.pass_obj
-def action(work: Path, steps: int, rate: float, count: int) -> None:
+def action(place: Place, steps: int, rate: float, count: int) -> None:
     """Trains the diffusion head on cached cognition features."""
-    frames, learner = setup(work)
-    load_averaged(learner, work / "perception.safetensors")
+    frames, learner = setup(place)
+    load_averaged(learner, place.work / "perception.safetensors")
     owners = torch.randperm(len(frames), generator=torch.Generator().manual_seed(SEED))[:count]
     features = cache_cognition(frames, learner, owners)
     click.echo(f"{len(features)} cognition features cached")
-    run = Run(work / "action.safetensors", learner, steps, rate, ACTION_HEAD)
+    run = Run(place.work / "action.safetensors", learner, steps, rate, ACTION_HEAD)
     actions, lengths = frames.tensors["action"], frames.tensors["valid"]
     started, first, recent = time.monotonic(), run.step, []
     while run.step < steps:
@@ -250,11 +288,11 @@ def action(work: Path, steps: int, rate: float, count: int) -> None:
 @click.option("--steps", default=500, show_default=True)
 @click.option("--rate", default=2e-4, show_default=True)
 @click.pass_obj
-def joint(work: Path, steps: int, rate: float) -> None:
+def joint(place: Place, steps: int, rate: float) -> None:
     """Tunes the whole policy on both losses."""
-    frames, learner = setup(work)
-    load_averaged(learner, work / "action.safetensors")
-    run = Run(work / "joint.safetensors", learner, steps, rate, PERCEPTION + ACTION_HEAD)
+    frames, learner = setup(place)
+    load_averaged(learner, place.work / "action.safetensors")
+    run = Run(place.work / "joint.safetensors", learner, steps, rate, PERCEPTION + ACTION_HEAD)
     while run.step < steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
         batch, labels = frames.batch(indices(len(frames), BATCH, SEED + run.step), generator)
@@ -276,17 +314,17 @@ def joint(work: Path, steps: int, rate: float) -> None:
 @main.command()
 @click.option("--policy", default="reference", show_default=True, help="name or folder of a float policy")
 @click.pass_obj
-def start(work: Path, policy: str) -> None:
+def start(place: Place, policy: str) -> None:
     """Takes the weights and the normalisation of a trained policy in place of the perception phase."""
     trained = load_policy(policy)
-    write_json(work / "config.json", trained.config())
+    write_json(place.config, trained.config())
     tensors = {f"model.policy.{name}": tensor.detach() for name, tensor in trained.named_parameters()}
     heads = {
         f"model.{name}": tensor.detach()
-        for name, tensor in new_learner(work / "config.json").named_parameters()
+        for name, tensor in new_learner(place.config, place.course).named_parameters()
         if not name.startswith("policy.")
     }
-    save_file(tensors | heads, work / "perception.safetensors", metadata={"step": "0", "seconds": "0"})
+    save_file(tensors | heads, place.work / "perception.safetensors", metadata={"step": "0", "seconds": "0"})
 
 
 @main.command()
@@ -294,32 +332,35 @@ def start(work: Path, policy: str) -> None:
 @click.option("--first", default=0, show_default=True)
 @click.option("--phase", type=click.Choice(["action", "joint"]), default="action", show_default=True)
 @click.pass_obj
-def recoveries(work: Path, shards: int, first: int, phase: str) -> None:
+def recoveries(place: Place, shards: int, first: int, phase: str) -> None:
     """Records episodes in which the expert takes over from the policy of a finished phase."""
-    learner = new_learner(work / "config.json")
-    load_averaged(learner, work / f"{phase}.safetensors")
+    learner = new_learner(place.config, place.course)
+    load_averaged(learner, place.work / f"{phase}.safetensors")
+    course = place.course
+    environment = course.environment()
     for index in range(first, first + shards):
-        episodes = record_recoveries(learner.policy.eval(), index)
+        episodes = record_recoveries(environment, course, learner.policy.eval(), index)
         metadata: dict[str, Any] = {
             "success": [e.success for e in episodes],
             "seeds": [e.seed for e in episodes],
             "phase": phase,
         }
-        path = work / "recoveries" / f"shard-{index:05d}"
-        write_artifact(path, kind=KIND, tensors=shard_tensors(episodes), metadata=metadata)
+        path = place.work / "recoveries" / f"shard-{index:05d}"
+        write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(course.tasks)), metadata=metadata)
         click.echo(f"shard {index}: {sum(metadata['success'])}/{len(episodes)} episodes succeed")
+    environment.close()
 
 
 @main.command()
 @click.option("--phase", type=click.Choice(["action", "joint"]), default="joint", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.pass_obj
-def export(work: Path, phase: str, output: Path) -> None:
+def export(place: Place, phase: str, output: Path) -> None:
     """Writes the averaged weights of a finished phase as a policy folder."""
-    learner = new_learner(work / "config.json")
-    load_averaged(learner, work / f"{phase}.safetensors")
+    learner = new_learner(place.config, place.course)
+    load_averaged(learner, place.work / f"{phase}.safetensors")
     phases = {}
-    for path in sorted(work.glob("*.safetensors")):
+    for path in sorted(place.work.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             phases[path.stem] = {key: round(float(value)) for key, value in file.metadata().items()}
     described = provenance(seed=SEED) | {"training": {"phases": phases, "batch": BATCH, "action_batch": ACTION_BATCH}}

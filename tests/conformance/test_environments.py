@@ -15,8 +15,8 @@ from daptq.environments._base import Environment, Info, Observation, check_envir
 from daptq.environments.tabletop import VARIANTS, TabletopEnvironment, make
 from daptq.errors import CheckFailedError
 
-# Its packages exclude the locked ones: `make test-libero` checks it in an environment of its own.
-OWN_LANE = {"libero"}
+# Packages that exclude the locked ones or need a download: `make test-libero` and `make test-simpler` check these.
+OWN_LANE = {"libero", "simpler"}
 
 
 @pytest.mark.parametrize("name", sorted(set(ENVIRONMENTS.names()) - OWN_LANE))

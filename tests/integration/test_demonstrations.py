@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,13 @@ from daptq.calibration import _demonstrations as demonstrations
 from daptq.calibration._base import check_batch, open_named_source
 from daptq.calibration._demonstrations import (
     CHUNK_SIZE,
-    OBJECTS,
     DemonstrationSet,
     Disturbance,
     action_chunks,
     record_episode,
 )
-from daptq.calibration.tabletop import TabletopSource, open_source
-from daptq.environments._tabletop_expert import TabletopExpert
+from daptq.calibration._states import DemonstrationSource, open_course
+from daptq.calibration.tabletop import COURSE, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
 from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK
@@ -32,9 +32,7 @@ from daptq.policies.cogact import CogACTPolicy, tiny
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which a shard is eight episodes."""
     folder = tmp_path_factory.mktemp("recordings")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demonstrations, "EPISODES_PER_SHARD", 8)
-        DemonstrationSet("train", folder).shard(0)
+    DemonstrationSet(replace(COURSE, episodes_per_shard=8), "train", folder).shard(0)
     return folder
 
 
@@ -70,23 +68,23 @@ def test_disturbances_stay_within_their_limits() -> None:
 
 
 def test_labels_are_what_the_expert_would_do_in_the_recorded_state() -> None:
-    environment, expert = TabletopEnvironment(image_size={}), TabletopExpert()
-    episode = record_episode(environment, expert, task="stack_blocks", seed=4, disturbance=Disturbance())
+    environment = TabletopEnvironment(image_size={})
+    episode = record_episode(environment, COURSE, task="stack_blocks", seed=4, disturbance=Disturbance())
     assert episode.success
     environment.reset(seed=4, options={"task": "stack_blocks"})
-    np.testing.assert_array_equal(episode.arrays["action"][0], expert.action(environment))
+    np.testing.assert_array_equal(episode.arrays["action"][0], COURSE.expert.action(environment))
     scene = np.isfinite(episode.arrays["object_positions"]).all(axis=(0, 2))
-    assert [name for name, present in zip(OBJECTS, scene, strict=True) if present] == [
+    assert [name for name, present in zip(COURSE.objects, scene, strict=True) if present] == [
         spec.name for spec in environment.world.objects
     ]
     environment.close()
 
 
 def test_the_expert_takes_over_where_another_controller_left() -> None:
-    environment, expert = TabletopEnvironment(image_size={}), TabletopExpert()
+    environment = TabletopEnvironment(image_size={})
     down = np.array([0, 0.02, -0.02, 0, 0, 0, -1], dtype=np.float32)
     episode = record_episode(
-        environment, expert, task="spoon_on_towel", seed=1, disturbance=None, lead_in=lambda *_: down, takeover=5
+        environment, COURSE, task="spoon_on_towel", seed=1, disturbance=None, lead_in=lambda *_: down, takeover=5
     )
     environment.close()
     assert episode.success
@@ -108,7 +106,7 @@ def test_source_streams_the_same_states_every_time(recordings: Path) -> None:
 
 def test_states_belong_to_their_instruction(recordings: Path) -> None:
     """Each state's picture, proprioception and actions come from one frame of an episode of that instruction."""
-    shard = DemonstrationSet("train", recordings).shard(0)
+    shard = DemonstrationSet(COURSE, "train", recordings).shard(0)
     batch = next(iter(open_source("train", limit=16, seed=0, folder=recordings)))
     states, instructions = shard.tensor(STATE), shard.metadata["instructions"]
     for row in range(16):
@@ -129,12 +127,10 @@ def test_batches_pass_the_checks_of_the_pipeline(recordings: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 100_000])
-def test_impossible_numbers_of_states_are_refused(
-    recordings: Path, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daptq.calibration.tabletop.SHARDS", {"train": 1})
+def test_impossible_numbers_of_states_are_refused(recordings: Path, limit: int) -> None:
+    course = replace(COURSE, shards={"train": 1})
     with pytest.raises(CalibrationDataError, match="number of calibration states must be at"):
-        open_source("train", limit=limit, seed=0, folder=recordings)
+        open_course(course, "train", limit=limit, seed=0, folder=recordings)
 
 
 def test_unknown_split_suggests_the_near_one() -> None:
@@ -153,4 +149,4 @@ def test_a_damaged_recording_is_refused(recordings: Path, tmp_path: Path) -> Non
     content[-1] ^= 1
     victim.write_bytes(content)
     with pytest.raises(ArtifactError, match=victim.name):
-        TabletopSource(DemonstrationSet("train", tmp_path), limit=4, seed=0)
+        DemonstrationSource(DemonstrationSet(COURSE, "train", tmp_path), limit=4, seed=0)

@@ -1,16 +1,17 @@
-"""Demonstrations of the scripted `tabletop` expert, recorded into shards on first use and kept in a cache.
+"""Demonstrations of a scripted expert, recorded into shards on first use and kept in a cache.
 
 An episode is disturbed now and then by a burst of random actions, so that recoveries are demonstrated too; the labels
-are always what the expert would do. The module knows nothing of policies or of calibration batches.
+are always what the expert would do. A `Course` says what is demonstrated. The module knows nothing of policies, nor of
+any one environment.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,22 +19,79 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from daptq.artifacts import Artifact, read_artifact, write_artifact
-from daptq.environments._tabletop_expert import TabletopExpert
-from daptq.environments._tabletop_objects import SCENES, TASKS
-from daptq.environments.tabletop import TabletopEnvironment
+from daptq.environments._base import Environment
 from daptq.errors import DaptqError, UnknownNameError
 
 KIND = "demonstrations"
-RECORDING_VERSION = 2
-EPISODES_PER_SHARD = 40
-IMAGE_SIZE: Mapping[str, int] = {"front": 96, "wrist": 64}
 CHUNK_SIZE = 16
 FIRST_SEED: Mapping[str, int] = {"train": 0, "validation": 500_000}
-SHARDS: Mapping[str, int] = {"train": 48, "validation": 4}
-OBJECTS: tuple[str, ...] = tuple(spec.name for scene in SCENES.values() for spec in scene)
 HOLD_STEPS = 6
 
 LeadIn = Callable[[Mapping[str, Any], int], NDArray[np.float32]]
+
+
+class Task(Protocol):
+    """What is told of a task."""
+
+    @property
+    def instruction(self) -> str:
+        """What the policy is told."""
+
+    @property
+    def source(self) -> str:
+        """Object to move."""
+
+    @property
+    def target(self) -> str:
+        """Object that receives it."""
+
+
+class Expert(Protocol):
+    """A scripted expert."""
+
+    def action(self, environment: Any, /) -> NDArray[np.float32]:
+        """Returns the action, float32 (7,), for the environment's present state and asked task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What is demonstrated.
+
+    Attributes:
+        name: Name of the environment.
+        version: Number of the recording; it changes when the same seed would give another one.
+        environment: Makes the environment, with the cameras that are recorded.
+        expert: Demonstrates.
+        tasks: The environment's tasks by name, in its order; episodes take turns.
+        objects: Names of the objects whose poses are recorded.
+        cameras: Edge in pixels of each camera's picture.
+        shards: Number of shards of each split.
+        episodes_per_shard: Episodes of a shard.
+        episodes_per_seed: Successive episodes with the same seed.
+        options: Options of every reset beside the task.
+    """
+
+    name: str
+    version: int
+    environment: Callable[[], Environment]
+    expert: Expert
+    tasks: Mapping[str, Task]
+    objects: tuple[str, ...]
+    cameras: Mapping[str, int]
+    shards: Mapping[str, int]
+    episodes_per_shard: int
+    episodes_per_seed: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, number: int) -> str:
+        """Name of the task of episode `number`."""
+        return list(self.tasks)[number % len(self.tasks)]
+
+    @property
+    def folder(self) -> Path:
+        """Where recordings are kept: in ``$XDG_CACHE_HOME/daptq`` or ``~/.cache/daptq``."""
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "daptq" / f"{self.name}-v{self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +138,8 @@ class Episode:
 
 
 def record_episode(
-    environment: TabletopEnvironment,
-    expert: TabletopExpert,
+    environment: Environment,
+    course: Course,
     *,
     task: str,
     seed: int,
@@ -89,11 +147,11 @@ def record_episode(
     lead_in: LeadIn | None = None,
     takeover: int = 0,
 ) -> Episode:
-    """Records the expert on one task.
+    """Records the expert on one task; it gives every label, also in the steps where something else was executed.
 
     Args:
         environment: Reset and driven here.
-        expert: Gives every label, also in the steps where something else was executed.
+        course: What is demonstrated.
         task: Task to demonstrate.
         seed: Seed of the scene and of the disturbance.
         disturbance: Bursts of random actions, or None.
@@ -105,10 +163,10 @@ def record_episode(
         Arrays `observation.images.<camera>` uint8, `observation.state` float32 (n, 7), `action` float32 (n, 7) the
         expert's label, `valid` int64 (n,) number of consecutive labels from this frame on that no disturbance
         contradicts, `object_positions` float32 (n, objects, 3) [m] and `object_yaws` (n, objects) [rad], NaN for
-        objects of the other scene.
+        objects of another scene.
     """
-    observation, _ = environment.reset(seed=seed, options={"task": task})
-    rng = np.random.default_rng([seed, list(TASKS).index(task), RECORDING_VERSION])
+    observation, _ = environment.reset(seed=seed, options={"task": task, **course.options})
+    rng = np.random.default_rng([seed, list(course.tasks).index(task), course.version])
     offsets = disturbance.schedule(rng, environment.horizon) if disturbance else {}
     rows: dict[str, list[NDArray[Any]]] = {}
     disturbed: list[bool] = []
@@ -118,8 +176,8 @@ def record_episode(
         if lead_in is not None and step < takeover:
             observation, _, _, _, info = environment.step(lead_in(observation, step))
             continue
-        label = expert.action(environment)
-        for key, value in (observation | _privileged(environment) | {"action": label}).items():
+        label = course.expert.action(environment)
+        for key, value in (observation | _privileged(environment, course.objects) | {"action": label}).items():
             rows.setdefault(key, []).append(value)
         executed, offset = label, offsets.get(step)
         if offset is not None:
@@ -136,11 +194,11 @@ def record_episode(
     return Episode(task=task, seed=seed, arrays=arrays, success=bool(info["success"]))
 
 
-def _privileged(environment: TabletopEnvironment) -> dict[str, NDArray[np.float32]]:
+def _privileged(environment: Environment, objects: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     state = environment.privileged_state()
     missing = np.full(3, np.nan)
-    positions = np.array([state.get(f"{name}.position", missing) for name in OBJECTS], dtype=np.float32)
-    yaws = np.array([state.get(f"{name}.yaw", missing[:1])[0] for name in OBJECTS], dtype=np.float32)
+    positions = np.array([state.get(f"{name}.position", missing) for name in objects], dtype=np.float32)
+    yaws = np.array([state.get(f"{name}.yaw", missing[:1])[0] for name in objects], dtype=np.float32)
     return {"object_positions": positions, "object_yaws": yaws}
 
 
@@ -164,9 +222,8 @@ def action_chunks(actions: NDArray[np.float32], chunk_size: int = CHUNK_SIZE) ->
     return chunks
 
 
-def shard_tensors(episodes: list[Episode]) -> dict[str, Tensor]:
+def shard_tensors(episodes: Sequence[Episode], tasks: Sequence[str]) -> dict[str, Tensor]:
     """Joins episodes: `action` becomes chunks; int64 `episode_index`, `task_index` and `frame_index` are added."""
-    tasks = list(TASKS)
     joined: dict[str, list[NDArray[Any]]] = {}
     for index, episode in enumerate(episodes):
         count = len(episode.arrays["action"])
@@ -181,16 +238,11 @@ def shard_tensors(episodes: list[Episode]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(np.concatenate(values)) for key, values in joined.items()}
 
 
-def cache_folder() -> Path:
-    """Where shards are kept: ``$XDG_CACHE_HOME/daptq`` or ``~/.cache/daptq``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "daptq" / f"tabletop-v{RECORDING_VERSION}"
-
-
 class DemonstrationSet:
     """The recorded demonstrations of one split, shard by shard; missing shards are recorded when first read.
 
     Args:
+        course: What is demonstrated.
         split: ``train`` or ``validation``; the seeds of the two never meet, nor those of evaluation episodes.
         folder: Where the shards are, by default the cache.
 
@@ -198,11 +250,12 @@ class DemonstrationSet:
         UnknownNameError: No such split.
     """
 
-    def __init__(self, split: str, folder: Path | None = None) -> None:
-        if split not in FIRST_SEED:
-            raise UnknownNameError("split of tabletop", split, FIRST_SEED)
+    def __init__(self, course: Course, split: str, folder: Path | None = None) -> None:
+        if split not in course.shards:
+            raise UnknownNameError(f"split of {course.name}", split, course.shards)
+        self.course = course
         self.split = split
-        self.folder = (folder or cache_folder()) / split
+        self.folder = (folder or course.folder) / split
 
     def shard(self, index: int) -> Artifact:
         """Reads shard `index`, recording it first when it is missing.
@@ -213,34 +266,34 @@ class DemonstrationSet:
         path = self.folder / f"shard-{index:05d}"
         if path.exists():
             return read_artifact(path, kind=KIND)
+        course = self.course
         episodes = list(self._record(index))
         metadata = {
             "split": self.split,
-            "tasks": list(TASKS),
-            "instructions": [task.instruction for task in TASKS.values()],
-            "objects": list(OBJECTS),
-            "recording_version": RECORDING_VERSION,
+            "tasks": list(course.tasks),
+            "instructions": [task.instruction for task in course.tasks.values()],
+            "objects": list(course.objects),
+            "recording_version": course.version,
             "seeds": [episode.seed for episode in episodes],
             "success": [episode.success for episode in episodes],
         }
         try:
-            write_artifact(path, kind=KIND, tensors=shard_tensors(episodes), metadata=metadata)
+            write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(course.tasks)), metadata=metadata)
         except DaptqError:
             if not path.exists():  # otherwise another process has just recorded the same shard
                 raise
         return read_artifact(path, kind=KIND)
 
     def _record(self, index: int) -> Iterator[Episode]:
-        tasks = list(TASKS)
-        environment = TabletopEnvironment(image_size=IMAGE_SIZE)
-        expert = TabletopExpert()
+        course = self.course
+        environment = course.environment()
         try:
-            for number in range(index * EPISODES_PER_SHARD, (index + 1) * EPISODES_PER_SHARD):
+            for number in range(index * course.episodes_per_shard, (index + 1) * course.episodes_per_shard):
                 yield record_episode(
                     environment,
-                    expert,
-                    task=tasks[number % len(tasks)],
-                    seed=FIRST_SEED[self.split] + number,
+                    course,
+                    task=course.task(number),
+                    seed=FIRST_SEED[self.split] + number // course.episodes_per_seed,
                     disturbance=Disturbance(),
                 )
         finally:

@@ -1,0 +1,37 @@
+"""Calibration states from scripted demonstrations of SimplerEnv's WidowX tasks, splits `train` and `validation`.
+
+Demonstrations begin beside the official initial states, never in one: what is calibrated or trained on them can be
+judged in all of those. Recording needs the extra `simpler`; reading what is recorded does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daptq.calibration._demonstrations import Course
+from daptq.calibration._states import DemonstrationSource, open_course
+from daptq.environments._simpler_expert import SimplerExpert
+from daptq.environments._simpler_tasks import TASKS
+from daptq.environments.simpler import make
+
+__all__ = ["COURSE", "open_source"]
+
+CAMERAS = {"front": 96}
+COURSE = Course(
+    name="simpler",
+    version=1,
+    environment=lambda: make(image_size=CAMERAS),
+    expert=SimplerExpert(),
+    tasks=TASKS,
+    objects=tuple(name for task in TASKS.values() for name in (task.source, task.target)),
+    cameras=CAMERAS,
+    shards={"train": 48, "validation": 4},
+    episodes_per_shard=16,
+    episodes_per_seed=len(TASKS),  # the seed's remainder chooses the initial state: each task has to see them all
+    options={"scattered": True},
+)
+
+
+def open_source(split: str, *, limit: int | None, seed: int, folder: Path | None = None) -> DemonstrationSource:
+    """Opens a split of the demonstrations; see `open_course`."""
+    return open_course(COURSE, split, limit=limit, seed=seed, folder=folder)
