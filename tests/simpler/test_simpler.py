@@ -72,7 +72,7 @@ def test_environment_keeps_the_contract(seeing: SimplerEnvironment) -> None:
 def test_the_seed_is_the_row_of_the_initial_states(environment: SimplerEnvironment) -> None:
     world = environment.world
     places = []
-    for seed in (0, 3, 27):
+    for seed in (0, 9, 33):
         environment.reset(seed=seed, options={"task": CARROT})
         world = environment.world
         # ManiSkill's row r is place r // 2 and orientation r % 2. Settling moves things by millimetres.

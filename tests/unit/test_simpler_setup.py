@@ -144,13 +144,13 @@ def test_carrying_lifts_crosses_lowers_and_lets_go(source: list[float], goal: li
 
 def test_reaching_hovers_until_it_is_aligned() -> None:
     away = HERE + np.array([0.05, 0.0, 0.08])
-    goal, opened = _reach(away, away, HERE, 0.0, 1.0)
+    goal, opened = _reach(away, away, HERE, 0.0, 1.0, 0.006)
     np.testing.assert_allclose(goal, HERE + np.array([0.0, 0.0, 0.07]))
     assert opened
     above = HERE + np.array([0.0, 0.0, 0.07])
-    np.testing.assert_allclose(_reach(above, above, HERE, 0.5, 1.0)[0], above)  # turns before it comes down
-    np.testing.assert_allclose(_reach(above, above, HERE, 0.0, 1.0)[0], HERE)
-    assert not _reach(HERE, HERE, HERE, 0.0, 1.0)[1]
+    np.testing.assert_allclose(_reach(above, above, HERE, 0.5, 1.0, 0.006)[0], above)  # turns before it comes down
+    np.testing.assert_allclose(_reach(above, above, HERE, 0.0, 1.0, 0.006)[0], HERE)
+    assert not _reach(HERE, HERE, HERE, 0.0, 1.0, 0.006)[1]
 
 
 def test_steps_are_limited() -> None:

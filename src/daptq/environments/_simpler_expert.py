@@ -31,12 +31,14 @@ class _Heights:
 
     Attributes:
         grasp: End-effector above the source's origin when the fingers close.
+        held_up: How far above that it may still be, held up by the wall of the sink.
         release: Source's origin above the target's origin when they open.
         travel: Source's origin above the target's origin on the way.
         aim: Horizontal error within which the source is lowered.
     """
 
     grasp: float
+    held_up: float = 0.006
     release: float
     travel: float
     aim: float
@@ -46,14 +48,14 @@ _HEIGHTS: Final[Mapping[str, _Heights]] = {
     "spoon_on_towel": _Heights(grasp=0.005, release=0.020, travel=0.07, aim=0.02),
     "carrot_on_plate": _Heights(grasp=0.005, release=0.030, travel=0.08, aim=0.02),
     "stack_blocks": _Heights(grasp=-0.005, release=0.030, travel=0.08, aim=0.006),
-    "eggplant_in_basket": _Heights(grasp=0.005, release=0.05, travel=0.13, aim=0.02),
+    "eggplant_in_basket": _Heights(grasp=0.005, held_up=0.02, release=0.05, travel=0.13, aim=0.02),
 }
 _MAX_STEP: Final = 0.035  # m per control step
 _MAX_TURN: Final = 0.3  # rad per control step
 _GAIN: Final = 0.8
 _HOVER: Final = 0.07  # height above a grasp at which the gripper travels [m]
 _GRASP_RADIUS: Final = 0.008  # m
-_GRASP_HEIGHT_ERROR: Final = 0.006  # m
+_COMMAND_ERROR: Final = 0.0015  # m
 _GRASP_TURN: Final = 0.12  # rad
 _RELEASE_HEIGHT_ERROR: Final = 0.003  # m
 _OPEN_ENOUGH: Final = 0.9
@@ -85,7 +87,7 @@ class SimplerExpert:
             if task.name == "stack_blocks":
                 turn = (turn + np.pi / 4) % (np.pi / 2) - np.pi / 4
             grasp = source + np.array([0.0, 0.0, heights.grasp])
-            goal, open_gripper = _reach(commanded, hand, grasp, turn, opening)
+            goal, open_gripper = _reach(commanded, hand, grasp, turn, opening, heights.held_up)
             yaw += turn
         return _towards(commanded, rotation, goal, yaw, open_gripper)
 
@@ -129,12 +131,13 @@ def _reach(
     grasp: Float[np.ndarray, "3"],
     turn: float,
     opening: float,
+    held_up: float,
 ) -> tuple[Float[np.ndarray, "3"], bool]:
     """The source is neither placed nor held: open, come above the grasp, descend, close."""
     goal: NDArray[np.float64] = grasp.copy()
     error = float(np.linalg.norm(hand[:2] - grasp[:2]))
     aligned = error < _GRASP_RADIUS and abs(turn) < _GRASP_TURN
-    if aligned and abs(hand[2] - grasp[2]) < _GRASP_HEIGHT_ERROR:
+    if aligned and commanded[2] < grasp[2] + _COMMAND_ERROR and hand[2] < grasp[2] + held_up:
         return commanded, opening < _CLOSED_ON_NOTHING
     if not aligned or opening < _OPEN_ENOUGH:
         goal[2] += _HOVER

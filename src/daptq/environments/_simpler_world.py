@@ -43,7 +43,8 @@ _END_EFFECTOR: Final = "ee_gripper_link"
 _FINGER_OPEN: Final = 0.037  # m, each finger
 _FINGER_CLOSED: Final = 0.015
 _ARM_JOINTS: Final = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-_SCATTER: Final = np.array([0.03, 0.03, 0.0])  # m
+_SCATTER: Final = 0.03  # m
+_SCATTER_IN_SINK: Final = 0.01  # m; its walls slope
 _SCATTER_TURN: Final = 0.5  # rad
 
 
@@ -134,14 +135,15 @@ class SimplerWorld:
 
         Args:
             row: Number of the state: ManiSkill's `episode_id`.
-            scatter: Moves the objects at random: up to 3 cm along each horizontal axis, up to 0.5 rad about the
-                vertical one. An invisible target stays where it is.
+            scatter: Moves the objects at random along both horizontal axes, up to 3 cm on the table and 1 cm in the
+                sink, and turns them by up to 0.5 rad. The invisible target in the basket stays where it is.
         """
         position = self._positions[row // len(self._quaternions)].copy()
         quaternion = self._quaternions[row % len(self._quaternions)].copy()
         if scatter is not None:
-            for index in range(1 if self.task.in_sink else 2):
-                position[index] += scatter.uniform(-1, 1, 3) * _SCATTER
+            reach, moved = (_SCATTER_IN_SINK, 1) if self.task.in_sink else (_SCATTER, 2)
+            for index in range(moved):
+                position[index, :2] += scatter.uniform(-reach, reach, 2)
                 turn = Rotation.from_rotvec([0, 0, scatter.uniform(-1, 1) * _SCATTER_TURN])
                 turned = turn * Rotation.from_quat(quaternion[index], scalar_first=True)
                 quaternion[index] = turned.as_quat(scalar_first=True)

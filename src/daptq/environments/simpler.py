@@ -162,8 +162,8 @@ class SimplerEnvironment(Environment):
         Args:
             seed: Chooses the initial state, and the offset of a scattered one. None draws one.
             options: `{"task": name}` chooses the task; without it the constructor's task is asked.
-                `{"scattered": True}` moves the objects by up to 3 cm and half a radian from where the initial state
-                puts them.
+                `{"scattered": True}` moves the objects at random from where the initial state puts them: along both
+                horizontal axes, by up to 3 cm on the table and 1 cm in the sink, and by half a radian.
 
         Returns:
             Observation and info.
