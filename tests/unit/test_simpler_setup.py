@@ -46,7 +46,7 @@ def test_another_maniskill_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_assets_are_named_with_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_simpler_world, "version", lambda package: "3.0.1")
-    monkeypatch.setattr(_simpler_world, "_asset_folder", lambda: tmp_path)
+    monkeypatch.setattr(_simpler_world, "asset_folder", lambda: tmp_path)
     with pytest.raises(
         MissingDependencyError, match=r"got no .*bridge_v2_real2sim_dataset\. Run `python -m mani_skill"
     ):

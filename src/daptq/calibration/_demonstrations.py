@@ -167,12 +167,12 @@ def record_episode(
     """
     observation, _ = environment.reset(seed=seed, options={"task": task, **course.options})
     rng = np.random.default_rng([seed, list(course.tasks).index(task), course.version])
-    offsets = disturbance.schedule(rng, environment.horizon) if disturbance else {}
+    offsets = disturbance.schedule(rng, environment.horizon_of(task)) if disturbance else {}
     rows: dict[str, list[NDArray[Any]]] = {}
     disturbed: list[bool] = []
     held_still = 0
     info: dict[str, Any] = {"success": False}
-    for step in range(environment.horizon):
+    for step in range(environment.horizon_of(task)):
         if lead_in is not None and step < takeover:
             observation, _, _, _, info = environment.step(lead_in(observation, step))
             continue

@@ -3,7 +3,7 @@
     python -m daptq.environments._simpler_driver [--library FILE]
 
 puts SwiftShader's one library, which Debian ships inside Chromium, into the user's cache and writes the manifest that
-Vulkan's loader reads. Mesa's own software driver before release 23 lacks a feature that SAPIEN needs. What this module
+Vulkan's loader reads. Mesa's own software driver, in release 22.3, lacks a feature that SAPIEN needs. What this module
 does not know: ManiSkill, and drivers of graphics cards.
 """
 

@@ -27,7 +27,7 @@ from daptq.environments._simpler_driver import render_device
 from daptq.environments._simpler_tasks import SimplerTask
 from daptq.errors import MissingDependencyError
 
-__all__ = ["CONTROL_FREQUENCY", "SimplerWorld", "require_simpler"]
+__all__ = ["CONTROL_FREQUENCY", "SimplerWorld", "asset_folder", "require_simpler"]
 
 CONTROL_FREQUENCY: Final = 5.0
 MANISKILL: Final = "3.0.1"
@@ -61,13 +61,14 @@ def require_simpler() -> None:
     if found != MANISKILL:
         raise MissingDependencyError(f"mani-skill must be {MANISKILL} for simpler, got {found}. {_INSTALL}")
     for folder in _ASSETS:
-        if not (_asset_folder() / folder).is_dir():
+        if not (asset_folder() / folder).is_dir():
             raise MissingDependencyError(
-                f"ManiSkill's assets must be there, got no {_asset_folder() / folder}. {_DOWNLOAD}"
+                f"ManiSkill's assets must be there, got no {asset_folder() / folder}. {_DOWNLOAD}"
             )
 
 
-def _asset_folder() -> Path:
+def asset_folder() -> Path:
+    """Where ManiSkill looks for assets."""
     with _quiet():
         try:
             from mani_skill import ASSET_DIR

@@ -93,8 +93,8 @@ class SimplerEnvironment(Environment):
         self.image_size: Final = sizes
         self.render_mode = "rgb_array"
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_FREQUENCY)}
-        self.horizon = TASKS[task].horizon if horizon is None else horizon
         self._asked_horizon = horizon
+        self.horizon = max(map(self.horizon_of, self.tasks))
         self._worlds: dict[str, SimplerWorld] = {}
         self._ready = False
         self._seed = 0
@@ -117,6 +117,10 @@ class SimplerEnvironment(Environment):
         if task not in TASKS:
             raise InvalidInputError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
         return task
+
+    def horizon_of(self, task: str) -> int:
+        """Returns SimplerEnv's horizon of `task`, unless another was asked for."""
+        return TASKS[task].horizon if self._asked_horizon is None else self._asked_horizon
 
     @property
     def task(self) -> str:
@@ -185,7 +189,6 @@ class SimplerEnvironment(Environment):
 
     def _begin(self, seed: int, *, scattered: bool) -> None:
         self._seed, self._scattered = seed, scattered
-        self.horizon = TASKS[self._task].horizon if self._asked_horizon is None else self._asked_horizon
         world = self.world
         world.reset(seed % world.initial_states, np.random.default_rng(seed) if scattered else None)
         self._actions = []

@@ -134,20 +134,20 @@ def evaluate_many(
         loaded=loaded if workers == 1 and ray is None else {},
     )
     (first,) = place.environments(1)
-    horizon, frequency = first.horizon, first.control_frequency
+    horizons, frequency = [first.horizon_of(task) for task in asked], first.control_frequency
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
     plan = plan_episodes(
         asked,
         episodes=episodes,
         seed=seed,
         drift_states=(episodes if drift_states is None else drift_states) if baseline is not None else 0,
-        possible_steps=range(0, horizon - HEADLINE_STEPS + 1, stride),
+        possible_steps=range(0, min(horizons) - HEADLINE_STEPS + 1, stride),
     )
     settings = {
         "environment": environment,
         **({} if variant is None else {"variant": variant}),
         "tasks": list(asked),
-        "horizon": horizon,
+        "horizon": max(horizons),
         "episodes": episodes,
         "seed": seed,
         "batch": batch,

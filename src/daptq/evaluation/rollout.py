@@ -166,7 +166,7 @@ class Branch:
 def run_episodes(
     environments: Sequence[Environment], policy: Policy, episodes: Sequence[Episode], *, label: str
 ) -> list[EpisodeRecord]:
-    """Runs episodes to the environment's horizon, side by side: one call of the policy predicts for all of them.
+    """Runs episodes to their tasks' horizon, side by side: one call of the policy predicts for all of one horizon.
 
     What an episode shares a call with changes the float rounding of its actions and nothing else.
 
@@ -179,7 +179,9 @@ def run_episodes(
     worlds = [_World(*both) for both in zip(environments, episodes, strict=True)]
     for world in worlds:
         world.reset()
-    _drive(worlds, policy, environments[0].horizon)
+    horizons = [world.environment.horizon_of(world.episode.task) for world in worlds]
+    for horizon in sorted(set(horizons)):
+        _drive([world for world, own in zip(worlds, horizons, strict=True) if own == horizon], policy, horizon)
     return [world.record(label) for world in worlds]
 
 

@@ -127,6 +127,20 @@ def test_episodes_side_by_side_are_those_run_alone(world: Any, make_pusher: Call
         assert np.array_equal(one.motion.positions, whole.motion.positions[branch.step : branch.step + 6])
 
 
+def test_each_task_runs_to_its_own_horizon(world: Any, make_pusher: Callable[..., Any]) -> None:
+    class Uneven(type(world)):  # type: ignore[misc]
+        def horizon_of(self, task: str) -> int:
+            return 7 if task == "right" else self.horizon
+
+    policy = make_pusher(noise=0.002)
+    episodes = [Episode(index=i, task=task, seed=10_000_000 + i) for i, task in enumerate(("left", "right", "left"))]
+    records = run_episodes([Uneven() for _ in episodes], policy, episodes, label="p")
+    assert [len(record.motion.positions) for record in records] == [world.horizon, 7, world.horizon]
+    assert [record.index for record in records] == [0, 1, 2]
+    alone = run_episode(world, policy, episodes[1], label="p")
+    assert np.array_equal(records[1].motion.positions, alone.motion.positions[:7])
+
+
 def test_a_policy_looks_once_per_chunk(
     world: Any, make_pusher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
