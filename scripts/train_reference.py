@@ -61,7 +61,7 @@ class Place:
     @property
     def config(self) -> Path:
         """The policy's configuration."""
-        return self.place.config
+        return self.work / "config.json"
 
 
 @dataclass

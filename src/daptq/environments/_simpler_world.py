@@ -111,9 +111,13 @@ class SimplerWorld:
             base = REGISTERED_ENVS[task.environment].cls
             # Without an observation mode nothing is drawn at a step. Lists that ManiSkill keeps on its class, so that
             # one scene inherits the objects of the one before, are given to each class anew.
-            own = {"SUPPORTED_OBS_MODES": ["none"], "rgb_overlay_mode": "none"}
-            lists = {"_objects_to_remove_from_greenscreen": [], "_rgb_overlay_images": {}}
-            made = type(base.__name__, (base,), own | lists)
+            own: dict[str, Any] = {
+                "SUPPORTED_OBS_MODES": ["none"],
+                "rgb_overlay_mode": "none",
+                "_objects_to_remove_from_greenscreen": [],
+                "_rgb_overlay_images": {},
+            }
+            made = type(base.__name__, (base,), own)
             self._env: Any = made(obs_mode="none", sim_backend="physx_cpu", render_backend="none")
             if device is not None:
                 # ManiSkill's parser knows no software device by its full name.
