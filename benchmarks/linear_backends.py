@@ -65,7 +65,7 @@ def candidates(
     expected = QuantizedLinear(packed, scale, bias, backend="reference")(x)
     for name in KERNELS.names():
         module = KERNELS.load(name)
-        if module.unavailable() is None and module.unsupported(packed) is None:
+        if module.unavailable() is None and module.unsupported(packed, 8) is None:
             layer = QuantizedLinear(packed, scale, bias, backend=name)
             runs[name] = lambda layer=layer: layer(x)  # type: ignore[misc]
             resident[name] = module.prepare(packed).resident_bytes() / weight.numel()

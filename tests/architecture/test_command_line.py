@@ -17,6 +17,8 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--data": "tabletop:train",
         "--weight-bits": None,
         "--activation-bits": None,
+        "--group-size": None,
+        "--asymmetric": None,
         "--keep-fraction": None,
         "--budget-mib": None,
         "--budget-ms": None,

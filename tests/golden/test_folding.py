@@ -17,6 +17,7 @@ from daptq.compensation.folding import (
     fold_into_producer_weight,
 )
 from daptq.errors import InvalidInputError
+from daptq.numerics.quantized_matrix import QuantizedMatrix
 
 SIZE = 6
 
@@ -31,10 +32,10 @@ AFFINE = AffineMap(
 GAIN = AffineMap(matrix=torch.diag(normal(SIZE, seed=3).abs() + 0.1), shift=normal(SIZE, seed=4))
 
 
-def nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(weight: Tensor) -> QuantizedMatrix:
     """Three-bit rounding, written out."""
     scale = weight.abs().amax(dim=1, keepdim=True) / 3
-    return torch.round(weight / scale).to(torch.int8), scale
+    return QuantizedMatrix(integers=torch.round(weight / scale).to(torch.int8), scale=scale, num_bits=3)
 
 
 @pytest.mark.parametrize("bias", [None, normal(4, seed=6)], ids=["no bias", "bias"])
@@ -82,10 +83,10 @@ def test_producer_weight_is_the_rounded_product(bias: Tensor | None) -> None:
     weight, x = normal(SIZE, 5, seed=11), normal(20, 5, seed=12)
     result = fold_into_producer_weight(weight, bias, AFFINE, nearest)
     product = AFFINE.matrix @ weight
-    integers, scale = nearest(product.float())
-    assert torch.equal(result.integers, integers)
-    torch.testing.assert_close(result.scale, scale)
-    rounded = scale.double() * integers.double()
+    expected = nearest(product.float())
+    assert torch.equal(result.weight.integers, expected.integers)
+    torch.testing.assert_close(result.weight.scale, expected.scale)
+    rounded = expected.scale.double() * expected.integers.double()
     assert result.rounding_error == pytest.approx(float((rounded - product).norm() / product.norm()), rel=1e-6)
     # Without the rounding the fold is exact: what remains is what rounding the product does to the output.
     explicit = AFFINE(x @ weight.mT + (0 if bias is None else bias))

@@ -60,7 +60,8 @@ def brain_surgeon(weight: Tensor, scale: Tensor, limit: int, hessian: Matrix, or
 @pytest.mark.parametrize("in_features", [1, 37, BLOCK + 21])
 def test_integers_are_those_of_optimal_brain_quantization(num_bits: int, act_order: bool, in_features: int) -> None:
     weight, gram = example(5, in_features)
-    integers, scale = round_weight(weight, num_bits, gram, act_order=act_order)
+    rounded = round_weight(weight, num_bits, gram, act_order=act_order)
+    integers, scale = rounded.integers, rounded.scale
     order = np.argsort(-np.diag(gram.numpy()), kind="stable") if act_order else np.arange(in_features)
     limit = 2 ** (num_bits - 1) - 1
     # Both work in float64: a difference of 1e-12 changes an integer only where a quotient lies that near to a half.
@@ -69,9 +70,9 @@ def test_integers_are_those_of_optimal_brain_quantization(num_bits: int, act_ord
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gram = example(6, 75)
-    whole = round_weight(weight, 3, gram)[0]
+    whole = round_weight(weight, 3, gram).integers
     monkeypatch.setattr("daptq.rounding.gptq.BLOCK", 8)
-    assert torch.equal(round_weight(weight, 3, gram)[0], whole)
+    assert torch.equal(round_weight(weight, 3, gram).integers, whole)
 
 
 def test_error_lies_between_the_optimum_and_round_to_nearest() -> None:
@@ -79,7 +80,8 @@ def test_error_lies_between_the_optimum_and_round_to_nearest() -> None:
     for seed in range(40):
         weight, gram = example(1, 5, seed)
         hessian = damped(gram, 0.0)
-        integers, scale = round_weight(weight, 2, gram, damping=0.0)
+        rounded = round_weight(weight, 2, gram, damping=0.0)
+        integers, scale = rounded.integers, rounded.scale
         row, step = weight.double().numpy()[0], float(scale)
         errors = {k: row_error(row - step * np.array(k), hessian) for k in itertools.product((-1, 0, 1), repeat=5)}
         nearest = tuple(np.clip(np.rint(row / step), -1, 1).astype(int).tolist())
@@ -92,7 +94,7 @@ def test_error_lies_between_the_optimum_and_round_to_nearest() -> None:
 
 def test_searched_scale_weighs_columns_by_the_diagonal() -> None:
     weight, gram = example(4, 40)
-    _, scale = round_weight(weight, 4, gram)
+    scale = round_weight(weight, 4, gram).scale
     longest = absmax_scale(weight, 4).double()
     importance = gram.diagonal() + 0.01 * gram.diagonal().mean()
     for row in range(4):
@@ -105,25 +107,29 @@ def test_searched_scale_weighs_columns_by_the_diagonal() -> None:
         # Candidates are float32, the ones here float64: neighbours that tie to seven digits may change places.
         assert tried[chosen] <= min(tried.values()) * (1 + 1e-5)
     assert not torch.equal(scale, searched_scale(weight, 4))
-    assert torch.equal(round_weight(weight, 4, gram, scale="absmax")[1], absmax_scale(weight, 4))
+    assert torch.equal(round_weight(weight, 4, gram, scale="absmax").scale, absmax_scale(weight, 4))
 
 
 def test_a_column_that_was_never_seen_is_rounded_to_nearest_and_disturbs_nothing() -> None:
     weight, gram = example(4, 12)
     gram[5] = gram[:, 5] = 0
-    integers, scale = round_weight(weight, 4, gram, scale="absmax", damping=0.0)
+    rounded = round_weight(weight, 4, gram, scale="absmax", damping=0.0)
+    integers, scale = rounded.integers, rounded.scale
     assert torch.equal(integers[:, 5], torch.round(weight[:, 5] / scale[:, 0]).to(torch.int8))
     without = torch.arange(12) != 5
     # A column of zeros keeps the scale and is no part of the smaller problem.
     zeroed = weight.clone()
     zeroed[:, 5] = 0
-    smaller, same = round_weight(weight[:, without], 4, gram[without][:, without], scale="absmax", damping=0.0)
+    rounded = round_weight(weight[:, without], 4, gram[without][:, without], scale="absmax", damping=0.0)
+    smaller, same = rounded.integers, rounded.scale
     untouched = (zeroed.abs().amax(dim=1) == weight.abs().amax(dim=1)).tolist()
     assert any(untouched)
     for row in np.flatnonzero(untouched):
         assert float(scale[row]) == float(same[row])
         assert torch.equal(integers[row, without], smaller[row])
-    assert torch.equal(round_weight(weight, 4, torch.zeros_like(gram))[0], round_weight(weight, 4, torch.eye(12))[0])
+    assert torch.equal(
+        round_weight(weight, 4, torch.zeros_like(gram)).integers, round_weight(weight, 4, torch.eye(12)).integers
+    )
 
 
 def test_what_is_no_gram_matrix_is_refused() -> None:

@@ -126,7 +126,8 @@ def test_bytes_are_those_of_a_checkpoint(tmp_path: Path, num_bits: int, bias: bo
     layers = {}
     if num_bits != 16:
         for name, linear in chosen.items():
-            integers, scale = round_weight(linear.weight.detach(), num_bits)
+            rounded = round_weight(linear.weight.detach(), num_bits)
+            integers, scale = rounded.integers, rounded.scale
             layers[name] = QuantizedLinear.from_integers(integers, scale, linear.bias, num_bits=num_bits)
     folder = save_quantized(policy, tmp_path / "out", layers=layers, plan={}, folding={}, recipe={}, provenance={})
     artifact = read_artifact(folder, kind=QUANTIZED_KIND)

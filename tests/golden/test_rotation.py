@@ -131,7 +131,8 @@ def test_a_layer_undoes_the_transform_of_its_weight() -> None:
     transformed, input_scale, block = TransformConfig(rotation_block=16, smoothing=0.15).apply(
         weight, x.abs().amax(dim=0)
     )
-    integers, scale = round_weight(transformed, 8)
+    rounded = round_weight(transformed, 8)
+    integers, scale = rounded.integers, rounded.scale
     layer = QuantizedLinear.from_integers(
         integers, scale, bias, num_bits=8, input_scale=input_scale, rotation_block=block
     )
@@ -157,7 +158,8 @@ def test_block_is_dropped_where_it_does_not_fit() -> None:
 @pytest.mark.parametrize("block", [0, 8])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_state_casts_and_copies_keep_the_transform(block: int, scaled: bool) -> None:
-    integers, scale = round_weight(torch.randn(6, 24), 4)
+    rounded = round_weight(torch.randn(6, 24), 4)
+    integers, scale = rounded.integers, rounded.scale
     factor = torch.rand(24) + 0.5 if scaled else None
     layer = QuantizedLinear.from_integers(integers, scale, input_scale=factor, rotation_block=block)
     x = torch.randn(3, 24)
@@ -179,7 +181,8 @@ def test_state_casts_and_copies_keep_the_transform(block: int, scaled: bool) -> 
 
 
 def test_transforms_of_other_sizes_are_refused() -> None:
-    integers, scale = round_weight(torch.randn(6, 24), 4)
+    rounded = round_weight(torch.randn(6, 24), 4)
+    integers, scale = rounded.integers, rounded.scale
     for wrong in (torch.ones(23), torch.zeros(24), torch.full((24,), math.nan)):
         with pytest.raises(InvalidInputError, match=r"input_scale must be positive, finite and of shape \(24,\)"):
             QuantizedLinear.from_integers(integers, scale, input_scale=wrong)

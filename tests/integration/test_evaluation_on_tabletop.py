@@ -30,7 +30,8 @@ def quantized(tmp_path: Path) -> Path:
     for name, role in policy.linear_layers().items():
         if role in ("language", "action_head"):
             linear: Any = policy.get_submodule(name)
-            layers[name] = QuantizedLinear.from_integers(*round_weight(linear.weight.detach(), 4), linear.bias)
+            rounded = round_weight(linear.weight.detach(), 4)
+            layers[name] = QuantizedLinear.from_integers(rounded.integers, rounded.scale, linear.bias)
     folder = tmp_path / "quantized"
     return save_quantized(policy, folder, layers=layers, plan={}, folding={}, recipe={}, provenance={})
 

@@ -56,7 +56,7 @@ def test_every_backend_equals_the_reference(
     expected = load_backend(REFERENCE).prepare(weight).run(x, scale, given_bias)
     for name in RUNNABLE:
         backend = load_backend(name)
-        if backend.unsupported(weight) is None:
+        if backend.unsupported(weight, 8) is None:
             prepared = backend.prepare(weight)
             assert torch.equal(prepared.run(x, scale, given_bias), expected), name
             assert torch.equal(prepared.weight().packed, weight.packed), name
@@ -80,7 +80,7 @@ def long_rows(num_bits: int, in_features: int) -> tuple[PackedWeight, Tensor, Te
 def test_backends_stay_exact_where_sums_outgrow_float32(name: str, num_bits: int, in_features: int) -> None:
     weight, x, expected = long_rows(num_bits, in_features)
     backend = load_backend(name)
-    if backend.unsupported(weight) is not None:
+    if backend.unsupported(weight, 8) is not None:
         # The only reason on a CPU: sums of two products that overflow 16 bits.
         assert (name, num_bits) == ("fbgemm", 8)
         return

@@ -34,7 +34,8 @@ def test_no_row_is_worse_than_round_to_nearest(
     num_bits: int, seed: int, samples: int, act_order: bool, damping: float
 ) -> None:
     weight, gram = problem(seed, 4, 24, samples)
-    integers, scale = gptq.round_weight(weight, num_bits, gram, act_order=act_order, damping=damping)
+    rounded = gptq.round_weight(weight, num_bits, gram, act_order=act_order, damping=damping)
+    integers, scale = rounded.integers, rounded.scale
     plain = quantize_symmetric(weight, scale, num_bits)
     before = error(weight, plain, scale, gram)
     # float64 sums of 24^2 terms; the Gram matrix may be singular, so the error itself may be zero.
@@ -47,8 +48,10 @@ def test_inputs_without_correlation_make_it_round_to_nearest(
     num_bits: int, seed: int, act_order: bool, size: float
 ) -> None:
     weight, _ = problem(seed, 3, 20, 1)
-    integers, scale = gptq.round_weight(weight, num_bits, size * torch.eye(20), act_order=act_order)
-    expected, expected_scale = nearest.round_weight(weight, num_bits)
+    rounded = gptq.round_weight(weight, num_bits, size * torch.eye(20), act_order=act_order)
+    integers, scale = rounded.integers, rounded.scale
+    nearer = nearest.round_weight(weight, num_bits)
+    expected, expected_scale = nearer.integers, nearer.scale
     # The weighted search sums in another order: a tie between two scales may fall the other way.
     torch.testing.assert_close(
         error(weight, integers, scale, torch.eye(20).double()),
@@ -64,22 +67,27 @@ def test_a_multiple_of_the_gram_matrix_and_an_order_of_rows_change_nothing(
     num_bits: int, seed: int, exponent: int
 ) -> None:
     weight, gram = problem(seed, 4, 12, 40)
-    integers, scale = gptq.round_weight(weight, num_bits, gram)
-    same, same_scale = gptq.round_weight(weight, num_bits, gram * 4.0**exponent)
+    rounded = gptq.round_weight(weight, num_bits, gram)
+    integers, scale = rounded.integers, rounded.scale
+    again = gptq.round_weight(weight, num_bits, gram * 4.0**exponent)
+    same, same_scale = again.integers, again.scale
     assert torch.equal(integers, same)
     assert torch.equal(scale, same_scale)
     rows = torch.randperm(4)
-    assert torch.equal(gptq.round_weight(weight[rows], num_bits, gram)[0], integers[rows])
+    assert torch.equal(gptq.round_weight(weight[rows], num_bits, gram).integers, integers[rows])
 
 
 def test_correlated_inputs_gain_much_in_aggregate() -> None:
     before = after = ordered = 0.0
     for seed in range(10):
         weight, gram = problem(seed, 8, 48, 200)
-        integers, scale = nearest.round_weight(weight, 4)
+        rounded = nearest.round_weight(weight, 4)
+        integers, scale = rounded.integers, rounded.scale
         before += float(error(weight, integers, scale, gram).sum())
-        after += float(error(weight, *gptq.round_weight(weight, 4, gram), gram).sum())
-        ordered += float(error(weight, *gptq.round_weight(weight, 4, gram, act_order=True), gram).sum())
+        rounded = gptq.round_weight(weight, 4, gram)
+        after += float(error(weight, rounded.integers, rounded.scale, gram).sum())
+        rounded = gptq.round_weight(weight, 4, gram, act_order=True)
+        ordered += float(error(weight, rounded.integers, rounded.scale, gram).sum())
     assert after < 0.6 * before
     assert ordered < 0.6 * before
 
@@ -88,9 +96,9 @@ def test_without_its_guard_the_method_can_be_worse_than_round_to_nearest() -> No
     worse = 0
     for seed in range(30):
         weight, gram = problem(seed, 4, 24, 6)
-        _, scale = gptq.round_weight(weight, 2, gram, scale="absmax")
+        plain = nearest.round_weight(weight, 2, scale="absmax")
         hessian = gptq._damped(gram, 24, 0.01)
-        greedy = gptq._round_columns(weight.double(), scale.double(), gptq._inverse_factor(hessian), 1)
-        plain = quantize_symmetric(weight, scale, 2)
-        worse += int((error(weight, greedy, scale, hessian) > error(weight, plain, scale, hessian)).sum())
+        greedy = gptq._round_columns(weight.double(), plain, torch.arange(24), gptq._inverse_factor(hessian))
+        scale = plain.scale
+        worse += int((error(weight, greedy, scale, hessian) > error(weight, plain.integers, scale, hessian)).sum())
     assert worse > 0

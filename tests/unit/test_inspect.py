@@ -33,7 +33,8 @@ def inspected(folder: Path, plan: Any, folding: Any) -> tuple[list[str], dict[st
     """The lines that are printed, and the layers of the JSON by name, of a policy with one layer of 4 bits."""
     policy = tiny()
     linear: Any = policy.get_submodule(ROUNDED)
-    layers = {ROUNDED: QuantizedLinear.from_integers(*round_weight(linear.weight.detach(), 4), linear.bias)}
+    rounded = round_weight(linear.weight.detach(), 4)
+    layers = {ROUNDED: QuantizedLinear.from_integers(rounded.integers, rounded.scale, linear.bias)}
     save_quantized(policy, folder / "out", layers=layers, plan=plan, folding=folding, recipe={}, provenance={})
     result = CliRunner().invoke(main, ["inspect", str(folder / "out"), "--json", str(folder / "out.json")])
     assert result.exit_code == 0, result.output

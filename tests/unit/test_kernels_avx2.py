@@ -140,14 +140,14 @@ def test_kernel_without_dot_products_equals_the_reference() -> None:
 
 def test_rows_whose_sums_could_overflow_are_refused() -> None:
     # 2^31 - 1 over 127 * 128 is 132104.06.
-    assert avx2.unsupported(packed(132104, 1, 8)) is None
-    assert "exact up to 132104 input features" in str(avx2.unsupported(packed(132105, 1, 8)))
-    assert avx2.unsupported(packed(132105, 1, 4)) is None
+    assert avx2.unsupported(packed(132104, 1, 8), 8) is None
+    assert "exact up to 132104 input features" in str(avx2.unsupported(packed(132105, 1, 8), 8))
+    assert avx2.unsupported(packed(132105, 1, 4), 8) is None
 
 
 def test_other_devices_are_refused() -> None:
     weight = PackedWeight(packed=torch.zeros(2, 4, dtype=torch.uint8, device="meta"), in_features=8, num_bits=4)
-    assert "runs on the CPU only, not on meta" in str(avx2.unsupported(weight))
+    assert "runs on the CPU only, not on meta" in str(avx2.unsupported(weight, 8))
 
 
 def test_a_processor_without_avx2_is_named_and_an_explicit_choice_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,11 @@ from daptq.errors import RecipeError
 @click.option("--method", metavar="NAME", default="da-ptq", help="Recipe; see `daptq list methods`.")
 @click.option("--data", metavar="SOURCE", default="tabletop:train", help="Calibration data, as source:split.")
 @click.option("--weight-bits", metavar="BITS", type=int, help="Bits of a quantized weight.  [default: the method's]")
-@click.option("--activation-bits", metavar="BITS", type=int, help="Bits of its activations.  [default: the method's]")
+@click.option(
+    "--activation-bits", metavar="BITS", type=int, help="Likewise, 16: not quantized.  [default: the method's]"
+)
+@click.option("--group-size", metavar="N", type=int, help="Weights that share a scale: 32, 64, 128; 0: a whole row.")
+@click.option("--asymmetric", is_flag=True, default=None, help="Give every scale of a weight a zero point.")
 @click.option("--keep-fraction", metavar="F", type=float, help="Action-head layers kept.  [default: the method's]")
 @click.option("--budget-mib", metavar="N", type=float, help="Size of the linear layers, for a method with a budget.")
 @click.option("--budget-ms", metavar="N", type=float, help="Measured time of the linear layers, likewise.")
@@ -29,7 +33,13 @@ from daptq.errors import RecipeError
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of the calibration states and their noise.")
 @json_option
 def quantize(
-    policy: str, output: Path, method: str, data: str, seed: int, json_path: Path | None, **settings: float | str | None
+    policy: str,
+    output: Path,
+    method: str,
+    data: str,
+    seed: int,
+    json_path: Path | None,
+    **settings: float | str | bool | None,
 ) -> None:
     """Quantizes POLICY into the new folder DIR, which loads without the original policy.
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor
 
 from daptq.compensation._affine import AffineMap
 from daptq.errors import InvalidInputError
+from daptq.numerics.quantized_matrix import QuantizedMatrix
 
 __all__ = [
     "FoldedProducer",
@@ -29,7 +30,7 @@ __all__ = [
     "fold_into_producer_weight",
 ]
 
-Rounder = Callable[[Float[Tensor, "out in"]], tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]]
+Rounder = Callable[[Float[Tensor, "out in"]], QuantizedMatrix]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,41 +38,39 @@ class FoldedProducer:
     """A producer whose weight was multiplied by M and rounded again.
 
     Attributes:
-        integers: int8 (out, in).
-        scale: float32 (out, 1).
+        weight: The rounded weight (out, in).
         bias: float32 (out,).
-        rounding_error: ||scale * integers - M W||_F / ||M W||_F, the relative error of the second rounding.
+        rounding_error: ||weight - M W||_F / ||M W||_F, the relative error of the second rounding.
     """
 
-    integers: Int8[Tensor, "out in"]
-    scale: Float[Tensor, "out 1"]
+    weight: QuantizedMatrix
     bias: Float[Tensor, " out"]
     rounding_error: float
 
 
 def fold_gain_into_producer(
-    scale: Float[Tensor, "out 1"],
+    scale: Float[Tensor, "out groups"],
     bias: Float[Tensor, " out"] | None,
     gain: Float[Tensor, " out"],
     shift: Float[Tensor, " out"],
-) -> tuple[Float[Tensor, "out 1"], Float[Tensor, " out"]]:
-    """Folds z -> g z + d into a quantized producer; exact for any bit-width, since the integers stay.
+) -> tuple[Float[Tensor, "out groups"], Float[Tensor, " out"]]:
+    """Folds z -> g z + d into a quantized producer; exact for any bit-width, since integers and zero points stay.
 
     Args:
-        scale: float32 (out, 1) scale per output channel.
+        scale: float32 (out, groups) scales.
         bias: (out,) bias, or None.
         gain: (out,) positive gain g.
         shift: (out,) shift d.
 
     Returns:
-        Scale g s (out, 1) and bias g b + d (out,), float32.
+        Scale g s (out, groups) and bias g b + d (out,), float32.
 
     Raises:
         InvalidInputError: A gain is not positive, which a scale cannot express, or the shapes differ.
     """
-    if scale.shape != (len(gain), 1) or shift.shape != gain.shape:
+    if scale.dim() != 2 or len(scale) != len(gain) or shift.shape != gain.shape:
         raise InvalidInputError(
-            f"scale, gain and shift must have shapes (out, 1), (out,) and (out,), got {tuple(scale.shape)}, "
+            f"scale, gain and shift must have shapes (out, groups), (out,) and (out,), got {tuple(scale.shape)}, "
             f"{tuple(gain.shape)} and {tuple(shift.shape)}. Give one gain per output channel."
         )
     if not bool((gain > 0).all()):
@@ -109,13 +108,13 @@ def fold_into_producer_weight(
         weight: (out, in) float weight of the producer.
         bias: (out,) bias, or None.
         affine: The map.
-        round_weight: Rounds a float weight to integers and scales.
+        round_weight: Rounds a float weight.
     """
     folded = affine.matrix @ weight.detach().to(torch.float64)
-    integers, scale = round_weight(folded.float())
-    error = (integers.to(torch.float64) * scale.to(torch.float64) - folded).norm() / folded.norm().clamp_min(1e-300)
+    rounded = round_weight(folded.float())
+    error = (rounded.dequantize(torch.float64) - folded).norm() / folded.norm().clamp_min(1e-300)
     new_bias = affine.shift if bias is None else affine.matrix @ bias.detach().to(torch.float64) + affine.shift
-    return FoldedProducer(integers=integers, scale=scale, bias=new_bias.float(), rounding_error=float(error))
+    return FoldedProducer(weight=rounded, bias=new_bias.float(), rounding_error=float(error))
 
 
 def fold_constant(constant: Float[Tensor, "... d"], affine: AffineMap) -> Float[Tensor, "... d"]:

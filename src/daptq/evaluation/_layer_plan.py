@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.artifacts import Artifact, read_artifact
+from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, rounding_bound
+from daptq.kernels.linear._prepared import PackedWeight
 from daptq.kernels.linear._transform import transform
 from daptq.kernels.linear.reference import linear_w4a8
 from daptq.numerics.rotation import hadamard
@@ -35,7 +37,8 @@ class LayerPlan:
         name: Module path.
         role: Role of its block.
         num_bits: Bits of a weight, 16 for a layer that was kept.
-        activation_bits: Bits of an activation, None for a layer that was kept.
+        activation_bits: Bits of an activation, 16 for floating point; None for a layer that was kept.
+        group_size: Inputs that share a scale, 0 for one scale per output channel.
         decided_bits: Bits of a weight that the bit plan says; None where it says nothing.
         tensors: The tensors that the checkpoint holds for it, by their last name.
         rotation_block: Channels of a block of the rotation of its input, 0 for none.
@@ -45,6 +48,7 @@ class LayerPlan:
     role: str
     num_bits: int
     activation_bits: int | None
+    group_size: int
     decided_bits: int | None
     tensors: Mapping[str, Tensor]
     rotation_block: int
@@ -64,35 +68,58 @@ class LayerPlan:
         scale = self.tensors.get("input_scale")
         return x if rotation is None and scale is None else transform(x, scale, rotation)
 
+    @property
+    def integer_activations(self) -> bool:
+        """Whether the multiplication sees quantized activations."""
+        return self.activation_bits not in (None, FLOAT_ACTIVATIONS)
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The weight that multiplies transformed rows, float64."""
+        if self.num_bits == BFLOAT16_BITS:
+            return self.tensors["weight"].double()
+        return self.packed().matrix(self.tensors["weight_scale"]).dequantize(torch.float64)
+
+    def packed(self) -> PackedWeight:
+        """The packed weight of a quantized layer."""
+        return PackedWeight(
+            packed=self.tensors["weight_packed"],
+            in_features=self.shape[1],
+            num_bits=self.num_bits,
+            group_size=self.group_size,
+            zero_point=self.tensors.get("weight_zero_point"),
+        )
+
     def result(self, x: Float[Tensor, "m in"], step: int) -> Float[Tensor, "m out"]:
-        """The reference's result for transformed rows; of a layer that was kept, in float64.
+        """The reference's result for transformed rows; with floating-point activations, in float64.
 
         Args:
             x: float32 (m, in), transformed.
             step: Denoising step, for a layer with one activation scale for each.
         """
         bias = self.tensors.get("bias")
-        if self.activation_bits is None:
-            product: Tensor = nn.functional.linear(
-                x.double(), self.tensors["weight"].double(), None if bias is None else bias.double()
-            )
+        if not self.integer_activations:
+            product: Tensor = nn.functional.linear(x.double(), self.weight(), None if bias is None else bias.double())
             return product
+        assert self.activation_bits is not None
         table = self.tensors.get("activation_scale")
         scale = None if table is None else table[step if len(table) > 1 else 0]
-        packed, weight_scale, columns = self.tensors["weight_packed"], self.tensors["weight_scale"], self.shape[1]
-        return linear_w4a8(x, packed, weight_scale, bias, columns, self.num_bits, self.activation_bits, scale)
+        weight = self.packed()
+        return linear_w4a8(
+            x,
+            weight.packed,
+            self.tensors["weight_scale"],
+            bias,
+            weight.in_features,
+            weight.num_bits,
+            self.activation_bits,
+            scale,
+            weight.group_size,
+            weight.zero_point,
+        )
 
     def rounding(self, x: Float[Tensor, "m in"]) -> Float[Tensor, "m out"]:
-        """How far a product in the arithmetic of `x` may be from `result`, for a layer that was kept.
-
-        A sum of k products, in whatever order, errs by at most k eps times the sum of their magnitudes (Higham,
-        Accuracy and Stability of Numerical Algorithms, eq. 3.3), and the bias is one more term.
-        """
-        bias = self.tensors.get("bias")
-        magnitudes = nn.functional.linear(
-            x.abs().double(), self.tensors["weight"].abs().double(), None if bias is None else bias.abs().double()
-        )
-        return (self.shape[1] + 2) * torch.finfo(x.dtype).eps * magnitudes
+        """How far a product in the arithmetic of `x` may be from `result`, with floating-point activations."""
+        return rounding_bound(x, self.weight(), self.tensors.get("bias"))
 
 
 def read_plan(checkpoint: str | Path) -> dict[str, LayerPlan]:
@@ -123,6 +150,7 @@ def _layer(artifact: Artifact, name: str, entry: Mapping[str, Any], decided: int
         role=entry["role"],
         num_bits=entry["num_bits"],
         activation_bits=None if kept else entry.get("activation_bits", 8),
+        group_size=entry.get("group_size", 0),
         decided_bits=decided,
         tensors=tensors,
         rotation_block=entry.get("rotation_block", 0),

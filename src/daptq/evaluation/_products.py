@@ -130,10 +130,10 @@ def _matrix_product(func: Any, values: list[Any], transforms: Collection[int]) -
 
 
 def _is_integer(tensor: Tensor) -> bool:
-    """Whether all values are integers of 8 bits, whatever carries them."""
+    """Whether all values are integers of 8 bits, a zero point of as many subtracted or not, whatever carries them."""
     if not tensor.is_floating_point():
         return True
-    return bool((tensor == tensor.round()).all()) and bool((tensor.abs() <= 128).all())
+    return bool((tensor == tensor.round()).all()) and bool((tensor.abs() <= 255).all())
 
 
 def _integer_bits(tensor: Tensor) -> int | None:

@@ -40,7 +40,8 @@ class AuditedLayer:
         name: Module path.
         role: Role of its block.
         planned_bits: Bits of a weight in the plan, 16 for a layer that was kept.
-        planned_activation_bits: Bits of an activation in the plan, None for a layer that was kept.
+        planned_activation_bits: Bits of an activation in the plan, 16 for floating point; None for a layer that was
+            kept.
         module: Type of the module that was found at the path; None without one.
         backend: Kernel that a quantized layer chose.
         operations: Matrix products that were executed, most frequent first.
@@ -179,7 +180,7 @@ def _observed(
             results[name]["shape"] += 1
             return
         expected = layer.result(x, policy.denoising_step.index)
-        if layer.activation_bits is not None:
+        if layer.integer_activations:
             same = torch.equal(expected.to(dtype), got)
         else:
             same = bool(((expected - got.double()).abs() <= layer.rounding(x.to(dtype))).all())

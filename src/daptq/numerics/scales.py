@@ -1,20 +1,21 @@
-"""Scales of symmetric grids, one for each output channel (row) of a weight.
+"""Scales of grids, one for each row of a weight or of a group of its columns.
 
-`absmax_scale` represents the largest weight of a row exactly at the end of the grid; `searched_scale` shortens the grid
-where clipping a few large weights costs less squared error than it saves on all others. Neither sees activations; a
+`absmax_scale` represents the largest weight of a row exactly at the end of a symmetric grid, `range_grid` the smallest
+and the largest at the two ends of an asymmetric one; `searched_scale` and `searched_range_grid` shorten the grid where
+clipping a few large weights costs less squared error than it saves on all others. None of them sees activations; a
 caller that does can say how much each column counts.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from daptq.errors import InvalidInputError
 from daptq.numerics.grid import largest_integer
 
-__all__ = ["absmax_scale", "searched_scale"]
+__all__ = ["absmax_scale", "range_grid", "searched_range_grid", "searched_scale"]
 
 # With 2 bits the best grid of a heavy-tailed row ends at a small part of the largest weight.
 SMALLEST_FRACTION = 0.1
@@ -61,18 +62,76 @@ def searched_scale(
     Raises:
         InvalidInputError: `weight` is not a finite, non-empty matrix, or `column_weight` is not as said above.
     """
-    limit = largest_integer(num_bits)
+    limit = torch.tensor(largest_integer(num_bits), dtype=torch.float64, device=weight.device)
+    return _shortened(weight, absmax_scale(weight, num_bits), -limit, limit, column_weight)
+
+
+def range_grid(weight: Float[Tensor, "out in"], num_bits: int) -> tuple[Float[Tensor, "out 1"], Int8[Tensor, "out 1"]]:
+    """The asymmetric grid from the smallest to the largest weight of each row, zero included; clips nothing.
+
+    scale = (max(w, 0) - min(w, 0)) / (2^b - 1), zero point = round(-2^(b-1) - min(w, 0) / scale).
+
+    Args:
+        weight: (out, in) finite weight.
+        num_bits: Bits of the grid, 2 to 8.
+
+    Returns:
+        Scale float32 (out, 1), positive, 1 for a row of zeros, and zero point int8 (out, 1).
+
+    Raises:
+        InvalidInputError: `weight` is not a finite, non-empty matrix.
+    """
+    half = largest_integer(num_bits) + 1
+    _require_matrix(weight)
+    exact = weight.detach().to(torch.float64)
+    low = exact.amin(dim=1, keepdim=True).clamp_max_(0.0)
+    high = exact.amax(dim=1, keepdim=True).clamp_min_(0.0)
+    scale = ((high - low) / (2 * half - 1)).float()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    zero_point = torch.round(-half - low / scale.to(torch.float64)).clamp_(-half, half - 1)
+    return scale, zero_point.to(torch.int8)
+
+
+def searched_range_grid(
+    weight: Float[Tensor, "out in"], num_bits: int, column_weight: Float[Tensor, " in"] | None = None
+) -> tuple[Float[Tensor, "out 1"], Int8[Tensor, "out 1"]]:
+    """`range_grid` with both ends drawn towards zero to the least squared rounding error; the zero point stays.
+
+    Args:
+        weight: As in `searched_scale`, like everything below.
+        num_bits: Bits of the grid, 2 to 8.
+        column_weight: (in,), or None.
+
+    Returns:
+        Scale float32 (out, 1), positive, and zero point int8 (out, 1).
+
+    Raises:
+        InvalidInputError: As `searched_scale`.
+    """
+    half = largest_integer(num_bits) + 1
+    scale, zero_point = range_grid(weight, num_bits)
+    offset = zero_point.to(torch.float64)
+    return _shortened(weight, scale, -half - offset, half - 1 - offset, column_weight), zero_point
+
+
+def _shortened(
+    weight: Float[Tensor, "out in"],
+    longest: Float[Tensor, "out 1"],
+    low: Float[Tensor, "*rows"],
+    high: Float[Tensor, "*rows"],
+    column_weight: Float[Tensor, " in"] | None,
+) -> Float[Tensor, "out 1"]:
+    """The scale with the least error among fractions of `longest`, for a grid of the multiples `low` … `high`."""
     if column_weight is not None:
         _require_column_weight(column_weight, weight)
         column_weight = column_weight.to(torch.float64)
-    longest = absmax_scale(weight, num_bits)
     exact = weight.detach().to(torch.float64)
     best = longest.clone()
-    least = _squared_error(exact, longest, limit, column_weight)
+    least = _squared_error(exact, longest, low, high, column_weight)
     for step in range(1, CANDIDATES):
         fraction = 1 - (1 - SMALLEST_FRACTION) * step / (CANDIDATES - 1)
         candidate = longest * fraction
-        error = _squared_error(exact, candidate, limit, column_weight)
+        error = _squared_error(exact, candidate, low, high, column_weight)
         better = (error < least) & (candidate > 0)
         best = torch.where(better, candidate, best)
         least = torch.where(better, error, least)
@@ -82,12 +141,13 @@ def searched_scale(
 def _squared_error(
     weight: Float[Tensor, "out in"],
     scale: Float[Tensor, "out 1"],
-    limit: int,
+    low: Float[Tensor, "*rows"],
+    high: Float[Tensor, "*rows"],
     column_weight: Float[Tensor, " in"] | None,
 ) -> Float[Tensor, "out 1"]:
-    """Sum over each row of column_weight (weight - scale * integer)^2, float64 (out, 1)."""
+    """Sum over each row of column_weight (weight - scale * multiple)^2, float64 (out, 1)."""
     exact = scale.to(torch.float64)
-    rounded = torch.round(weight / exact).clamp_(-limit, limit).mul_(exact)
+    rounded = torch.round(weight / exact).clamp_(low, high).mul_(exact)
     squares = rounded.sub_(weight).square_()
     return squares.sum(dim=1, keepdim=True) if column_weight is None else squares @ column_weight[:, None]
 

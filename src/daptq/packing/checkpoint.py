@@ -1,8 +1,9 @@
 """The folders that hold a policy: artifact kind ``policy`` (bfloat16) and ``quantized-policy`` (packed integers).
 
-A quantized folder holds, for each quantized layer, ``<layer>.weight_packed``, ``.weight_scale``, ``.weight_shape``,
-``.bias`` and, where the layer has them, ``.activation_scale`` and ``.input_scale``, and every other parameter in
-bfloat16. Metadata of a layer without ``activation_bits`` means 8, without ``rotation_block`` none. Loading a folder
+A quantized folder holds, for each quantized layer, ``<layer>.weight_packed``, ``.weight_scale``, ``.weight_shape`` and,
+where the layer has them, ``.weight_zero_point``, ``.bias``, ``.activation_scale`` and ``.input_scale``, and every other
+parameter in bfloat16. Metadata of a layer without ``activation_bits`` means 8, without ``rotation_block`` none, without
+``group_size`` one scale per output channel. Loading a folder
 puts the packed layers in place of parameters that never had memory, so at no time does a float copy of the whole model
 exist. Which layers are quantized, and how they were rounded, was decided elsewhere; this module only records it.
 """
@@ -163,6 +164,7 @@ def _describe(policy: Policy) -> dict[str, Any]:
 def _describe_layer(layer: QuantizedLinear) -> dict[str, int]:
     return {
         "num_bits": layer.num_bits,
+        "group_size": layer.group_size,
         "activation_bits": layer.activation_bits,
         "rotation_block": layer.rotation_block,
     }
@@ -196,14 +198,20 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
     names = frozenset(artifact.tensor_names)
     for path, entry in artifact.metadata["layers"].items():
         if entry["num_bits"] != _BFLOAT16_BITS:
-            bias, activation_scale, input_scale = (
+            bias, activation_scale, input_scale, zero_point = (
                 artifact.tensor(f"{path}.{key}") if f"{path}.{key}" in names else None
-                for key in ("bias", "activation_scale", "input_scale")
+                for key in ("bias", "activation_scale", "input_scale", "weight_zero_point")
             )
             _, in_features = artifact.tensor(f"{path}.weight_shape").tolist()
             packed = artifact.tensor(f"{path}.weight_packed")
             layer = QuantizedLinear(
-                PackedWeight(packed=packed, in_features=in_features, num_bits=entry["num_bits"]),
+                PackedWeight(
+                    packed=packed,
+                    in_features=in_features,
+                    num_bits=entry["num_bits"],
+                    group_size=entry.get("group_size", 0),
+                    zero_point=zero_point,
+                ),
                 artifact.tensor(f"{path}.weight_scale"),
                 bias,
                 activation_bits=entry.get("activation_bits", 8),

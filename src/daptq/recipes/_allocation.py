@@ -53,9 +53,10 @@ def bit_plan(
     if isinstance(config, TopFractionConfig) and scores:
         allocated = {layer.name: layer for layer in _top_fraction(policy, recipe, config, scores, keep).layers}
     elif isinstance(config, KnapsackConfig) and scores:
-        allocated = {layer.name: layer for layer in _knapsack(policy, config, scores, keep).layers}
+        allocated = {layer.name: layer for layer in _knapsack(policy, recipe, config, scores, keep).layers}
     elif isinstance(config, EvenConfig):
-        sizes = layer_resources(policy, dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS), per="weight bytes")
+        options = dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS)
+        sizes = layer_resources(policy, recipe, options, per="weight bytes")
         weights = sum(float_linear(policy, name).weight.numel() for name in sizes)
         allocated = {layer.name: layer for layer in even.allocate(sizes, config.budget_bits * weights / 8).layers}
 
@@ -108,7 +109,7 @@ def check_budget(policy: Policy, recipe: Recipe) -> None:
         per, budget = budget_of(policy, config, options)
     else:
         return
-    smallest = math.fsum(min(sizes.values()) for sizes in layer_resources(policy, options, per=per).values())
+    smallest = math.fsum(min(sizes.values()) for sizes in layer_resources(policy, recipe, options, per=per).values())
     if smallest > budget:
         label, value = next((label, value) for label, value in given.items() if value)
         least = value * smallest / budget
@@ -130,35 +131,51 @@ def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
 
 
 def layer_resources(
-    policy: Policy, options: Mapping[str, tuple[int, ...]], *, per: Resource
+    policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]], *, per: Resource
 ) -> dict[str, dict[int, float]]:
     """What each layer needs at each of its bits.
 
     Args:
         policy: Gives the sizes.
+        recipe: Gives groups, zero points and activations.
         options: Bits of each layer.
-        per: ``"bytes"`` in a checkpoint, ``"weight bytes"`` (weight and scales alone), or measured ``"ms"``.
+        per: ``"bytes"`` in a checkpoint, ``"weight bytes"`` (weight, scales and zero points), or measured ``"ms"``.
     """
-    layers = {name: float_linear(policy, name) for name in options}
     if per == "ms":
-        bits = tuple(sorted({b for several in options.values() for b in several}))
-        times = measure_layer_times({(one.out_features, one.in_features) for one in layers.values()}, bits, ROWS)
-        return {
-            name: {b: times[layer.out_features, layer.in_features][b] for b in options[name]}
-            for name, layer in layers.items()
-        }
-    if per == "weight bytes":
-        return {
-            name: {b: float(weight_bytes(layer.out_features, layer.in_features, b)) for b in options[name]}
-            for name, layer in layers.items()
-        }
-    return {
-        name: {
-            b: float(layer_bytes(layer.out_features, layer.in_features, b, bias=layer.bias is not None))
-            for b in options[name]
-        }
-        for name, layer in layers.items()
-    }
+        return _milliseconds(policy, recipe, options)
+    group_size, asymmetric = recipe.rounding.group_size, recipe.rounding.asymmetric
+
+    def size(layer: nn.Linear, bits: int) -> float:
+        shape = (layer.out_features, layer.in_features, bits)
+        if per == "weight bytes":
+            return float(weight_bytes(*shape, group_size=group_size, asymmetric=asymmetric))
+        bias = layer.bias is not None
+        return float(layer_bytes(*shape, bias=bias, group_size=group_size, asymmetric=asymmetric))
+
+    return {name: {b: size(float_linear(policy, name), b) for b in bits} for name, bits in options.items()}
+
+
+def _milliseconds(
+    policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[int, float]]:
+    """Measured time of one product with each layer at each of its bits; layers of one shape are measured once."""
+    roles = policy.linear_layers()
+    times: dict[str, dict[int, float]] = {}
+    bits = tuple(sorted({b for several in options.values() for b in several}))
+    layers = {name: float_linear(policy, name) for name in options}
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    for activation_bits in {recipe.activation_bits.of(roles[name]) for name in options}:
+        chosen = {name for name in options if recipe.activation_bits.of(roles[name]) == activation_bits}
+        measured = measure_layer_times(
+            {shapes[name] for name in chosen},
+            bits,
+            ROWS,
+            group_size=recipe.rounding.group_size,
+            asymmetric=recipe.rounding.asymmetric,
+            activation_bits=activation_bits,
+        )
+        times |= {name: {b: measured[shapes[name]][b] for b in options[name]} for name in chosen}
+    return {name: times[name] for name in options}
 
 
 def budget_of(policy: Policy, config: KnapsackConfig, names: Iterable[str]) -> tuple[Resource, float]:
@@ -206,7 +223,11 @@ def _top_fraction(
 
 
 def _knapsack(
-    policy: Policy, config: KnapsackConfig, scores: Mapping[str, Mapping[int, float]], keep: Mapping[str, str]
+    policy: Policy,
+    recipe: Recipe,
+    config: KnapsackConfig,
+    scores: Mapping[str, Mapping[int, float]],
+    keep: Mapping[str, str],
 ) -> BitPlan:
     """Spends the budget on the layers in scope; layers to keep use it up, too."""
     options = {
@@ -214,7 +235,7 @@ def _knapsack(
         for name, by_bits in scores.items()
     }
     per, budget = budget_of(policy, config, options)
-    resources = layer_resources(policy, options, per=per)
+    resources = layer_resources(policy, recipe, options, per=per)
     costs = {name: {b: scores[name][b] for b in bits} for name, bits in options.items()}
     plan = knapsack.allocate(costs, resources, budget)
     return BitPlan(tuple(replace(layer, reason=keep.get(layer.name, layer.reason)) for layer in plan.layers))

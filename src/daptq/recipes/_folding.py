@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -189,9 +189,9 @@ def _into_consumer(
         return None
     bits = plan[name].num_bits
     transformed = rounder.transformed(name, weight)
-    integers, scale = rounder.round(name, transformed, bits)
-    layers[name] = rounder.layer(name, integers, scale, bias, bits)
-    return float((integers * scale.double() - transformed).norm() / transformed.double().norm())
+    rounded = rounder.round(name, transformed, bits)
+    layers[name] = rounder.layer(name, rounded, bias)
+    return float((rounded.dequantize(torch.float64) - transformed).norm() / transformed.double().norm())
 
 
 def _into_producer(
@@ -211,7 +211,7 @@ def _into_producer(
         scale, new_bias = fold_gain_into_producer(
             before.weight_scale, before.bias, affine.matrix.diagonal(), affine.shift
         )
-        layers[name] = rounder.layer(name, before.integers(), scale, new_bias, bits)
+        layers[name] = rounder.layer(name, replace(before.quantized_matrix(), scale=scale), new_bias)
         return None
     if plan[name].kept:
         # A linear layer in floating point takes W' = M W and b' = M b + d without a second rounding.
@@ -223,7 +223,7 @@ def _into_producer(
     # The map acts on rows and the transform of the input on columns: their order does not matter.
     transformed = rounder.transformed(name, weight)
     result = fold_into_producer_weight(transformed, bias, affine, lambda values: rounder.round(name, values, bits))
-    layers[name] = rounder.layer(name, result.integers, result.scale, result.bias, bits)
+    layers[name] = rounder.layer(name, result.weight, result.bias)
     return result.rounding_error
 
 

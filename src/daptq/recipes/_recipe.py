@@ -75,7 +75,7 @@ class RoleBits:
 
 @dataclass(frozen=True, kw_only=True)
 class RoleActivationBits:
-    """Bits of the activations that quantized layers multiply with, by role: 4 or 8.
+    """Bits of the activations that quantized layers multiply with, by role: 4 or 8, or 16 for floating point.
 
     Attributes:
         vision: Vision towers.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor
 
 from daptq.artifacts import Artifact
-from daptq.kernels.linear._arithmetic import quantize_activations
+from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, quantize_activations
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._transform import transform
-from daptq.numerics.grid import dequantize
+from daptq.numerics.quantized_matrix import QuantizedMatrix
 from daptq.numerics.rotation import fits, hadamard, rotate
 from daptq.policies._base import Policy
 from daptq.recipes._allocation import float_linear
@@ -24,6 +24,7 @@ from daptq.rounding import gptq, nearest
 from daptq.rounding._activations import static_scale
 from daptq.rounding._smoothing import smoothing_scale
 from daptq.rounding._transform import transform_gram
+from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 
 __all__ = ["ROUNDED_KIND", "RoundedLayers", "Rounder"]
@@ -46,6 +47,11 @@ class Rounder:
         self._statistics, self._ranges = statistics, ranges
         self._roles = policy.linear_layers()
 
+    @property
+    def config(self) -> NearestConfig | GptqConfig:
+        """How weights are rounded."""
+        return self._recipe.rounding
+
     def transformed(self, name: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """A weight for the transformed input of layer `name`, float32: W diag(1 / input_scale) R."""
         input_scale, block = self._transform(name)
@@ -59,38 +65,39 @@ class Rounder:
         result = rotate(weight.double(), block) if block else weight.double()
         return (result if input_scale is None else result * input_scale).float()
 
-    def round(
-        self, name: str, transformed: Float[Tensor, "out in"], num_bits: int
-    ) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
-        """Integers int8 (out, in) and scale float32 (out, 1) of a transformed weight of layer `name`."""
-        config = self._recipe.rounding
+    def round(self, name: str, transformed: Float[Tensor, "out in"], num_bits: int) -> QuantizedMatrix:
+        """A transformed weight of layer `name`, rounded."""
+        config = self.config
         if isinstance(config, NearestConfig):
-            return nearest.round_weight(transformed, num_bits, scale=config.scale)
+            return nearest.round_weight(
+                transformed,
+                num_bits,
+                scale=config.scale,
+                group_size=config.group_size,
+                asymmetric=config.asymmetric,
+            )
         assert self._statistics is not None
         return gptq.round_weight(
             transformed,
             num_bits,
             transform_gram(self._statistics.tensor(f"{name}/gram"), *self._transform(name)),
             scale=config.scale,
+            group_size=config.group_size,
+            asymmetric=config.asymmetric,
             act_order=config.act_order,
             damping=config.damping,
         )
 
-    def layer(
-        self,
-        name: str,
-        integers: Int8[Tensor, "out in"],
-        scale: Float[Tensor, "out 1"],
-        bias: Float[Tensor, " out"] | None,
-        num_bits: int,
-    ) -> QuantizedLinear:
-        """The layer of these integers."""
+    def layer(self, name: str, weight: QuantizedMatrix, bias: Float[Tensor, " out"] | None) -> QuantizedLinear:
+        """The layer of a rounded weight."""
         input_scale, block = self._transform(name)
         return QuantizedLinear.from_integers(
-            integers,
-            scale,
+            weight.integers,
+            weight.scale,
             bias,
-            num_bits=num_bits,
+            num_bits=weight.num_bits,
+            group_size=weight.group_size,
+            zero_point=weight.zero_point,
             activation_bits=self._activation_bits(name),
             activation_scale=self._activation_scale(name),
             input_scale=input_scale,
@@ -102,6 +109,8 @@ class Rounder:
         input_scale, block = self._transform(name)
         rotation = hadamard(block) if block else None
         bits, table = self._activation_bits(name), self._activation_scale(name)
+        if bits == FLOAT_ACTIVATIONS:
+            return x
         index = self._policy.denoising_step.index if table is not None and len(table) > 1 else 0
         integers, scale = quantize_activations(
             transform(x.float(), input_scale, rotation), bits, None if table is None else table[index]
@@ -112,7 +121,10 @@ class Rounder:
     def layers(
         self, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int, int], None]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Rounds every layer to each of its bits: int8 ``<layer>/<bits>/integers``, float32 ``<layer>/<bits>/scale``.
+        """Rounds every layer to each of its bits.
+
+        Yields int8 ``<layer>/<bits>/integers``, float32 ``<layer>/<bits>/scale``, and where the recipe asks for them
+        int8 ``<layer>/<bits>/zero_point``.
 
         Args:
             options: Bits of each layer.
@@ -121,17 +133,19 @@ class Rounder:
         for done, (name, bits) in enumerate(options.items(), start=1):
             weight = self.transformed(name, float_linear(self._policy, name).weight)
             for num_bits in bits:
-                integers, scale = self.round(name, weight, num_bits)
-                yield f"{name}/{num_bits}/integers", integers
-                yield f"{name}/{num_bits}/scale", scale
+                rounded = self.round(name, weight, num_bits)
+                yield f"{name}/{num_bits}/integers", rounded.integers
+                yield f"{name}/{num_bits}/scale", rounded.scale
+                if rounded.zero_point is not None:
+                    yield f"{name}/{num_bits}/zero_point", rounded.zero_point
             progress(done, len(options))
 
     def _activation_bits(self, name: str) -> int:
         return self._recipe.activation_bits.of(self._roles[name])
 
     def _activation_scale(self, name: str) -> Float[Tensor, " steps"] | None:
-        """The static scales of a layer; None for dynamic ones."""
-        if self._recipe.activations.scaling == "dynamic":
+        """The static scales of a layer; None for dynamic ones, and where activations are not quantized."""
+        if self._recipe.activations.scaling == "dynamic" or self._activation_bits(name) == FLOAT_ACTIVATIONS:
             return None
         assert self._ranges is not None
         return static_scale(self._ranges.tensor(f"{name}/range"), self._activation_bits(name))
@@ -162,17 +176,22 @@ class RoundedLayers:
 
     def layer(self, name: str, num_bits: int) -> QuantizedLinear:
         """The packed layer, with the bias of the full-precision layer."""
-        integers, scale = self._rounded(name, num_bits)
-        return self._rounder.layer(name, integers, scale, float_linear(self._policy, name).bias, num_bits)
+        return self._rounder.layer(name, self._rounded(name, num_bits), float_linear(self._policy, name).bias)
 
     def weight(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:
         """The rounded weight as floats for the untransformed input (fake quantization), float32."""
-        return self._rounder.restored(name, dequantize(*self._rounded(name, num_bits)))
+        return self._rounder.restored(name, self._rounded(name, num_bits).dequantize())
 
     def quantized_input(self, name: str, x: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
         """See `Rounder.quantized_input`."""
         return self._rounder.quantized_input(name, x)
 
-    def _rounded(self, name: str, num_bits: int) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
-        prefix = f"{name}/{num_bits}"
-        return self._artifact.tensor(f"{prefix}/integers"), self._artifact.tensor(f"{prefix}/scale")
+    def _rounded(self, name: str, num_bits: int) -> QuantizedMatrix:
+        prefix, config = f"{name}/{num_bits}", self._rounder.config
+        return QuantizedMatrix(
+            integers=self._artifact.tensor(f"{prefix}/integers"),
+            scale=self._artifact.tensor(f"{prefix}/scale"),
+            zero_point=self._artifact.tensor(f"{prefix}/zero_point") if config.asymmetric else None,
+            num_bits=num_bits,
+            group_size=config.group_size,
+        )

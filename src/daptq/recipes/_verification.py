@@ -110,7 +110,7 @@ def verify(
     result = promote(
         plan,
         costs,
-        layer_resources(policy, options, per=per),
+        layer_resources(policy, recipe, options, per=per),
         measure,
         gate=math.inf if config.gate_mm is None else config.gate_mm,
         budget=limit,

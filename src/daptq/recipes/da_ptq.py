@@ -31,6 +31,8 @@ def da_ptq(
     order: Order = "compensation-first",
     folding: Folding = "auto",
     scale: ScaleRule = "searched",
+    group_size: int = 0,
+    asymmetric: bool = False,
     drift_model: DriftModelName = "virtual-chain",
     calibration_states: int = 512,
 ) -> Recipe:
@@ -38,14 +40,16 @@ def da_ptq(
 
     Args:
         weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
-        activation_bits: Bits of the activations, 4 or 8.
+        activation_bits: Bits of the activations, 4 or 8, or 16 for floating point.
         keep_fraction: Fraction of the action head's linear layers that stay bfloat16 for their sensitivity, in [0, 1].
         keep_last_blocks: Number of last blocks of the action head that are never quantized.
         compensation: ``"cross-channel"``: gain and shift per channel, then the matrix of eq. 7; ``"per-channel"``: the
             first alone; ``"none"``: neither.
         order: Whether to compensate or to allocate first.
         folding: Where the compensating map goes, see `Recipe`.
-        scale: How the scale of each output channel is chosen.
+        scale: How scales are chosen.
+        group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale of a weight has a zero point beside it.
         drift_model: ``"virtual-chain"`` is the paper's; ``"se3"`` and ``"kinematic"`` know more of the robot.
         calibration_states: Number of demonstration states.
 
@@ -61,7 +65,7 @@ def da_ptq(
         name="da-ptq",
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
         activation_bits=RoleActivationBits.everywhere(activation_bits),
-        rounding=NearestConfig(scale=scale),
+        rounding=NearestConfig(scale=scale, group_size=group_size, asymmetric=asymmetric),
         calibration_states=calibration_states,
         drift=drift_model_config(drift_model),
         compensation=None if compensation == "none" else CsrcConfig(cross_channel=compensation == "cross-channel"),

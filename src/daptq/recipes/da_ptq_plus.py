@@ -32,6 +32,8 @@ def da_ptq_plus(
     budget_mib: float | None = None,
     budget_ms: float | None = None,
     gate_mm: float | None = None,
+    group_size: int = 0,
+    asymmetric: bool = False,
     drift_model: DriftModelName = "se3",
     calibration_states: int = 512,
 ) -> Recipe:
@@ -40,12 +42,15 @@ def da_ptq_plus(
     Args:
         weight_bits: Bits of a layer before the budget is spent, and the budget when none is given: so many mean bits
             per weight, scales included.
-        activation_bits: Bits of the activations, 4 or 8. With 4 the inputs of the layers are rotated in blocks of 64.
+        activation_bits: Bits of the activations, 4 or 8, or 16 for floating point. With 4 the inputs of the layers are
+            rotated in blocks of 64.
         budget_bits: Mean bits per weight, scales included.
         budget_mib: Size of the linear layers in the checkpoint [MiB].
         budget_ms: Time of one product with every linear layer, as measured on this machine [ms].
         gate_mm: Largest root mean square drift of an executed chunk [mm]; layers are promoted, within the budget, until
             it holds. By default it is measured and nothing is promoted.
+        group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale of a weight has a zero point beside it.
         drift_model: ``"se3"``, ``"kinematic"`` or ``"virtual-chain"``.
         calibration_states: Number of demonstration states.
 
@@ -58,7 +63,7 @@ def da_ptq_plus(
         name="da-ptq-plus",
         weight_bits=RoleBits.everywhere(weight_bits),
         activation_bits=RoleActivationBits.everywhere(activation_bits),
-        rounding=GptqConfig(drift_weighted=True),
+        rounding=GptqConfig(group_size=group_size, asymmetric=asymmetric, drift_weighted=True),
         calibration_states=calibration_states,
         drift=drift_model_config(drift_model),
         sensitivity=RoundingSensitivityConfig(),

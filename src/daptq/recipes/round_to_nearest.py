@@ -11,13 +11,22 @@ from daptq.rounding.nearest import NearestConfig, ScaleRule
 __all__ = ["round_to_nearest"]
 
 
-def round_to_nearest(*, weight_bits: int = 4, activation_bits: int = 8, scale: ScaleRule = "searched") -> Recipe:
+def round_to_nearest(
+    *,
+    weight_bits: int = 4,
+    activation_bits: int = 8,
+    scale: ScaleRule = "searched",
+    group_size: int = 0,
+    asymmetric: bool = False,
+) -> Recipe:
     """Rounds every linear layer of the language model and the action head; vision and connector stay bfloat16.
 
     Args:
         weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
-        activation_bits: Bits of the activations, 4 or 8.
-        scale: How the scale of each output channel is chosen; the default is the one `da_ptq` uses.
+        activation_bits: Bits of the activations, 4 or 8, or 16 for floating point.
+        scale: How scales are chosen; the default is the one `da_ptq` uses.
+        group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale of a weight has a zero point beside it.
 
     Raises:
         RecipeError: A setting is outside its range.
@@ -26,5 +35,5 @@ def round_to_nearest(*, weight_bits: int = 4, activation_bits: int = 8, scale: S
         name="round-to-nearest",
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
         activation_bits=RoleActivationBits.everywhere(activation_bits),
-        rounding=NearestConfig(scale=scale),
+        rounding=NearestConfig(scale=scale, group_size=group_size, asymmetric=asymmetric),
     )

@@ -8,22 +8,23 @@ the block in one product.
 
 Greedy compensation can lose against round-to-nearest where it drives weights past the end of the grid; a row for which
 it does is rounded to nearest instead, so no row is worse. A searched scale is the one with which round-to-nearest has
-the least error under the diagonal of the Gram matrix. The method does not know where the Gram matrix comes from: with a
-drift-weighted one it minimises drift.
+the least error under the diagonal of the Gram matrix. Scales of groups are those of the weight before any compensation,
+so columns may be rounded in any order. The method does not know where the Gram matrix comes from: with a drift-weighted
+one it minimises drift.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor
 
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.numerics.grid import largest_integer, quantize_symmetric
-from daptq.rounding._scale import ScaleRule, check_scale_rule, choose_scale
+from daptq.numerics.quantized_matrix import QuantizedMatrix, ends, quantize_matrix, spread
+from daptq.rounding._scale import ScaleRule, check_grid, choose_grid
 
 __all__ = ["BLOCK", "GptqConfig", "round_weight"]
 
@@ -35,9 +36,11 @@ class GptqConfig:
     """How a weight is rounded.
 
     Attributes:
-        scale: ``"searched"``: the scale per output channel with the least squared error of rounding to nearest, each
-            column weighted by the diagonal of the Gram matrix; ``"absmax"``: the largest weight of the channel falls on
-            the end of the grid.
+        scale: ``"searched"``: the scale with the least squared error of rounding to nearest, each column weighted by
+            the diagonal of the Gram matrix; ``"absmax"``: the largest weight falls on the end of the grid, or, of an
+            asymmetric grid, the smallest and the largest on its two ends.
+        group_size: Inputs that share a scale: 32, 64 or 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale has a zero point beside it.
         act_order: Round the columns with the largest diagonal of the Gram matrix first.
         damping: Part of the mean diagonal of the Gram matrix that is added to its diagonal.
         drift_weighted: Take a Gram matrix in which every token counts by how much the drift depends on it.
@@ -46,12 +49,14 @@ class GptqConfig:
     method: ClassVar[str] = "gptq"
 
     scale: ScaleRule = "searched"
+    group_size: int = 0
+    asymmetric: bool = False
     act_order: bool = False
     damping: float = 0.01
     drift_weighted: bool = False
 
     def __post_init__(self) -> None:
-        check_scale_rule(self.scale)
+        check_grid(self.scale, self.group_size, self.asymmetric)
         if not 0 <= self.damping < float("inf"):
             raise RecipeError(f"damping must be a number of at least 0, got {self.damping}. GPTQ uses 0.01.")
 
@@ -62,23 +67,27 @@ def round_weight(
     gram: Float[Tensor, "in in"],
     *,
     scale: ScaleRule = "searched",
+    group_size: int = 0,
+    asymmetric: bool = False,
     act_order: bool = False,
     damping: float = 0.01,
-) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
-    """Rounds a weight to integers of a symmetric grid, one scale per output channel; computed in float64.
+) -> QuantizedMatrix:
+    """Rounds a weight to integers; computed in float64.
 
     Args:
         weight: (out, in) finite float weight.
-        num_bits: 2, 3, 4 or 8; the integers lie in [-(2^(num_bits-1) - 1), 2^(num_bits-1) - 1].
+        num_bits: 2, 3, 4 or 8.
         gram: (in, in), symmetric and positive semi-definite, any positive multiple of sum_t x_t x_t^T. A column whose
             diagonal is zero was never seen: it is rounded to nearest and makes up for nothing.
-        scale: How the scale is chosen, see `GptqConfig`.
+        scale: How the scales are chosen, see `GptqConfig`.
+        group_size: 32, 64, 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale has a zero point.
         act_order: Round the columns with the largest diagonal first.
         damping: Part of the mean diagonal that is added to the diagonal.
 
     Returns:
-        Integers int8 (out, in) and scale float32 (out, 1). The error of each row under `gram`, damped or not, is at
-        most that of round-to-nearest with the same scale.
+        Integers, scales and zero points. The error of each row under `gram`, damped or not, is at most that of
+        round-to-nearest with the same scales.
 
     Raises:
         InvalidInputError: The weight is not a finite, non-empty matrix, there is no grid of `num_bits`, or `gram` is
@@ -88,17 +97,19 @@ def round_weight(
     if values.dim() != 2:
         raise InvalidInputError(f"weight must be a matrix (out, in), got shape {tuple(values.shape)}. Pass a layer's.")
     hessian = _damped(gram, values.shape[1], damping)
-    channel_scale = choose_scale(values, num_bits, scale, hessian.diagonal())
-    nearest = quantize_symmetric(values, channel_scale, num_bits)
+    scales, zero_point = choose_grid(
+        values, num_bits, scale, group_size=group_size, asymmetric=asymmetric, column_weight=hessian.diagonal()
+    )
+    nearest = quantize_matrix(values, scales, zero_point, num_bits, group_size)
     columns = torch.arange(len(hessian), device=hessian.device)
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else columns
     factor = _inverse_factor(hessian[order][:, order])
+    integers = torch.empty_like(nearest.integers)
+    integers[:, order] = _round_columns(values.to(hessian)[:, order], nearest, order, factor)
+    compensated = replace(nearest, integers=integers)
     exact = values.to(hessian)
-    compensated = _round_columns(exact[:, order], channel_scale.to(hessian), factor, largest_integer(num_bits))
-    integers = torch.empty_like(nearest)
-    integers[:, order] = compensated.to(integers)
-    better = _row_error(exact, integers, channel_scale, hessian) < _row_error(exact, nearest, channel_scale, hessian)
-    return torch.where(better, integers, nearest), channel_scale
+    better = _row_error(exact, compensated, hessian) < _row_error(exact, nearest, hessian)
+    return replace(nearest, integers=torch.where(better, integers, nearest.integers))
 
 
 def _damped(gram: Float[Tensor, "in in"], size: int, damping: float) -> Float[Tensor, "in in"]:
@@ -136,19 +147,28 @@ def _inverse_factor(hessian: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
 
 
 def _round_columns(
-    weight: Float[Tensor, "out in"], scale: Float[Tensor, "out 1"], factor: Float[Tensor, "in in"], limit: int
-) -> Float[Tensor, "out in"]:
-    """Integers of all columns in their order, float64 (out, in)."""
+    weight: Float[Tensor, "out in"],
+    nearest: QuantizedMatrix,
+    order: Int64[Tensor, " in"],
+    factor: Float[Tensor, "in in"],
+) -> Int8[Tensor, "out in"]:
+    """Integers of all columns in their order, on the grids of `nearest`, whose columns are in their own."""
     remaining = weight.clone()
-    integers = torch.empty_like(remaining)
-    for start in range(0, remaining.shape[1], BLOCK):
-        end = min(start + BLOCK, remaining.shape[1])
+    rows, width = weight.shape
+    scale = spread(nearest.scale.to(weight), width, nearest.group_size).expand(rows, width)[:, order]
+    low, high = ends(nearest.num_bits, nearest.zero_point)
+    zero_point = torch.zeros_like(nearest.scale) if nearest.zero_point is None else nearest.zero_point
+    offset = spread(zero_point.to(weight), width, nearest.group_size).expand(rows, width)[:, order]
+    integers = torch.empty_like(nearest.integers)
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
         errors = torch.empty_like(remaining[:, start:end])
         for column in range(start, end):
-            current = remaining[:, column : column + 1]
-            rounded = torch.round(current / scale).clamp_(-limit, limit)
-            integers[:, column : column + 1] = rounded
-            error = (current - rounded * scale) / factor[column, column]
+            one = slice(column, column + 1)
+            current = remaining[:, one]
+            stored = torch.round(current / scale[:, one]).add_(offset[:, one]).clamp_(low, high)
+            integers[:, one] = stored.to(torch.int8)
+            error = (current - (stored - offset[:, one]) * scale[:, one]) / factor[column, column]
             remaining[:, column:end] -= error * factor[column, column:end]
             errors[:, column - start : column - start + 1] = error
         remaining[:, end:] -= errors @ factor[start:end, end:]
@@ -156,11 +176,8 @@ def _round_columns(
 
 
 def _row_error(
-    weight: Float[Tensor, "out in"],
-    integers: Int8[Tensor, "out in"],
-    scale: Float[Tensor, "out 1"],
-    hessian: Float[Tensor, "in in"],
+    weight: Float[Tensor, "out in"], rounded: QuantizedMatrix, hessian: Float[Tensor, "in in"]
 ) -> Float[Tensor, "out 1"]:
     """(w - ŵ) H (w - ŵ)^T of each row, float64 (out, 1)."""
-    difference = weight - integers.to(weight.dtype) * scale.to(weight.dtype)
+    difference = weight - rounded.dequantize(weight.dtype)
     return (difference @ hessian * difference).sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Round-to-nearest: every weight goes to the nearest point of a symmetric grid with one scale per output channel.
+"""Round-to-nearest: every weight goes to the nearest point of the grid of its output channel, or of its group there.
 
 The scale is either the smallest that clips nothing or the one with the least squared error. The method sees one
 weight matrix and nothing else: no activations, no other layers.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor
 
-from daptq.numerics.grid import quantize_symmetric
-from daptq.rounding._scale import ScaleRule, check_scale_rule, choose_scale
+from daptq.numerics.quantized_matrix import QuantizedMatrix, quantize_matrix
+from daptq.rounding._scale import ScaleRule, check_grid, choose_grid
 
 __all__ = ["NearestConfig", "ScaleRule", "round_weight"]
 
@@ -23,34 +23,45 @@ class NearestConfig:
     """How a weight is rounded.
 
     Attributes:
-        scale: ``"searched"``: the scale per output channel with the least squared error; ``"absmax"``: the largest
-            weight of the channel falls on the end of the grid.
+        scale: ``"searched"``: the scale with the least squared error; ``"absmax"``: the largest weight falls on the end
+            of the grid, or, of an asymmetric grid, the smallest and the largest on its two ends.
+        group_size: Inputs that share a scale: 32, 64 or 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale has a zero point beside it.
     """
 
     method: ClassVar[str] = "nearest"
 
     scale: ScaleRule = "searched"
+    group_size: int = 0
+    asymmetric: bool = False
 
     def __post_init__(self) -> None:
-        check_scale_rule(self.scale)
+        check_grid(self.scale, self.group_size, self.asymmetric)
 
 
 def round_weight(
-    weight: Float[Tensor, "out in"], num_bits: int, *, scale: ScaleRule = "searched"
-) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "out 1"]]:
-    """Rounds a weight to the nearest integers of a symmetric grid, one scale per output channel.
+    weight: Float[Tensor, "out in"],
+    num_bits: int,
+    *,
+    scale: ScaleRule = "searched",
+    group_size: int = 0,
+    asymmetric: bool = False,
+) -> QuantizedMatrix:
+    """Rounds a weight to the nearest integers.
 
     Args:
         weight: (out, in) finite float weight.
-        num_bits: 2, 3, 4 or 8; the integers lie in [-(2^(num_bits-1) - 1), 2^(num_bits-1) - 1].
-        scale: How the scale is chosen, see `NearestConfig`.
+        num_bits: 2, 3, 4 or 8.
+        scale: How the scales are chosen, see `NearestConfig`.
+        group_size: 32, 64, 128, or 0 for one scale per output channel.
+        asymmetric: Whether each scale has a zero point.
 
     Returns:
-        Integers int8 (out, in) and scale float32 (out, 1); the weight is about scale * integers.
+        Integers, scales and zero points, which stand for about the weight.
 
     Raises:
         InvalidInputError: The weight is not a finite, non-empty matrix, or there is no grid of `num_bits`.
     """
     values = weight.detach().float()
-    channel_scale = choose_scale(values, num_bits, scale)
-    return quantize_symmetric(values, channel_scale, num_bits), channel_scale
+    scales, zero_point = choose_grid(values, num_bits, scale, group_size=group_size, asymmetric=asymmetric)
+    return quantize_matrix(values, scales, zero_point, num_bits, group_size)

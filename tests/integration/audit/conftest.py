@@ -18,10 +18,14 @@ KEPT = tuple(name for index, name in enumerate(LAYERS) if index % 5 == 4)
 ROTATED = "llm_backbone.layers.0.self_attn.q_proj"
 STEPWISE = "action_model.net.blocks.1.mlp.fc1"
 FOUR_BIT_INPUT = "action_model.net.blocks.2.attn.qkv"
+GROUPED = "llm_backbone.layers.1.mlp.up_proj"
+FLOAT_INPUT = "action_model.net.blocks.1.attn.qkv"
 SPECIAL: dict[str, dict[str, Any]] = {
     ROTATED: {"rotation_block": 16, "input_scale": torch.linspace(0.5, 2.0, 48)},
     STEPWISE: {"activation_scale": torch.linspace(0.05, 0.02, 10)},
     FOUR_BIT_INPUT: {"activation_bits": 4, "activation_scale": torch.tensor([0.5])},
+    GROUPED: {"group_size": 32, "asymmetric": True},
+    FLOAT_INPUT: {"group_size": 32, "activation_bits": 16},
 }
 BITS = {name: (4, 3, 2, 8)[index % 4] for index, name in enumerate(LAYERS)} | dict.fromkeys(SPECIAL, 4)
 
@@ -30,8 +34,17 @@ def quantized(name: str, **settings: Any) -> QuantizedLinear:
     """The layer of the small policy at `name`, rounded to nearest."""
     linear: Any = tiny().get_submodule(name)
     num_bits = settings.pop("num_bits", BITS[name])
-    integers, scale = round_weight(linear.weight.detach(), num_bits)
-    return QuantizedLinear.from_integers(integers, scale, linear.bias, num_bits=num_bits, **settings)
+    group_size, asymmetric = settings.pop("group_size", 0), settings.pop("asymmetric", False)
+    rounded = round_weight(linear.weight.detach(), num_bits, group_size=group_size, asymmetric=asymmetric)
+    return QuantizedLinear.from_integers(
+        rounded.integers,
+        rounded.scale,
+        linear.bias,
+        num_bits=num_bits,
+        group_size=group_size,
+        zero_point=rounded.zero_point,
+        **settings,
+    )
 
 
 def write(folder: Path, plan: Any = None) -> Path:

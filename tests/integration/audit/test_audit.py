@@ -18,7 +18,18 @@ from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
 from daptq.policies._base import Policy
-from tests.integration.audit.conftest import BITS, FOUR_BIT_INPUT, KEPT, LAYERS, ROTATED, STEPWISE, quantized, write
+from tests.integration.audit.conftest import (
+    BITS,
+    FLOAT_INPUT,
+    FOUR_BIT_INPUT,
+    GROUPED,
+    KEPT,
+    LAYERS,
+    ROTATED,
+    STEPWISE,
+    quantized,
+    write,
+)
 
 PARENT = "action_model.net.blocks.0.mlp"
 LAYER = f"{PARENT}.fc1"
@@ -44,7 +55,7 @@ def planned(report: AuditReport, name: str) -> Any:
 
 def test_the_planted_layer_is_quantized() -> None:
     assert LAYER in BITS
-    assert not {LAYER, ROTATED, STEPWISE, FOUR_BIT_INPUT} & set(KEPT)
+    assert not {LAYER, ROTATED, STEPWISE, FOUR_BIT_INPUT, GROUPED, FLOAT_INPUT} & set(KEPT)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "float32-carried", "fbgemm"])
@@ -56,7 +67,7 @@ def test_an_honest_policy_passes_with_every_kernel(checkpoint: Path, backend: st
         if isinstance(layer, QuantizedLinear):
             try:
                 layer.use_backend(backend)
-            except BackendUnavailableError:  # fbgemm takes no 8-bit weights
+            except BackendUnavailableError:  # fbgemm takes no 8-bit weights, no groups, no float activations
                 continue
             taken.add(name)
     assert taken
@@ -71,7 +82,7 @@ def test_an_honest_policy_passes_with_every_kernel(checkpoint: Path, backend: st
             assert (layer.planned_bits, layer.input_precision, layer.backend) == (16, ("float32",), None)
             continue
         assert layer.planned_bits == BITS[layer.name]
-        assert layer.input_precision == ("int4" if layer.name == FOUR_BIT_INPUT else "int8",)
+        assert layer.input_precision == ({FOUR_BIT_INPUT: "int4", FLOAT_INPUT: "float32"}.get(layer.name, "int8"),)
         assert backend in ("auto", layer.backend) or layer.name not in taken
         assert len(layer.operations) == 1
 
@@ -227,6 +238,33 @@ def test_activations_of_other_bits_are_found(checkpoint: Path) -> None:
     policy = load_policy(checkpoint)
     layer_of(policy, FOUR_BIT_INPUT).activation_bits = 8
     assert "input" in found(policy, checkpoint, FOUR_BIT_INPUT)
+
+
+def test_float_activations_must_stay_what_they_are(checkpoint: Path) -> None:
+    policy = load_policy(checkpoint)
+    layer_of(policy, FLOAT_INPUT).activation_bits = 8
+    assert found(policy, checkpoint, FLOAT_INPUT) == {"input", "result"}
+
+    policy = load_policy(checkpoint)
+    layer_of(policy, FLOAT_INPUT).__class__ = FakeQuantized
+    assert found(policy, checkpoint, FLOAT_INPUT) == {"result"}
+
+
+def test_other_zero_points_are_found(checkpoint: Path) -> None:
+    policy = load_policy(checkpoint)
+    layer = layer_of(policy, GROUPED)
+    zero_points = layer.packed_weight().zero_points()
+    zero_points[3, 1] += 1 if zero_points[3, 1] < 7 else -1
+    other = QuantizedLinear.from_integers(
+        layer.integers(),
+        layer.weight_scale,
+        layer.bias,
+        num_bits=layer.num_bits,
+        group_size=layer.group_size,
+        zero_point=zero_points,
+    )
+    replace_module(policy, GROUPED, other)
+    assert "weight" in found(policy, checkpoint, GROUPED)
 
 
 def hold_in_list(policy: Policy) -> None:

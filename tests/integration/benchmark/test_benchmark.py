@@ -46,7 +46,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layers = {}
     for name in policy.linear_layers():
         linear: Any = policy.get_submodule(name)
-        layers[name] = QuantizedLinear.from_integers(*round_weight(linear.weight.detach(), 4), linear.bias)
+        rounded = round_weight(linear.weight.detach(), 4)
+        layers[name] = QuantizedLinear.from_integers(rounded.integers, rounded.scale, linear.bias)
     folder = tmp_path_factory.mktemp("benchmarked") / "quantized"
     return save_quantized(policy, folder, layers=layers, plan=None, folding=[], recipe={}, provenance={})
 

@@ -13,6 +13,7 @@ from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
 from daptq.policies._base import Policy
 from daptq.policies.cogact import tiny
+from daptq.rounding.nearest import round_weight
 
 Layers = dict[str, QuantizedLinear]
 
@@ -83,3 +84,42 @@ def test_a_checkpoint_without_the_settings_means_the_usual_ones(
         files={name: artifact.file(name) for name in artifact.file_names},
     )
     assert torch.equal(predict(load_policy(tmp_path / "old")), predict(load_policy(folders["quantized"])))
+
+
+def test_groups_zero_points_and_float_activations_come_back(
+    tmp_path: Path,
+    quantize_layers: Callable[..., Layers],
+    write_quantized: Callable[[Policy, Path, Layers], None],
+    predict: Callable[..., Tensor],
+) -> None:
+    policy = tiny()
+    layers = {}
+    for index, (name, plain) in enumerate(quantize_layers(policy).items()):
+        rounded = round_weight(plain.dequantize(), 3, group_size=32, asymmetric=True)
+        layers[name] = QuantizedLinear.from_integers(
+            rounded.integers,
+            rounded.scale,
+            plain.bias,
+            num_bits=3,
+            group_size=32,
+            zero_point=rounded.zero_point,
+            activation_bits=(16, 8)[index % 2],
+        )
+    write_quantized(policy, tmp_path / "quantized", layers)
+    loaded = load_policy(tmp_path / "quantized")
+    for name, layer in layers.items():
+        other = loaded.get_submodule(name)
+        assert isinstance(other, QuantizedLinear)
+        assert (other.group_size, other.activation_bits) == (32, layer.activation_bits)
+        for key, values in layer.state_dict().items():
+            assert torch.equal(other.state_dict()[key], values), key
+        replace_module(policy, name, layer)
+    for module in (*policy.modules(), *loaded.modules()):
+        if isinstance(module, QuantizedLinear):
+            module.use_backend("float32-carried")
+    artifact = read_artifact(tmp_path / "quantized", kind="quantized-policy")
+    stored = [name for name in artifact.tensor_names if name.endswith(".weight_zero_point")]
+    assert len(stored) == len(layers)
+    x = torch.randn(4, layers[name].in_features)
+    assert torch.equal(layers[name](x), loaded.get_submodule(name)(x))
+    assert predict(loaded).isfinite().all()

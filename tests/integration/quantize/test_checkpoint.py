@@ -50,7 +50,8 @@ def test_round_to_nearest_rounds_language_and_action_head(cogact: CogACTPolicy, 
         assert isinstance(weight, Tensor)
         if role in ("language", "action_head"):
             assert isinstance(layer, QuantizedLinear)
-            integers, scale = round_weight(weight, num_bits)
+            rounded = round_weight(weight, num_bits)
+            integers, scale = rounded.integers, rounded.scale
             assert torch.equal(layer.integers(), integers)
             assert torch.equal(layer.weight_scale, scale)
         else:

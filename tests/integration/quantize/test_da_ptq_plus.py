@@ -51,12 +51,13 @@ def small(**settings: Any) -> Recipe:
 
 
 def test_the_whole_policy_is_quantized_within_the_budget(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
-    out = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 4), output=tmp_path / "out")
+    recipe = small(budget_bits=4.5)
+    out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")
     plan = metadata(out)["plan"]
     bits = {layer["name"]: layer["num_bits"] for layer in plan["layers"]}
     assert set(bits) == set(cogact.linear_layers())
     assert len(set(bits.values())) > 1
-    sizes = layer_resources(cogact, dict.fromkeys(bits, (2, 3, 4, 8, 16)), per="weight bytes")
+    sizes = layer_resources(cogact, recipe, dict.fromkeys(bits, (2, 3, 4, 8, 16)), per="weight bytes")
     weights = sum(float_linear(cogact, name).weight.numel() for name in bits)
     used = sum(sizes[name][b] for name, b in bits.items())
     assert 0.9 * 4.5 * weights / 8 < used <= 4.5 * weights / 8
@@ -91,7 +92,7 @@ def test_a_budget_in_milliseconds_is_spent_by_measured_times(
     times = {2: 1.0, 3: 2.0, 4: 3.0, 8: 4.0, 16: 5.0}
     monkeypatch.setattr(
         "daptq.recipes._allocation.measure_layer_times",
-        lambda shapes, bits, _: {s: {b: times[b] for b in bits} for s in shapes},
+        lambda shapes, bits, _, **grid: {s: {b: times[b] for b in bits} for s in shapes},
     )
     count = len(cogact.linear_layers())
     out = quantize(cogact, small(budget_ms=2.5 * count), data=held(cogact, 2), output=tmp_path / "out")

@@ -52,8 +52,9 @@ def prepared(policy: Policy, plan: BitPlan) -> tuple[Policy, dict[str, Quantized
     layers = {}
     for name in plan.quantized:
         layer: Any = policy.get_submodule(name)
+        rounded = round_weight(layer.weight, ALL_BITS)
         layers[name] = QuantizedLinear.from_integers(
-            *round_weight(layer.weight, ALL_BITS), layer.bias, num_bits=ALL_BITS, backend="reference"
+            rounded.integers, rounded.scale, layer.bias, num_bits=ALL_BITS, backend="reference"
         )
     return share_tensors(policy), layers
 

@@ -1,7 +1,10 @@
-"""The schema of the operation ``daptq::linear_w4a8`` and its shape rule for tracing; `reference.py` implements it.
+"""The schemas of the linear operations and their shape rule for tracing; `reference.py` implements them.
 
-W4A8 names the usual case: weights of 2, 3, 4 or 8 bits (`num_bits`), activations quantized to 4 or 8 bits inside, with
-one scale per row or with a given one. The operation has no gradient.
+``daptq::linear_w4a8`` quantizes its activations to 4 or 8 bits inside (`activation_bits`), with one scale per row or
+with a given one, and multiplies integers; ``daptq::linear_w4a16`` multiplies floating-point activations. W4 names the
+usual case: weights have 2, 3, 4 or 8 bits (`num_bits`), so W8A8, W3A8 or W8A16 are calls of the same operations. A
+weight has one scale per output channel, or one for each group of 32, 64 or 128 inputs (`group_size`), and zero points
+where it is asymmetric. The operations have no gradient.
 """
 
 from __future__ import annotations
@@ -10,27 +13,26 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["NAME"]
+__all__ = ["W4A8", "W4A16"]
 
-NAME = "daptq::linear_w4a8"
+W4A8 = "daptq::linear_w4a8"
+W4A16 = "daptq::linear_w4a16"
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_WEIGHT = "Tensor weight_packed, Tensor weight_scale, Tensor? bias, int in_features, int num_bits"
+_GRID = "int group_size=0, Tensor? weight_zero_point=None"
 
 torch.library.define(
-    NAME,
-    "(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias, int in_features, int num_bits, "
-    "int activation_bits=8, Tensor? activation_scale=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    W4A8,
+    f"(Tensor x, {_WEIGHT}, int activation_bits=8, Tensor? activation_scale=None, {_GRID}) -> Tensor",
+    tags=_TAGS,
 )
+torch.library.define(W4A16, f"(Tensor x, {_WEIGHT}, {_GRID}) -> Tensor", tags=_TAGS)
 
 
-@torch.library.register_fake(NAME)  # type: ignore[untyped-decorator]
+@torch.library.register_fake(W4A8)  # type: ignore[untyped-decorator]
+@torch.library.register_fake(W4A16)  # type: ignore[untyped-decorator]
 def _shape(
-    x: Float[Tensor, "m in"],
-    weight_packed: UInt8[Tensor, "out bytes"],
-    weight_scale: Float[Tensor, "out 1"],  # noqa: ARG001  (the schema's arguments)
-    bias: Float[Tensor, " out"] | None,  # noqa: ARG001
-    in_features: int,  # noqa: ARG001
-    num_bits: int,  # noqa: ARG001
-    activation_bits: int = 8,  # noqa: ARG001
-    activation_scale: Float[Tensor, ""] | None = None,  # noqa: ARG001
+    x: Float[Tensor, "m in"], weight_packed: UInt8[Tensor, "out bytes"], *_: object, **__: object
 ) -> Float[Tensor, "m out"]:
-    return x.new_empty((x.shape[0], weight_packed.shape[0]))
+    return x.new_empty((x.shape[0], weight_packed.shape[0]), dtype=torch.float32)

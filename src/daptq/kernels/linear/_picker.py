@@ -1,9 +1,10 @@
 """Which backend multiplies a layer: the one that was asked for, or the fastest at the layer's real shape.
 
 Every candidate is timed on the real activations, after its result was compared with the reference bit by bit; one that
-differs is never taken, so a choice that falls differently on a busy machine changes the time and nothing else. A shape
-is measured once on each machine: later processes take the kept choice after the same comparison. A form that needs more
-memory than the bfloat16 weight it replaces is taken only when asked for by name.
+differs is never taken, so a choice that falls differently on a busy machine changes the time and nothing else. Where
+activations are not quantized there are no bits to agree on: a result must lie within the rounding of its arithmetic. A
+shape is measured once on each machine: later processes take the kept choice after the same comparison. A form that
+needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError
+from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, rounding_bound
 from daptq.kernels.linear._choices import recall, remember
 from daptq.kernels.linear._prepared import Backend, PackedWeight, PreparedLinear
 
@@ -32,8 +36,47 @@ BYTES_PER_BFLOAT16 = 2
 
 _log = logging.getLogger("daptq.kernels")
 
-Shape = tuple[int, int, int, int, str, int, int, bool]
 Arguments = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Everything that the fastest backend depends on, beside the machine."""
+
+    rows: int
+    in_features: int
+    out_features: int
+    num_bits: int
+    group_size: int
+    asymmetric: bool
+    activation_bits: int
+    static: bool
+    dtype: torch.dtype
+    device: str
+    threads: int
+
+    def __str__(self) -> str:
+        grid = f" in groups of {self.group_size}" if self.group_size else ""
+        weights = f"{self.num_bits} bits{grid}{' with zero points' if self.asymmetric else ''}"
+        sizes = f"{self.rows} x {self.in_features} x {self.out_features}"
+        how, activations = self._activations()
+        return f"{sizes}, {weights}, {self.device}, {self.threads} threads, {how} {activations} activations"
+
+    def file_name(self) -> str:
+        """The shape as the name of a file; another GPU of the same machine is another device."""
+        cuda = self.device.startswith("cuda")
+        place = torch.cuda.get_device_name(self.device).replace(" ", "_") if cuda else self.device
+        grid = f"{f'g{self.group_size}' if self.group_size else ''}{'z' if self.asymmetric else ''}"
+        sizes = f"{self.rows}x{self.in_features}x{self.out_features}"
+        return f"{sizes}-w{self.num_bits}{grid}a{self.activation_bits}-{self._activations()[0]}-{place}-{self.threads}"
+
+    def _activations(self) -> tuple[str, str]:
+        """How activations are scaled, or their dtype, and what they are."""
+        if self.activation_bits == FLOAT_ACTIVATIONS:
+            return str(self.dtype).removeprefix("torch."), "unquantized"
+        return "static" if self.static else "dynamic", f"{self.activation_bits}-bit"
+
+
 _choices: dict[Shape, str] = {}
 
 
@@ -50,22 +93,22 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def prepare(name: str, weight: PackedWeight) -> PreparedLinear:
+def prepare(name: str, weight: PackedWeight, activation_bits: int = 8) -> PreparedLinear:
     """Prepares a weight for the backend that was asked for.
 
     Raises:
         UnknownNameError: There is no such backend.
-        BackendUnavailableError: It cannot run on this machine, or cannot take this weight.
+        BackendUnavailableError: It cannot run on this machine, or cannot take this weight with such activations.
     """
     backend = load_backend(name)
-    if reason := backend.unsupported(weight):
+    if reason := backend.unsupported(weight, activation_bits):
         raise BackendUnavailableError(f"kernel {name!r} must support the layer, but {reason}. Choose {AUTO!r}.")
     return backend.prepare(weight)
 
 
 def choose(
     weight: PackedWeight,
-    weight_scale: Float[Tensor, "out 1"],
+    weight_scale: Float[Tensor, "out groups"],
     bias: Float[Tensor, " out"] | None,
     x: Float[Tensor, "m in"],
     activation_bits: int = 8,
@@ -75,33 +118,43 @@ def choose(
 
     Args:
         weight: The layer's packed weight.
-        weight_scale: float32 (out, 1).
+        weight_scale: float32 (out, groups).
         bias: float32 (out,), or None.
-        x: float32 (m, in), the activations that the layer is about to multiply.
-        activation_bits: 4 or 8.
+        x: (m, in), the activations that the layer is about to multiply.
+        activation_bits: 4, 8 or 16.
         activation_scale: Static scale of the activations, float32 scalar; None for one scale per row.
 
     Returns:
         Name of the backend and the weight in its form.
     """
-    static = activation_scale is not None
-    where = (str(x.device), torch.get_num_threads())
-    shape = (len(x), weight.in_features, weight.out_features, weight.num_bits, *where, activation_bits, static)
+    shape = Shape(
+        rows=len(x),
+        in_features=weight.in_features,
+        out_features=weight.out_features,
+        num_bits=weight.num_bits,
+        group_size=weight.group_size,
+        asymmetric=weight.zero_point is not None,
+        activation_bits=activation_bits,
+        static=activation_scale is not None,
+        dtype=x.dtype,
+        device=str(x.device),
+        threads=torch.get_num_threads(),
+    )
     if shape in _choices:
         name = _choices[shape]
-        return name, prepare(name, weight)
+        return name, prepare(name, weight, activation_bits)
     x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
     arguments = (x, weight_scale, bias, activation_bits, activation_scale)
-    expected = _reference(weight, arguments)
-    kept = recall(_file_name(shape))
-    if kept is not None and not isinstance(taken := _try(kept, weight, arguments, expected), str):
+    agrees = _agreement(weight, arguments)
+    kept = recall(shape.file_name())
+    if kept is not None and not isinstance(taken := _try(kept, weight, arguments, agrees), str):
         _choices[shape] = kept
-        _log.info("kernel for %s is %s (measured by an earlier process on this machine)", _describe(shape), kept)
+        _log.info("kernel for %s is %s (measured by an earlier process on this machine)", shape, kept)
         return kept, taken
     candidates: dict[str, PreparedLinear] = {}
     remarks: dict[str, str] = {}
     for name in KERNELS.names():
-        tried = _try(name, weight, arguments, expected)
+        tried = _try(name, weight, arguments, agrees)
         if isinstance(tried, str):
             remarks[name] = tried
         else:
@@ -112,37 +165,46 @@ def choose(
             times[name] = min(times[name], _time(prepared, arguments))
     fastest = min(times, key=lambda name: times[name])
     _choices[shape] = fastest
-    remember(_file_name(shape), fastest, times)
+    remember(shape.file_name(), fastest, times)
     remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
     listed = "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items()))
-    _log.info("kernel for %s is %s (%s)", _describe(shape), fastest, listed)
+    _log.info("kernel for %s is %s (%s)", shape, fastest, listed)
     return fastest, candidates[fastest]
 
 
 def _try(
-    name: str, weight: PackedWeight, arguments: Arguments, expected: Float[Tensor, "m out"]
+    name: str, weight: PackedWeight, arguments: Arguments, agrees: Callable[[Tensor], bool]
 ) -> PreparedLinear | str:
     """The weight in a backend's form, or why the backend is no candidate; the comparison is the warm-up, too."""
     backend = cast("Backend", KERNELS.load(name))
-    if reason := backend.unavailable() or backend.unsupported(weight):
+    x, activation_bits = arguments[0], arguments[3]
+    if reason := backend.unavailable() or backend.unsupported(weight, activation_bits):
         return reason
     prepared = backend.prepare(weight)
     if prepared.resident_bytes() > BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features:
         return "needs more memory than bfloat16"
-    if not torch.equal(prepared.run(*arguments).cpu(), expected):
-        shape = f"{len(expected)} x {weight.in_features} x {weight.out_features}, {weight.num_bits} bits"
+    if not agrees(prepared.run(*arguments).cpu()):
+        shape = f"{len(x)} x {weight.in_features} x {weight.out_features}, {weight.num_bits} bits"
         _log.warning("kernel %s differs from the reference at %s: not used", name, shape)
         return "differs from the reference"
     return prepared
 
 
-def _reference(weight: PackedWeight, arguments: Arguments) -> Float[Tensor, "m out"]:
-    """The reference's result, on the CPU whatever the layer's device."""
-    packed = PackedWeight(packed=weight.packed.cpu(), in_features=weight.in_features, num_bits=weight.num_bits)
-    x, weight_scale, bias, activation_bits, activation_scale = arguments
-    bias = None if bias is None else bias.cpu()
-    activation_scale = None if activation_scale is None else activation_scale.cpu()
-    return prepare(REFERENCE, packed).run(x.cpu(), weight_scale.cpu(), bias, activation_bits, activation_scale)
+def _agreement(weight: PackedWeight, arguments: Arguments) -> Callable[[Float[Tensor, "m out"]], bool]:
+    """What tells whether a result is the reference's: bit for bit, or within the rounding of floating-point products.
+
+    The reference computes on the CPU, whatever the layer's device.
+    """
+    zero_point = None if weight.zero_point is None else weight.zero_point.cpu()
+    packed = replace(weight, packed=weight.packed.cpu(), zero_point=zero_point)
+    x, weight_scale, activation_bits = arguments[0].cpu(), arguments[1].cpu(), arguments[3]
+    bias, activation_scale = (None if one is None else one.cpu() for one in (arguments[2], arguments[4]))
+    reference = prepare(REFERENCE, packed, activation_bits)
+    expected = reference.run(x, weight_scale, bias, activation_bits, activation_scale)
+    if activation_bits != FLOAT_ACTIVATIONS:
+        return lambda result: torch.equal(result, expected)
+    bound = rounding_bound(x, packed.matrix(weight_scale).dequantize(torch.float64), bias)
+    return lambda result: bool(((result.double() - expected.double()).abs() <= bound).all())
 
 
 def _time(prepared: PreparedLinear, arguments: Arguments) -> float:
@@ -159,17 +221,3 @@ def _wait(device: torch.device) -> None:
     """Waits until a device that works asynchronously has finished."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _describe(shape: Shape) -> str:
-    rows, in_features, out_features, num_bits, device, threads, activation_bits, static = shape
-    activations = f"{'static' if static else 'dynamic'} {activation_bits}-bit activations"
-    return f"{rows} x {in_features} x {out_features}, {num_bits} bits, {device}, {threads} threads, {activations}"
-
-
-def _file_name(shape: Shape) -> str:
-    """The shape as the name of a file; another GPU of the same machine is another device."""
-    rows, in_features, out_features, num_bits, device, threads, activation_bits, static = shape
-    place = torch.cuda.get_device_name(device).replace(" ", "_") if device.startswith("cuda") else device
-    sizes = f"{rows}x{in_features}x{out_features}-w{num_bits}a{activation_bits}"
-    return f"{sizes}-{'static' if static else 'dynamic'}-{place}-{threads}"

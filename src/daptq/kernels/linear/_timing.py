@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ from torch import nn
 from daptq.errors import InvalidInputError
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.numerics.grid import quantize_symmetric
-from daptq.numerics.scales import absmax_scale
+from daptq.numerics.quantized_matrix import group_count, quantize_matrix
+from daptq.numerics.scales import absmax_scale, range_grid
 
 __all__ = ["measure_layer_times"]
 
@@ -27,7 +28,14 @@ _BFLOAT16_BITS = 16
 
 
 def measure_layer_times(
-    shapes: Iterable[tuple[int, int]], bits: Iterable[int], rows: int, *, rounds: int = 30
+    shapes: Iterable[tuple[int, int]],
+    bits: Iterable[int],
+    rows: int,
+    *,
+    group_size: int = 0,
+    asymmetric: bool = False,
+    activation_bits: int = 8,
+    rounds: int = 30,
 ) -> dict[tuple[int, int], dict[int, float]]:
     """Median milliseconds of one product with a layer of each shape at each number of bits, on the CPU.
 
@@ -35,6 +43,9 @@ def measure_layer_times(
         shapes: (out_features, in_features) of the layers; each is measured once, however often it is given.
         bits: 2, 3, 4 or 8 for `QuantizedLinear` with its fastest kernel, 16 for `BFloat16Linear`.
         rows: Rows of the activations, float32.
+        group_size: Inputs that share a scale, 0 for one scale per output channel.
+        asymmetric: Whether weights have zero points.
+        activation_bits: Bits of the activations of a `QuantizedLinear`.
         rounds: Measurements of each candidate.
 
     Returns:
@@ -46,13 +57,17 @@ def measure_layer_times(
     if rows < 1 or rounds < 1:
         raise InvalidInputError(f"rows and rounds must be at least 1, got {rows} and {rounds}. Choose larger numbers.")
     wanted = list(dict.fromkeys(bits))
-    return {shape: _times(shape, wanted, rows, rounds) for shape in dict.fromkeys(shapes)}
+
+    make = partial(_layer, group_size=group_size, asymmetric=asymmetric, activation_bits=activation_bits)
+    return {shape: _times(shape, wanted, rows, rounds, make) for shape in dict.fromkeys(shapes)}
 
 
-def _times(shape: tuple[int, int], bits: list[int], rows: int, rounds: int) -> dict[int, float]:
+def _times(
+    shape: tuple[int, int], bits: list[int], rows: int, rounds: int, make: Callable[..., nn.Module]
+) -> dict[int, float]:
     """Median milliseconds at one shape by bits."""
     generator = torch.Generator().manual_seed(0)
-    layers = {num_bits: _layer(shape, num_bits, generator) for num_bits in bits}
+    layers = {num_bits: make(shape, num_bits, generator) for num_bits in bits}
     x = torch.randn(rows, shape[1], generator=generator)
     seconds: dict[int, list[float]] = {num_bits: [] for num_bits in bits}
     with torch.no_grad():
@@ -67,12 +82,28 @@ def _times(shape: tuple[int, int], bits: list[int], rows: int, rounds: int) -> d
     return {num_bits: 1e3 * statistics.median(seconds[num_bits]) for num_bits in bits}
 
 
-def _layer(shape: tuple[int, int], num_bits: int, generator: torch.Generator) -> nn.Module:
+def _layer(
+    shape: tuple[int, int],
+    num_bits: int,
+    generator: torch.Generator,
+    *,
+    group_size: int,
+    asymmetric: bool,
+    activation_bits: int,
+) -> nn.Module:
     """A layer of random weights with a bias, as a policy would hold it."""
     weight = torch.randn(shape, generator=generator)
     bias = torch.randn(shape[0], generator=generator)
     if num_bits == _BFLOAT16_BITS:
         return BFloat16Linear(weight, bias)
-    scale = absmax_scale(weight, num_bits)
-    integers = quantize_symmetric(weight, scale, num_bits)
-    return QuantizedLinear.from_integers(integers, scale, bias, num_bits=num_bits)
+    scale, zero_point = range_grid(weight, num_bits) if asymmetric else (absmax_scale(weight, num_bits), None)
+    groups = group_count(shape[1], group_size)
+    return QuantizedLinear.from_integers(
+        quantize_matrix(weight, scale, zero_point, num_bits).integers,
+        scale.repeat(1, groups),
+        bias,
+        num_bits=num_bits,
+        group_size=group_size,
+        zero_point=None if zero_point is None else zero_point.repeat(1, groups),
+        activation_bits=activation_bits,
+    )

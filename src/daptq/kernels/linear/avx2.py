@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from daptq.kernels._compiled import load_source
 from daptq.kernels.linear._arithmetic import LARGEST_ACTIVATION
-from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear, beyond_channels
 
 __all__ = ["NAME", "from_tiles", "prepare", "to_tiles", "unavailable", "unsupported"]
 
@@ -135,7 +135,7 @@ def unavailable() -> str | None:
     return load_source(SOURCE, _flags())
 
 
-def unsupported(weight: PackedWeight) -> str | None:
+def unsupported(weight: PackedWeight, activation_bits: int) -> str | None:
     """Why the weight cannot be multiplied exactly by the kernel, or None."""
     if weight.packed.device.type != "cpu":
         return f"the AVX2 kernel runs on the CPU only, not on {weight.packed.device.type}"
@@ -144,7 +144,7 @@ def unsupported(weight: PackedWeight) -> str | None:
     longest = _LARGEST_SUM // (LARGEST_ACTIVATION * largest)
     if weight.in_features > longest:
         return f"32-bit sums are exact up to {longest} input features, and these are {weight.in_features}"
-    return None
+    return beyond_channels(weight, activation_bits)
 
 
 def prepare(weight: PackedWeight) -> Avx2Linear:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.kernels.linear._arithmetic import quantize_activations, rescale
-from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear, beyond_channels
 
 __all__ = ["prepare", "unavailable", "unsupported"]
 
@@ -78,7 +78,7 @@ def unavailable() -> str | None:
     return f"torch {torch.__version__} has no operation quantized::{missing[0]}" if missing else None
 
 
-def unsupported(weight: PackedWeight) -> str | None:
+def unsupported(weight: PackedWeight, activation_bits: int) -> str | None:
     """Why the weight cannot be multiplied exactly by FBGEMM, or None."""
     if weight.packed.device.type != "cpu":
         return f"FBGEMM runs on the CPU only, not on {weight.packed.device.type}"
@@ -86,7 +86,7 @@ def unsupported(weight: PackedWeight) -> str | None:
         return (
             f"FBGEMM's 16-bit sums overflow for weights of more than {MAX_BITS} bits, and these have {weight.num_bits}"
         )
-    return None
+    return beyond_channels(weight, activation_bits)
 
 
 def prepare(weight: PackedWeight) -> FbgemmLinear:
