@@ -85,6 +85,23 @@ def test_evaluate_and_report(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert {**json.loads((tmp_path / "result.json").read_text()), "provenance": None} == {**written, "provenance": None}
 
 
+def test_variants_run_on_the_same_episodes(run: Run, tiny: Path, tmp_path: Path) -> None:
+    asked = ["--task", next(iter(TASKS)), "--episodes", "2", "--batch", "2", "--variant", "push-object"]
+    result = run("evaluate", tiny, "--against", tiny, *asked, "--json", tmp_path / "result.json")
+    assert result.exit_code == 0, result.output
+    assert "gap of" in result.stdout
+    written = json.loads((tmp_path / "result.json").read_text())
+    (variant,) = written["variants"]
+    assert (variant["variant"], variant["policies"][0]["n"]) == ("push-object", 2)
+    assert written["robustness_gap"][0]["value"] == 0.0
+    files = ["result.episodes.jsonl", "result.episodes.jsonl.push-object", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_an_unknown_variant_is_refused(tiny: Path, refused: Refused) -> None:
+    refused(["evaluate", str(tiny), "--variant", "lighting-drak"], "variant must be one of", "lighting-dark")
+
+
 def test_what_a_gate_says_is_in_the_result(run: Run, tiny: Path, tmp_path: Path) -> None:
     """One pair does not exclude a loss of 5 points; a policy drifts by nothing from itself."""
     asked = ["--task", next(iter(TASKS)), "--episodes", "1", "--gate", "margin=0.05,drift=1.5"]

@@ -301,6 +301,8 @@ def test_what_cannot_be_monitored_is_refused(
             monitor.refresh(asked)
     with pytest.raises(InvalidInputError, match="at least one episode"):
         refreshed_map(reference, [])
+    with pytest.raises(InvalidInputError, match="count of weighted moments"):
+        reference.mixed({"go left": 0})
     for settings, message in (
         ({"gain_min": 0.0}, "0 < gain_min"),
         ({"gain_max": 0.5}, "0 < gain_min"),

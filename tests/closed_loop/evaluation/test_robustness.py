@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -118,3 +119,16 @@ def test_bad_variants_are_refused(make_pusher: Make) -> None:
         evaluate_variants([make_pusher()], variants=[], **SETTINGS)
     with pytest.raises(InvalidInputError, match="at least 2"):
         evaluate_variants([make_pusher()], variants=["gust"], **{**SETTINGS, "episodes": 1, "tasks": ["left"]})
+
+
+def test_the_page_of_the_benchmark_holds_table_and_gaps(result: dict[str, Any]) -> None:
+    path = Path(__file__).parents[3] / "benchmarks" / "robustness.py"
+    spec = importlib.util.spec_from_file_location("robustness_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    text = benchmark.page(benchmark.shortened(result), "page")
+    assert variant_markdown(result) in text
+    assert "- slow: -25.0 [" in text
+    assert "| gust | wind of 4 mm a step to the right |" in text
