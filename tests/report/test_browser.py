@@ -201,7 +201,7 @@ def test_the_check_of_requests_can_fail(tab: Browser, spoilt: Callable[[str], Pa
 def test_an_animation_waits_plays_and_pauses(tab: Browser, page: Path) -> None:
     tab.open(page, width=PHONE)
     (place,) = tab.run(PLACES % ".film .screen")
-    assert (place["width"], place["height"]) == pytest.approx((place["width"], place["width"] / 2), abs=1)
+    assert (place["width"], place["height"]) == pytest.approx((place["width"], place["width"] / 2.03), abs=1)
     state = "getComputedStyle(document.querySelector('.film img')).animationPlayState"
     moment = "document.querySelector('.film img').getAnimations()[0].ready.then(one => one.currentTime)"
     assert tab.run(state) == "paused"

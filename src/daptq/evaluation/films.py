@@ -157,9 +157,10 @@ class _Studio:
         as_recorded = records[entry["succeeds"]].first_success == entry["first_success"] and all(
             record.success_any_step == (role == entry["succeeds"]) for role, record in records.items()
         )
-        pictures = [_with_sign(frames, record, _stride(self.environment.horizon)) for record, frames in takes.values()]
+        horizon = self.environment.horizon_of(entry["task"])
+        stride = _stride(horizon)
+        pictures = [_with_sign(frames, record, stride) for record, frames in takes.values()]
         strip = np.concatenate([np.concatenate(pair, axis=1) for pair in zip(*pictures, strict=True)])
-        stride = _stride(self.environment.horizon)
         return Film(
             policy=comparison["policy"],
             against=comparison["against"],
@@ -171,7 +172,7 @@ class _Studio:
             frames=len(pictures[0]),
             width=2 * EDGE,
             height=EDGE,
-            seconds=self.environment.horizon / self.environment.control_frequency,
+            seconds=horizon / self.environment.control_frequency,
             poster=min(math.ceil(entry["first_success"] / stride), len(pictures[0]) - 1),
             note="" if as_recorded else "On this machine the episode came out differently from the recorded one.",
         )
@@ -182,7 +183,7 @@ class _Studio:
     def _take(self, name: str, episode: Episode) -> tuple[EpisodeRecord, list[Picture]]:
         key = (name, episode.index)
         if key not in self._takes:
-            filmed = _Filmed(self.environment, _stride(self.environment.horizon))
+            filmed = _Filmed(self.environment, _stride(self.environment.horizon_of(episode.task)))
             with one_thread():
                 record = run_episode(cast("Environment", filmed), self.policies[name], episode, label=name)
             self._takes[key] = (record, filmed.frames)

@@ -132,10 +132,10 @@ def _body(result: Json, benchmark: Json | None, filming: Filming) -> str:
 
 
 def _head(result: Json) -> str:
-    tasks = count_of(len(result["tasks"]), "task")
+    tasks = f"{count_of(len(result['tasks']), 'task')}, up to {result['horizon']} control steps each"
     return (
         f"<header><h1>{escape(_title(result))}</h1>"
-        f"<p>{count_of(result['episodes'], 'paired episode')} over {tasks}, {result['horizon']} control steps each, "
+        f"<p>{count_of(result['episodes'], 'paired episode')} over {tasks}, "
         f"seed {result['seed']}. Every policy starts from the same states and sees the same diffusion noise. Success "
         f"counts {escape(result['success_rule'])} unless said otherwise; intervals are 95 %.</p></header>"
     )

@@ -52,11 +52,14 @@ def _benchmark(benchmark: Json, policies: Policies) -> str:
             *(f"{entry['control_step_ms'][quantile]:.1f}" for quantile in ("p50", "p95", "p99")),
             escape(estimate(ratios[name])),
             escape(estimate(benchmark["ratio_to_eager"][name])),
-            *(f"{milliseconds:.1f}" for milliseconds in entry["stages_ms"].values()),
         )
         for name, entry in entries.items()
     ]
-    stages = next(iter(entries.values()))["stages_ms"]
+    stages = [
+        (_marked(name, policies), *(f"{milliseconds:.1f}" for milliseconds in entry["stages_ms"].values()))
+        for name, entry in entries.items()
+    ]
+    names = [stage.replace("_", " ") for stage in next(iter(entries.values()))["stages_ms"]]
     header = ("policy", "median", "95 %", "99 %", f"of {fastest['name']}", "of eager float32")
     about = benchmark["provenance"]
     return (
@@ -64,11 +67,8 @@ def _benchmark(benchmark: Json, policies: Policies) -> str:
             "Peak memory of a control step [MiB]", {name: one["peak_bytes"] for name, one in entries.items()}, policies
         )
         + _bars("Time of a control step [ms], median", times, texts, policies)
-        + table(
-            "Control step [ms], ratios to floating point with 95 % intervals, medians of stages [ms]",
-            (*header, *(stage.replace("_", " ") for stage in stages)),
-            rows,
-        )
+        + table("Control step [ms], and ratios to floating point with 95 % intervals", header, rows)
+        + table("Stages of a control step [ms], medians", ("policy", *names), stages)
         + note(
             f"daptq benchmark: {count_of(about['repeats'], 'repetition')} in turns, on "
             f"{count_of(about['threads'], 'thread')}, {benchmark['device']}. The fastest way to run the "

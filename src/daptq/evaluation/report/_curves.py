@@ -117,7 +117,7 @@ def scatter_plot(points: Sequence[Point], *, unit: str, title: str, description:
         return _LEFT + (_RIGHT - _LEFT) * (place + 0.5) / len(points)
 
     parts = [f'<text class="soft" x="0" y="13">{escape(unit)}</text>']
-    parts += _levels([(height(10.0**power), f"{10.0**power:g}") for power in range(lowest, highest + 1, every)])
+    parts += _levels([(height(10.0**power), _power_of_ten(power)) for power in range(lowest, highest + 1, every)])
     names = [point.group for point in points]
     starts = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name]
     for row, (start, end) in enumerate(zip(starts, [*starts[1:], len(points)], strict=True)):
@@ -154,6 +154,16 @@ def _levels(ticks: Sequence[tuple[float, str]]) -> list[str]:
             f'<text class="soft" x="{_LEFT - 1}%" y="{level + 4:.1f}" text-anchor="end">{escape(label)}</text>'
         )
     return parts
+
+
+def _power_of_ten(power: int) -> str:
+    """A number of at most six characters."""
+    if abs(power) < 4:
+        return f"{10.0**power:g}"
+    raised = str.maketrans(
+        "-0123456789", "\N{SUPERSCRIPT MINUS}\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+    )
+    return "10" + str(power).translate(raised)
 
 
 def _stretched(shapes: Sequence[str]) -> str:

@@ -80,13 +80,23 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], *,
         rows: Cells, HTML.
         wide_first: Whether the first column holds sentences.
     """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    lines = (f'<th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows)
+    listed = list(rows)
+    # Words are read from the left, numbers compared at the right.
+    sides = [
+        ' class="words"' if all(cell[:1].isalpha() for cell in column) else "" for column in zip(*listed, strict=True)
+    ]
+    sides = sides or [""] * len(header)
+    head = "".join(f'<th scope="col"{side}>{escape(name)}</th>' for name, side in zip(header, sides, strict=True))
+    lines = (
+        f'<th scope="row">{cells[0]}</th>'
+        + "".join(f"<td{side}>{cell}</td>" for cell, side in zip(cells[1:], sides[1:], strict=True))
+        for cells in listed
+    )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     style = ' class="wide-first"' if wide_first else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table{style}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

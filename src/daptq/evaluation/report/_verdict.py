@@ -176,19 +176,18 @@ def _tiles(
         found.append((name, f"{position['value']:.3g} mm", f"{rotation['value']:.2g} deg, medians"))
     used, full = (one["weights"]["bytes_in_memory"] for one in (candidate, baseline))
     found.append(("weights in memory", f"{used / full:.2f} \N{MULTIPLICATION SIGN}", f"{used / 2**20:.1f} MiB"))
-    found.append(("latency", *_latency(comparison, result, benchmark)))
+    found.append(("latency", *_latency(comparison["policy"], against, result, benchmark)))
     return found
 
 
-def _latency(comparison: Json, result: Json, benchmark: Json | None) -> tuple[str, str]:
-    """The ratio of times, and what it is against."""
-    name = comparison["policy"]
+def _latency(name: str, against: str, result: Json, benchmark: Json | None) -> tuple[str, str]:
+    """The ratio of times of a policy, and what it is against."""
     ratio = (benchmark or {}).get("ratio_to_float_path", {}).get(name)
     if ratio is not None and benchmark is not None:
         return f"{ratio['value']:.2f} \N{MULTIPLICATION SIGN}", f"of {benchmark['float_path']['name']}"
     entries = {entry["name"]: entry for entry in result.get("latency", {}).get("policies", ())}
     if "ratio" in entries.get(name, {}):
-        return f"{entries[name]['ratio']['value']:.2f} \N{MULTIPLICATION SIGN}", f"of {comparison['against']}"
+        return f"{entries[name]['ratio']['value']:.2f} \N{MULTIPLICATION SIGN}", f"of {against}"
     return NOTHING, "not measured"
 
 
@@ -197,7 +196,7 @@ def _difference(comparison: Json) -> str:
     if paired is None:
         return "Success was not measured."
     return (
-        f"Success against {comparison['against']}: {points_interval(paired)} points (95 % interval, "
+        f"Success against the baseline: {points_interval(paired)} points (95 % interval, "
         f"{count_of(paired['n'], 'pair')}; {paired['only_baseline']} lost, {paired['only_candidate']} won, exact "
         f"McNemar p = {paired['mcnemar_p']:.2g})."
     )

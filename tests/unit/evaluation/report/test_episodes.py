@@ -19,7 +19,8 @@ def section(page: str) -> str:
 def test_every_discordant_episode_is_listed(result: dict[str, Any], tmp_path: Path) -> None:
     page = section(write_report(result, tmp_path / "report.html").read_text(encoding="utf-8"))
     rows = re.findall(
-        r'<tr><th scope="row">(\d+)</th><td>([^<]+)</td><td>(\d+)</td><td>(\w+)</td><td>([^<]+)</td>', page
+        r'<tr><th scope="row">(\d+)</th><td[^>]*>([^<]+)</td><td>(\d+)</td><td[^>]*>(\w+)</td><td[^>]*>([^<]+)</td>',
+        page,
     )
     for number, comparison in enumerate(result["comparisons"]):
         entries = comparison["paired"]["discordant"]

@@ -8,7 +8,7 @@ import pytest
 
 from daptq.evaluation.report._curves import Curve, Point, growth_plot, scatter_plot
 from daptq.evaluation.report._figures import SERIES, Estimate, bar, interval_track, key, patterns, series_style
-from daptq.evaluation.report._markup import estimate, points
+from daptq.evaluation.report._markup import estimate, points, table
 
 
 def test_marks_stand_where_the_numbers_say() -> None:
@@ -77,3 +77,17 @@ def test_items_stand_on_a_logarithmic_axis() -> None:
 def test_one_item_has_an_axis() -> None:
     plot = scatter_plot([Point(value=1.0, solid=True, group="a", title="1")], unit="", title="t", description="d")
     assert 'y="215.0" overflow' in plot
+
+
+def test_powers_of_ten_fit_beside_the_axis() -> None:
+    items = [Point(value=value, solid=True, group="a", title="") for value in (1e-5, 1e-1)]
+    plot = scatter_plot(items, unit="", title="t", description="d")
+    labels = re.findall(r'text-anchor="end">([^<]+)<', plot)
+    assert labels == ["10\u207b\u2075", "10\u207b\u2074", "0.001", "0.01", "0.1"]
+
+
+def test_words_stand_left_and_numbers_right() -> None:
+    html = table("c", ("name", "word", "number"), [("1", "lost", "7"), ("2", "won", "8")])
+    assert html.count('<td class="words">') == 2
+    assert '<th scope="col" class="words">word</th><th scope="col">number</th>' in html
+    assert "<th" in table("c", ("name", "word"), [])
