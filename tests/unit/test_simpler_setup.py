@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
+import types
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -79,8 +81,23 @@ def no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_gpu_draws_where_there_is_one(monkeypatch: pytest.MonkeyPatch, no_driver: Path) -> None:
+    no_driver.mkdir(parents=True)
+    driver.manifest().write_text("{}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert driver.render_device() == "cuda"
+    driver.offer_driver()
+    assert not os.environ["VK_ICD_FILENAMES"]
+
+
+def test_the_driver_is_offered_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch, no_driver: Path) -> None:
+    """SAPIEN lists the devices when it is first used, be it for an environment that draws nothing."""
+    driver.offer_driver()
+    assert not os.environ["VK_ICD_FILENAMES"]
+    no_driver.mkdir(parents=True)
+    driver.manifest().write_text("{}")
+    monkeypatch.setitem(sys.modules, "mani_skill", types.SimpleNamespace(ASSET_DIR="assets"))
+    assert _simpler_world.asset_folder() == Path("assets")
+    assert os.environ["VK_ICD_FILENAMES"] == str(driver.manifest())
 
 
 def test_without_gpu_and_driver_the_command_is_named(no_driver: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 from daptq._atomic import write_bytes
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError
 
-__all__ = ["install", "manifest", "render_device"]
+__all__ = ["install", "manifest", "offer_driver", "render_device"]
 
 LIBRARY: Final = "libvk_swiftshader.so"
 COMMAND: Final = "python -m daptq.environments._simpler_driver"
@@ -43,8 +43,22 @@ def manifest() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "daptq" / "vulkan" / "swiftshader.json"
 
 
+def _chosen() -> str | None:
+    """The manifest that Vulkan's loader was told to read."""
+    return next((os.environ[name] for name in _CHOSEN_BY_USER if os.environ.get(name)), None)
+
+
+def offer_driver() -> None:
+    """Tells Vulkan's loader of the installed driver, unless there is a GPU or the user chose another.
+
+    SAPIEN lists the devices once, when it is first used in a process: call this before.
+    """
+    if not torch.cuda.is_available() and _chosen() is None and manifest().exists():
+        os.environ["VK_ICD_FILENAMES"] = str(manifest())
+
+
 def render_device() -> str:
-    """Chooses the device that draws, before SAPIEN is imported, and logs a choice that is not a GPU.
+    """Chooses the device that draws, and logs a choice that is not a GPU.
 
     Returns:
         SAPIEN's name of the device: `cuda` where torch finds a GPU, otherwise that of a software driver, which is the
@@ -55,13 +69,12 @@ def render_device() -> str:
     """
     if torch.cuda.is_available():
         return "cuda"
-    chosen = next((os.environ[name] for name in _CHOSEN_BY_USER if os.environ.get(name)), None)
+    offer_driver()
+    chosen = _chosen()
     if chosen is None:
-        if not manifest().exists():
-            raise MissingDependencyError(
-                f"a Vulkan driver for the CPU must be installed, got no GPU and no {manifest()}. Run `{COMMAND}`."
-            )
-        chosen = os.environ["VK_ICD_FILENAMES"] = str(manifest())
+        raise MissingDependencyError(
+            f"a Vulkan driver for the CPU must be installed, got no GPU and no {manifest()}. Run `{COMMAND}`."
+        )
     _log.info("pictures of simpler are drawn on the CPU, by the Vulkan driver %s", chosen)
     return _SOFTWARE_DEVICE
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from daptq.environments._kinematics import ArmKinematics
-from daptq.environments._simpler_driver import render_device
+from daptq.environments._simpler_driver import offer_driver, render_device
 from daptq.environments._simpler_tasks import SimplerTask
 from daptq.errors import MissingDependencyError
 
@@ -69,6 +69,7 @@ def require_simpler() -> None:
 
 def asset_folder() -> Path:
     """Where ManiSkill looks for assets."""
+    offer_driver()
     with _quiet():
         try:
             from mani_skill import ASSET_DIR
