@@ -66,7 +66,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return rates
 
 
-def assets() -> dict[str, str]:
+def stage_hashes() -> dict[str, str]:
     """Which collision surfaces the scenes have: SHA-256 of every stage, so that stand-ins cannot pass for originals."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((asset_folder() / STAGES).iterdir())
@@ -114,7 +114,7 @@ def main() -> None:
     result = {
         "schema_version": 1,
         "tasks": {task: summary(sorted(records, key=lambda one: one["state"])) for task, records in by_task.items()},
-        "stages_sha256": assets(),
+        "stages_sha256": stage_hashes(),
         "note": options.note,
         "provenance": described,
     }

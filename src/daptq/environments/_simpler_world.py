@@ -124,7 +124,6 @@ class SimplerWorld:
                 # ManiSkill's parser knows no software device by its full name.
                 self._env._render_device = self._env.backend.render_device = sapien.Device(device)
         self.task: Final = task
-        self.draws: Final = draw
         self._overlays: dict[int, NDArray[np.uint8]] = {}
         self._cameras: dict[int, Any] = {}
         self._positions: NDArray[np.float64] = np.array(self._env.xyz_configs, dtype=np.float64)
