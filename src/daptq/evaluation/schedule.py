@@ -63,12 +63,12 @@ class Schedule:
         done: Sequence[Episode] = ()
         for part in self._parts():
             jobs = [job for label in driving for job in self._episodes(label, part, records)]
-            self._do(jobs, crew, records, progress)
+            self._do(jobs, self.plan, crew, records, progress)
             done = self.plan[: len(done) + len(part)]
             if self.stop and all(self.decision(label, records, len(done)).settled for label in self.candidates):
                 break
         if self.baseline is not None:
-            self._do(self._branches(self.baseline, done, records), crew, records, progress)
+            self._do(self._branches(self.baseline, done, records), done, crew, records, progress)
         return done
 
     def decision(self, candidate: str, records: Journal, pairs: int) -> Decision:
@@ -107,9 +107,17 @@ class Schedule:
             if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
         ]
 
-    def _do(self, jobs: Sequence[Job], crew: Crew, records: Journal, progress: Progress | None) -> None:
+    def _do(
+        self,
+        jobs: Sequence[Job],
+        episodes: Sequence[Episode],
+        crew: Crew,
+        records: Journal,
+        progress: Progress | None,
+    ) -> None:
+        """Runs jobs of an evaluation of `episodes`, as far as is known."""
         driving = len(self.labels) if self.closed_loop else 1
-        total = driving * len(self.plan) + len(self.labels) * sum(len(one.branch_steps) for one in self.plan)
+        total = driving * len(episodes) + len(self.labels) * sum(len(one.branch_steps) for one in episodes)
         for record in crew.run(jobs):
             records.add(record)
             if progress is not None:

@@ -151,11 +151,21 @@ def test_a_clear_case_ends_early(
 ) -> None:
     settings: dict[str, Any] = {**SETTINGS, "episodes": 80, "drift_states": 80}
     candidate = make_pusher("q", error=error)
-    result = evaluate(candidate, against=make_pusher(), stop_margin=margin, journal=tmp_path / "e.jsonl", **settings)
+    seen: list[tuple[int, int]] = []
+    result = evaluate(
+        candidate,
+        against=make_pusher(),
+        stop_margin=margin,
+        journal=tmp_path / "e.jsonl",
+        progress=lambda done, total, _: seen.append((done, total)),
+        **settings,
+    )
     (comparison,) = result["comparisons"]
     stopping, pairs = comparison["stopping"], result["episodes"]
     assert (stopping["verdict"], stopping["pairs"], stopping["planned"]) == (verdict, pairs, 80)
     assert pairs in (20, 40)
+    assert seen[0] == (1, 4 * 80)  # at most: two policies, an episode and a branch for each pair
+    assert seen[-1] == (4 * pairs, 4 * pairs)
     # What is reported is what the first pairs say, and branches start in those alone.
     assert (comparison["paired"]["n"], result["policies"][1]["n"]) == (pairs, pairs)
     assert comparison["drift"]["identical_states"]["n"] == pairs

@@ -1,0 +1,32 @@
+"""Who does the jobs: what is refused before any process starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from daptq.errors import InvalidInputError, MissingDependencyError
+from daptq.evaluation.crew import hire
+from daptq.evaluation.workers import Workplace
+
+PLACE = Workplace(environment_name="tabletop", image_size={}, sources={})
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_crew_of_nobody_is_refused(workers: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"workers must be at least 1, got {workers}"):
+        hire(PLACE, workers)
+
+
+def test_a_cluster_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"Install daptq\[ray\]"):
+        hire(PLACE, 2, ray="auto")
+
+
+def test_usage_statistics_are_off_unless_somebody_turned_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    hire(PLACE, 2, ray="auto")
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
