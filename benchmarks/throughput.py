@@ -21,6 +21,7 @@ from typing import Any
 import daptq
 from daptq.artifacts import provenance, write_bytes, write_json
 from daptq.catalog import ENVIRONMENTS
+from daptq.errors import InvalidInputError
 from daptq.evaluation.crew import Crew, hire
 from daptq.evaluation.plan import Episode, plan_episodes
 from daptq.evaluation.workers import EpisodeJob, Workplace, open_policy
@@ -43,8 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="episodes that share a call")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
     options = parser.parse_args(arguments)
+    if options.episodes < 2 * max(options.batches):
+        message = f"episodes must be at least {2 * max(options.batches)}, a call for each of two workers,"
+        raise InvalidInputError(f"{message} got {options.episodes}. Measure more episodes.")
     cameras = dict(open_policy(options.policy).cameras)
-    plan = plan_episodes(ENVIRONMENTS.load(options.environment).TASKS, episodes=options.episodes, seed=0)
+    plan = plan_episodes(tuple(ENVIRONMENTS.load(options.environment).TASKS), episodes=options.episodes, seed=0)
     with ExitStack() as stack:
         crews: dict[str, Crew] = {}
         for name, workers in ((ALONE, 1), (WORKERS, 2), (CLUSTER, 2)):

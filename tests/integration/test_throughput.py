@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from daptq.errors import InvalidInputError
 from daptq.evaluation.plan import plan_episodes
 from tests.integration.test_evaluation_scripts import load
 
@@ -72,3 +73,8 @@ def test_the_page_states_what_was_measured(script: ModuleType) -> None:
     assert "| one process | 1 | 12.50 [10.00, 15.00] | 12.50 [10.00, 15.00] |" in page
     assert "n = 3 rounds of 8 episodes" in page
     assert "2 CPUs, load 9.5" in page
+
+
+def test_too_few_episodes_for_two_workers_are_refused(script: ModuleType) -> None:
+    with pytest.raises(InvalidInputError, match="episodes must be at least 8, a call for each of two workers, got 4"):
+        script.main(["--episodes", "4", "--batches", "1", "4"])

@@ -7,6 +7,7 @@ system); a loaded policy is sent. The records come back to this process, which a
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError
 from daptq.evaluation._process_pool import MOST_DEATHS, died
 from daptq.evaluation.rollout import Record
 from daptq.evaluation.workers import Job, Workplace
+
+_PATIENCE = 10.0  # seconds for a cluster to answer
 
 
 class RayPool:
@@ -45,11 +48,13 @@ class RayPool:
         self._count = workers
         self._address = address
         self._workers: list[Any] = []
+        self._stored: Any = None
 
     def __enter__(self) -> Self:
         try:
+            _reach(self._address)
             self._ray.init(address=self._address, log_to_driver=False, logging_level="warning")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             message = f"ray must be the address of a Ray cluster, got {self._address!r}: {error}."
             raise InvalidInputError(message + " Start one with `ray start --head`.") from error
         cpus = int(self._ray.cluster_resources().get("CPU", 0))
@@ -60,12 +65,13 @@ class RayPool:
         kind = self._ray.remote(
             num_cpus=1, max_restarts=-1, max_task_retries=MOST_DEATHS - 1, scheduling_strategy="SPREAD"
         )(_RayWorker)
-        workplace = self._ray.put(self._workplace.for_another_process())
-        self._workers = [kind.remote(workplace) for _ in range(self._count)]
+        # Kept here for as long as the workers live: one that is started anew asks for it again.
+        self._stored = self._ray.put(self._workplace.for_another_process())
+        self._workers = [kind.remote() for _ in range(self._count)]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._workers = []
+        self._workers, self._stored = [], None
         self._ray.shutdown()  # The workers end with the connection that started them.
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Record]:
@@ -80,7 +86,7 @@ class RayPool:
         while waiting or running:
             while waiting and idle:
                 worker, job = idle.pop(), waiting.popleft()
-                running[worker.answer.remote(job)] = (worker, job)
+                running[worker.answer.remote([self._stored], job)] = (worker, job)
             (done,), _ = self._ray.wait(list(running))
             worker, job = running.pop(done)
             idle.append(worker)
@@ -93,13 +99,34 @@ class RayPool:
             yield from answer
 
 
+def _reach(address: str) -> None:
+    """Connects to ``"host:port"`` and back off; Ray itself would try for minutes before it gave up.
+
+    Raises:
+        OSError: Nobody answers there.
+    """
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+
+
 class _RayWorker:
     """What a worker is on its machine."""
 
-    def __init__(self, workplace: Workplace) -> None:
+    def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._workplace = workplace
+        self._workplace: Workplace | None = None
 
-    def answer(self, job: Job) -> Sequence[Record] | Exception:
-        """Does one job."""
+    def answer(self, stored: Sequence[Any], job: Job) -> Sequence[Record] | Exception:
+        """Does one job.
+
+        Args:
+            stored: Reference to the workplace, in a list so that Ray leaves it to this worker to fetch it, once.
+            job: What to do.
+        """
+        if self._workplace is None:
+            import ray
+
+            workplace: Workplace = ray.get(stored[0])
+            self._workplace = workplace
         return self._workplace.answer(job)

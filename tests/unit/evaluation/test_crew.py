@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 import pytest
@@ -30,3 +31,10 @@ def test_usage_statistics_are_off_unless_somebody_turned_them_on(monkeypatch: py
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     hire(PLACE, 2, ray="auto")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free once the server is gone
+    with pytest.raises(InvalidInputError, match=f"ray must be the address of a Ray cluster, got '127.0.0.1:{port}'"):
+        hire(PLACE, 2, ray=f"127.0.0.1:{port}").__enter__()
