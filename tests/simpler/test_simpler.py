@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from daptq.calibration._demonstrations import Disturbance, record_episode
+from daptq.calibration.simpler import COURSE
 from daptq.environments._base import check_environment
 from daptq.environments._simpler_expert import SimplerExpert
 from daptq.environments._simpler_tasks import TASKS
@@ -184,6 +186,17 @@ def test_expert_succeeds(environment: SimplerEnvironment, task: str) -> None:
     assert was_held
     assert info["success"]
     assert info["success_by_task"] == {task: True}
+
+
+def test_a_disturbed_demonstration_succeeds_and_carries_its_labels(environment: SimplerEnvironment) -> None:
+    episode = record_episode(environment, COURSE, task=CARROT, seed=4, disturbance=Disturbance())
+    assert episode.success
+    environment.reset(seed=4, options={"task": CARROT, "scattered": True})
+    np.testing.assert_array_equal(episode.arrays["action"][0], SimplerExpert().action(environment))
+    present = np.isfinite(episode.arrays["object_positions"]).all(axis=(0, 2))
+    there = [name for name, seen in zip(COURSE.objects, present, strict=True) if seen]
+    assert there == [TASKS[CARROT].source, TASKS[CARROT].target]
+    assert (episode.arrays["valid"] < 16).any()
 
 
 def test_doing_nothing_does_not_succeed(environment: SimplerEnvironment) -> None:
