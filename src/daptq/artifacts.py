@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from daptq._atomic import flush, new_directory, require_new_output, write_bytes, writing
 from daptq._provenance import provenance
+from daptq._tensor_files import StoredTensor, read_safetensors_directory
 from daptq.errors import (
     CorruptArtifactError,
     ForeignArtifactError,
@@ -71,7 +71,7 @@ class Artifact:
     metadata: dict[str, Any]
     _shards: Mapping[str, str] = field(repr=False)
     _files: frozenset[str] = field(repr=False)
-    _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _directories: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -83,19 +83,32 @@ class Artifact:
         """Names of the extra files, sorted."""
         return tuple(sorted(self._files))
 
-    def tensor(self, name: str) -> Tensor:
-        """Reads one tensor.
+    def stored(self, name: str) -> StoredTensor:
+        """Where one tensor lies.
 
         Raises:
             UnknownNameError: The artifact holds no tensor of this name.
+            CorruptArtifactError: The manifest names a shard that does not hold it.
         """
         if name not in self._shards:
             raise UnknownNameError("tensor", name, self._shards)
         shard = self._shards[name]
-        if shard not in self._open:
-            self._open[shard] = safe_open(self.directory / shard, framework="pt")
-        tensor: Tensor = self._open[shard].get_tensor(name)
-        return tensor
+        if shard not in self._directories:
+            self._directories[shard] = read_safetensors_directory(self.directory / shard)
+        if name not in self._directories[shard]:
+            raise CorruptArtifactError(
+                f"{self.directory / shard} must hold the tensor {name}, got none of that name. Write the folder again."
+            )
+        return self._directories[shard][name]
+
+    def tensor(self, name: str) -> Tensor:
+        """Reads one tensor into memory of its own.
+
+        Raises:
+            UnknownNameError: The artifact holds no tensor of this name.
+            CorruptArtifactError: The shard changed since it was verified.
+        """
+        return self.stored(name).read()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Reads every tensor, one at a time, in the order they were written."""

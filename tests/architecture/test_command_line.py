@@ -27,6 +27,8 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--gate-mm": None,
         "--calibration-states": None,
         "--seed": 0,
+        "--stream": False,
+        "--dataset": None,
         "--json": None,
     },
     "evaluate": {

@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from daptq.compensation._few_states import factor
 from daptq.compensation.csrc import (
     CsrcConfig,
     align_covariance,
@@ -197,6 +198,33 @@ def test_few_states_leave_unseen_directions_alone() -> None:
     noisy = z + 0.1 * torch.randn(5, 20, generator=generator, dtype=torch.float64)
     maps = solve(z.mean(0), torch.cov(z.mT), noisy.mean(0), torch.cov(noisy.mT), CsrcConfig(rank=None))
     assert 1 <= maps["cross-channel"].condition_number < 20
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_few_states_are_solved_in_factors_to_the_same_map(
+    seed: int, rank: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(5, 24, generator=generator, dtype=torch.float64)
+    noisy = z + 0.3 * torch.randn(5, 24, generator=generator, dtype=torch.float64)
+    statistics = (z.mean(0), torch.cov(z.mT), noisy.mean(0), torch.cov(noisy.mT))
+    config = CsrcConfig(rank=rank)
+    factored = solve(*statistics, config)["cross-channel"]
+    monkeypatch.setattr("daptq.compensation.csrc.FEW", math.inf)
+    dense = solve(*statistics, config)["cross-channel"]
+    # Both stop at a gradient of 1e-10 of its scale, here about 2000, and the weakest curvature is 2 identity_weight.
+    torch.testing.assert_close(factored.matrix, dense.matrix, rtol=0, atol=1e-6)
+    assert not torch.equal(factored.matrix, dense.matrix), "two ways were taken"
+    assert not factored.is_identity
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4, 9])
+def test_factor_of_a_covariance_has_its_rank(rank: int) -> None:
+    root = torch.randn(9, rank, dtype=torch.float64)
+    found = factor((root @ root.mT).numpy())
+    assert found.shape == (9, rank)
+    np.testing.assert_allclose(found @ found.T, (root @ root.mT).numpy(), rtol=0, atol=1e-13)
 
 
 def test_per_channel_alone() -> None:

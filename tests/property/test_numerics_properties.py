@@ -124,3 +124,34 @@ def test_the_half_step_property_can_fail() -> None:
     assert bool(((weight - truncated * scale).abs() > 0.51 * scale).any())
     with pytest.raises(AssertionError):
         assert torch.equal(quantize_symmetric(weight, scale, 4), truncated.to(torch.int8))
+
+
+@given(
+    num_bits=st.sampled_from([2, 3, 4]),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 70),
+    kind=st.sampled_from(["normal", "heavy", "integers", "zeros"]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_screening_takes_the_scale_that_trying_every_one_takes(
+    num_bits: int, rows: int, columns: int, kind: str, weighted: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(rows, columns, generator=generator)
+    weight = {"normal": normal, "heavy": normal**3, "integers": normal.mul(3).round(), "zeros": normal * 0}[kind]
+    column_weight = torch.rand(columns, generator=generator) if weighted else None
+    chosen = searched_scale(weight, num_bits, column_weight)
+    limit = largest_integer(num_bits)
+    best, least = absmax_scale(weight, num_bits), torch.full((rows, 1), torch.inf, dtype=torch.float64)
+    longest, counted = best, torch.ones(columns) if column_weight is None else column_weight
+    for step in range(91):
+        scale = longest * (1 - 0.9 * step / 90)
+        rounded = torch.round(weight.double() / scale.double()).clamp(-limit, limit) * scale.double()
+        error = ((rounded - weight.double()).square() * counted.double()).sum(dim=1, keepdim=True)
+        better = error < least * (1 - 1e-12)
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    rounded = torch.round(weight.double() / chosen.double()).clamp(-limit, limit) * chosen.double()
+    error = ((rounded - weight.double()).square() * counted.double()).sum(dim=1, keepdim=True)
+    # Another scale is as good only where errors agree to their rounding.
+    assert bool(((chosen == best) | (error <= least * (1 + 1e-9) + 1e-20)).all())

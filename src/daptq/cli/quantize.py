@@ -31,6 +31,8 @@ from daptq.errors import RecipeError
 @click.option("--gate-mm", metavar="N", type=float, help="Promote layers until a chunk drifts at most so far.")
 @click.option("--calibration-states", metavar="N", type=int, help="States to calibrate on.  [default: the method's]")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of the calibration states and their noise.")
+@click.option("--stream", is_flag=True, help="Leave large weights on the disk, for a policy larger than memory.")
+@click.option("--dataset", metavar="NAME", help="Statistics of a public CogACT checkpoint to un-normalise by.")
 @json_option
 def quantize(
     policy: str,
@@ -38,6 +40,8 @@ def quantize(
     method: str,
     data: str,
     seed: int,
+    stream: bool,
+    dataset: str | None,
     json_path: Path | None,
     **settings: float | str | bool | None,
 ) -> None:
@@ -53,7 +57,7 @@ def quantize(
     require_new_output(output)
     with reported_progress() as progress:
         run(
-            load_policy(policy),
+            load_policy(policy, stream=stream, dataset=dataset),
             recipe,
             data=data,
             output=output,

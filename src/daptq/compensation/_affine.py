@@ -55,7 +55,10 @@ class AffineMap:
     @property
     def condition_number(self) -> float:
         """Ratio of the largest to the smallest singular value of M; infinite when M is singular."""
-        values = torch.linalg.svdvals(self.matrix)
+        if self.is_diagonal:
+            values = self.matrix.diagonal().abs().sort(descending=True).values
+        else:
+            values = torch.linalg.svdvals(self.matrix)
         return float(values[0] / values[-1])
 
     def __call__(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:

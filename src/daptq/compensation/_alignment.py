@@ -10,21 +10,10 @@ is the preconditioner. Arrays are float64 (d, d); the module does not know what 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, minimize
-from scipy.sparse.linalg import LinearOperator, minres
+
+from daptq.compensation._newton import Array, stationary_point
 
 __all__ = ["Alignment"]
-
-Array = NDArray[np.float64]
-
-# Converged when the gradient is this small beside its own scale, 4 fit |W|^2 |A| |B|.
-GRADIENT_TOLERANCE = 1e-10
-# A start this close to stationary is the answer: with so small an identity weight the second term only chooses among
-# maps that fit equally well, and sliding along their valley would take very many iterations.
-START_TOLERANCE = 1e-8
-MAX_ITERATIONS = 200
-MAX_POLISHING_STEPS = 5
 
 
 class Alignment:
@@ -55,52 +44,7 @@ class Alignment:
 
     def solve(self, starts: list[Array]) -> Array:
         """A stationary point, reached from the start with the least objective."""
-        start = min((self._basis.T @ start @ self._basis for start in starts), key=self.objective)
-        size = len(start)
-        if np.linalg.norm(self.gradient(start)) <= START_TOLERANCE * self.gradient_scale:
-            return self._outside(start)
-        tolerance = GRADIENT_TOLERANCE * self.gradient_scale
-
-        def inside(step: Array) -> Array:
-            m: Array = start + self.precondition(step.reshape(size, size))
-            return m
-
-        def stop_when_converged(intermediate_result: OptimizeResult) -> None:
-            if np.linalg.norm(self.gradient(inside(intermediate_result.x))) <= tolerance:
-                raise StopIteration
-
-        result = minimize(
-            lambda step: self.objective(inside(step)),
-            np.zeros(size * size),
-            jac=lambda step: self.precondition(self.gradient(inside(step))).ravel(),
-            hessp=lambda step, direction: self.precondition(
-                self.hessian_product(inside(step), self.precondition(direction.reshape(size, size)))
-            ).ravel(),
-            method="Newton-CG",
-            callback=stop_when_converged,
-            options={"xtol": 0.0, "maxiter": MAX_ITERATIONS},
-        )
-        return self._outside(self._polished(inside(result.x), tolerance))
-
-    def _polished(self, m: Array, tolerance: float) -> Array:
-        """Newton steps on the gradient alone: a line search cannot tell objectives apart below 1e-16 of their value."""
-        norm = float(np.linalg.norm(self.gradient(m)))
-        for _ in range(MAX_POLISHING_STEPS):
-            if norm <= tolerance:
-                break
-            hessian = LinearOperator(
-                (m.size, m.size),
-                matvec=lambda v, m=m: self.precondition(
-                    self.hessian_product(m, self.precondition(v.reshape(m.shape)))
-                ).ravel(),
-            )
-            step, _ = minres(hessian, -self.precondition(self.gradient(m)).ravel(), rtol=1e-6, maxiter=MAX_ITERATIONS)
-            candidate = m + self.precondition(step.reshape(m.shape))
-            reached = float(np.linalg.norm(self.gradient(candidate)))
-            if reached >= norm:
-                break
-            m, norm = candidate, reached
-        return m
+        return self._outside(stationary_point(self, [self._basis.T @ start @ self._basis for start in starts]))
 
     def objective(self, m: Array) -> float:
         """The value of f at M, given in the eigenbasis."""

@@ -15,10 +15,12 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from daptq.compensation._affine import AffineMap
 from daptq.compensation._alignment import Alignment
+from daptq.compensation._few_states import FewStatesAlignment, factor
 from daptq.compensation._symmetry import symmetric_part
 from daptq.errors import InvalidInputError, RecipeError
 
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 Selection = Literal["held-out", "always"]
+
+# Covariances with at most one direction of variance for so many channels are solved in their factors.
+FEW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +269,29 @@ def solve(
     if config.cross_channel:
         scaled = gain[:, None] * q * gain[None, :]
         weight = variance_ratio_weight(variance_fp, variance_q)
-        matrix = align_covariance(fp / unit, scaled / unit, weight, config.fit_weight, config.identity_weight)
-        if config.rank is not None and config.rank < len(matrix):
-            u, v = low_rank(matrix, config.rank)
-            matrix = torch.eye(len(matrix), dtype=torch.float64) + u @ v.mT
+        target_factor, source_factor = factor((fp / unit).numpy()), factor((scaled / unit).numpy())
+        if FEW * max(target_factor.shape[1], source_factor.shape[1]) <= len(fp):
+            matrix = _aligned_few(target_factor, source_factor, weight, config)
+        else:
+            matrix = align_covariance(fp / unit, scaled / unit, weight, config.fit_weight, config.identity_weight)
+            if config.rank is not None and config.rank < len(matrix):
+                u, v = low_rank(matrix, config.rank)
+                matrix = torch.eye(len(matrix), dtype=torch.float64) + u @ v.mT
         matrix = matrix * gain[None, :]
         maps["cross-channel"] = AffineMap(matrix=matrix, shift=target - matrix @ centre)
     return maps
+
+
+def _aligned_few(
+    target: NDArray[np.float64], source: NDArray[np.float64], weight: Float[Tensor, " d"], config: CsrcConfig
+) -> Float[Tensor, "d d"]:
+    """`align_covariance` and `low_rank` where the covariances' factors (d, k) and (d, r) have few columns."""
+    problem = FewStatesAlignment(target, source, weight.numpy(), fit=config.fit_weight, identity=config.identity_weight)
+    # M - I = U V^T with orthonormal V: the singular values are those of U.
+    left, values, right = np.linalg.svd(problem.solve(), full_matrices=False)
+    rank = len(values) if config.rank is None else min(config.rank, len(values))
+    difference = (left[:, :rank] * values[:rank]) @ (right[:rank] @ problem.basis.T)
+    return torch.eye(len(weight), dtype=torch.float64) + torch.from_numpy(difference)
 
 
 def _diagonal(weight: Tensor, size: int) -> Tensor:

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from daptq.errors import InvalidInputError
 from daptq.numerics.grid import largest_integer
+from daptq.numerics.screening import screened_scale
 
 __all__ = ["absmax_scale", "range_grid", "searched_range_grid", "searched_scale"]
 
 # With 2 bits the best grid of a heavy-tailed row ends at a small part of the largest weight.
 SMALLEST_FRACTION = 0.1
 CANDIDATES = 91
+FRACTIONS = tuple(1 - (1 - SMALLEST_FRACTION) * step / (CANDIDATES - 1) for step in range(CANDIDATES))
+# With more integers than 4 bits have, trying every candidate is no slower than screening them.
+LARGEST_SCREENED = 7
 
 
 def absmax_scale(weight: Float[Tensor, "out in"], num_bits: int) -> Float[Tensor, "out 1"]:
@@ -62,8 +66,17 @@ def searched_scale(
     Raises:
         InvalidInputError: `weight` is not a finite, non-empty matrix, or `column_weight` is not as said above.
     """
-    limit = torch.tensor(largest_integer(num_bits), dtype=torch.float64, device=weight.device)
-    return _shortened(weight, absmax_scale(weight, num_bits), -limit, limit, column_weight)
+    longest, limit = absmax_scale(weight, num_bits), largest_integer(num_bits)
+    end = torch.tensor(limit, dtype=torch.float64, device=weight.device)
+    if limit > LARGEST_SCREENED:
+        return _shortened(weight, longest, -end, end, column_weight)
+    if column_weight is not None:
+        _require_column_weight(column_weight, weight)
+        column_weight = column_weight.to(torch.float64)
+    best, undecided = screened_scale(weight, longest, FRACTIONS, limit, column_weight)
+    if len(undecided):
+        best[undecided] = _shortened(weight[undecided], longest[undecided], -end, end, column_weight)
+    return best
 
 
 def range_grid(weight: Float[Tensor, "out in"], num_bits: int) -> tuple[Float[Tensor, "out 1"], Int8[Tensor, "out 1"]]:
@@ -128,8 +141,7 @@ def _shortened(
     exact = weight.detach().to(torch.float64)
     best = longest.clone()
     least = _squared_error(exact, longest, low, high, column_weight)
-    for step in range(1, CANDIDATES):
-        fraction = 1 - (1 - SMALLEST_FRACTION) * step / (CANDIDATES - 1)
+    for fraction in FRACTIONS[1:]:
         candidate = longest * fraction
         error = _squared_error(exact, candidate, low, high, column_weight)
         better = (error < least) & (candidate > 0)

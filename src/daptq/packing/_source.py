@@ -8,6 +8,7 @@ from pathlib import Path
 import daptq.policies
 from daptq.artifacts import MANIFEST
 from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.packing._cogact_public import CHECKPOINTS, is_public
 
 __all__ = ["locate", "packaged_policies"]
 
@@ -51,12 +52,19 @@ def locate(source: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Downloads a repository of the hub, without pickle files, or finds it in the hub's local cache."""
+    """Downloads a repository of the hub, or finds it in the hub's local cache.
+
+    Pickle files are left out, except the weights of a public CogACT checkpoint.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(hub_id, ignore_patterns=_PICKLES))
+        folder = Path(snapshot_download(hub_id, ignore_patterns=_PICKLES))
+        if is_public(folder):
+            # Its weights are a torch file, which the weights-only loader reads.
+            folder = Path(snapshot_download(hub_id, allow_patterns=["*.json", f"{CHECKPOINTS}/*.pt"]))
+        return folder
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise InvalidInputError(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from daptq._tensor_files import StoredTensor
 from daptq.artifacts import Artifact, read_artifact, write_artifact
 from daptq.artifacts import provenance as make_provenance
 from daptq.catalog import POLICIES
@@ -24,8 +25,11 @@ from daptq.errors import ForeignArtifactError, InvalidInputError
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._prepared import PackedWeight
+from daptq.packing._cogact_public import FAMILY, is_public, read_public
 from daptq.packing._source import locate
 from daptq.policies._base import Policy
+from daptq.policies._streaming import StoredWeights, streamed_modules
+from daptq.policies._streaming import stream as stream_weights
 
 __all__ = ["POLICY_KIND", "QUANTIZED_KIND", "load_policy", "replace_module", "save_policy", "save_quantized"]
 
@@ -113,34 +117,53 @@ def save_quantized(
     return directory
 
 
-def load_policy(source: str | Path, *, name: str | None = None) -> Policy:
+def load_policy(
+    source: str | Path, *, name: str | None = None, stream: bool = False, dataset: str | None = None
+) -> Policy:
     """Loads a policy, ready to predict on the CPU.
 
     A float policy comes back with float32 parameters. A quantized one comes back with `QuantizedLinear` layers,
     `BFloat16Linear` in place of its other linear layers, and float32 for the rest (norms, embeddings, convolutions).
 
     Args:
-        source: Name of a policy in the package (``"reference"``), a folder that daptq wrote, or a hub id
-            (``"organisation/name"``). A name in the package goes before a folder of that name: write ``"./reference"``.
+        source: Name of a policy in the package (``"reference"``), a folder that daptq wrote or that holds a public
+            CogACT checkpoint, or a hub id (``"organisation/name"``) of either. A name in the package goes before a
+            folder of that name: write ``"./reference"``.
         name: Name of the loaded policy; by default the one it was saved with.
+        stream: Leave the large weights of a float policy in its files, see `daptq.policies._streaming`: to quantize a
+            policy larger than memory. A quantized policy is loaded whole.
+        dataset: Data set whose statistics un-normalise the actions of a public CogACT checkpoint; needed where it has
+            those of several.
 
     Raises:
         UnknownNameError: `source` is a plain word that is neither a policy in the package nor a folder.
-        InvalidInputError: The hub did not deliver the policy.
+        InvalidInputError: The hub did not deliver the policy, or `dataset` does not fit it.
         ForeignArtifactError: The folder does not hold a policy, or one of another family version.
         ArtifactError: The folder is damaged, incomplete or of another schema version.
     """
-    artifact = read_artifact(locate(source), kind=(POLICY_KIND, QUANTIZED_KIND))
+    directory = locate(source)
+    if is_public(directory):
+        public = read_public(directory, dataset=dataset)
+        family: type[Policy] = POLICIES.load(FAMILY).POLICY
+        policy = family.from_config(public.config, public.files, empty=True)
+        _place_tensors(policy, public.tensors, directory, stream=stream)
+        policy.name = name or public.name
+        return policy.eval()
+    if dataset is not None:
+        raise InvalidInputError(
+            f"dataset must be given for a public CogACT checkpoint alone, got {dataset!r} for {directory}. Drop it."
+        )
+    artifact = read_artifact(directory, kind=(POLICY_KIND, QUANTIZED_KIND))
     metadata = artifact.metadata
     files = {file: artifact.file(file) for file in artifact.file_names}
-    family: type[Policy] = POLICIES.load(metadata["family"]).POLICY
+    family = POLICIES.load(metadata["family"]).POLICY
     policy = family.from_config(metadata["config"], files, empty=True)
     if artifact.kind == QUANTIZED_KIND:
         _place_linear_layers(policy, artifact)
-    _place_tensors(policy, artifact)
+    stored = {key: artifact.stored(key) for key in artifact.tensor_names}
+    _place_tensors(policy, stored, directory, stream=stream and artifact.kind == POLICY_KIND)
     policy.name = name or metadata["name"]
-    policy.eval()
-    return policy
+    return policy.eval()
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -188,9 +211,10 @@ def _float_tensors(policy: Policy, without: tuple[str, ...]) -> Iterator[tuple[s
     """Parameters in bfloat16 and persistent buffers as they are, except those of the modules `without`."""
     prefixes = tuple(f"{name}." for name in without)
     parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
-    for key, tensor in policy.state_dict().items():
+    tensors = policy.tensors()
+    for key in tensors:
         if not key.startswith(prefixes):
-            yield key, tensor.to(torch.bfloat16) if key in parameters else tensor
+            yield key, tensors[key].to(torch.bfloat16) if key in parameters else tensors[key]
 
 
 def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
@@ -228,18 +252,25 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
             replace_module(policy, path, BFloat16Linear(artifact.tensor(f"{path}.weight"), bias))
 
 
-def _place_tensors(policy: Policy, artifact: Artifact) -> None:
+def _place_tensors(policy: Policy, stored: Mapping[str, StoredTensor], directory: Path, *, stream: bool) -> None:
     """Gives every empty parameter its values in float32, and every persistent buffer its own.
 
+    Args:
+        policy: Its quantized and bfloat16 layers are in place and stay as they are.
+        stored: Where every tensor lies.
+        directory: What holds them, for messages.
+        stream: Leave large weights where they are, and let their modules read them.
+
     Raises:
-        ForeignArtifactError: The tensors of the artifact are not those of the policy.
+        ForeignArtifactError: The tensors are not those of the policy.
     """
-    trainable = artifact.kind == POLICY_KIND
+    trainable = not any(isinstance(module, QuantizedLinear | BFloat16Linear) for module in policy.modules())
+    streamed = frozenset(f"{path}.weight" for path in streamed_modules(policy)) if stream else frozenset[str]()
     expected = set(policy.state_dict())
-    if expected != set(artifact.tensor_names):
-        missing, extra = sorted(expected - set(artifact.tensor_names)), sorted(set(artifact.tensor_names) - expected)
+    if expected != set(stored):
+        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
         raise ForeignArtifactError(
-            f"{artifact.directory} must hold the tensors of a {policy.family!r} policy, got {len(missing)} missing "
+            f"{directory} must hold the tensors of a {policy.family!r} policy, got {len(missing)} missing "
             f"{missing[:3]} and {len(extra)} unknown {extra[:3]}. Load it with the version of daptq that wrote it."
         )
     parameters = dict(policy.named_parameters(remove_duplicate=False))
@@ -250,13 +281,17 @@ def _place_tensors(policy: Policy, artifact: Artifact) -> None:
         if isinstance(module, QuantizedLinear | BFloat16Linear):
             continue
         present = parameters[key] if key in parameters else buffers[key]
-        values = artifact.tensor(key)
-        if values.shape != present.shape:
+        if (shape := stored[key].shape) != present.shape:
             raise ForeignArtifactError(
-                f"{key} in {artifact.directory} must have shape {tuple(present.shape)}, got {tuple(values.shape)}. "
+                f"{key} in {directory} must have shape {tuple(present.shape)}, got {shape}. "
                 "Load it with the version of daptq that wrote it."
             )
+        if key in streamed:
+            continue
+        values = stored[key].read()
         if key in parameters:
             setattr(module, leaf, nn.Parameter(values.to(torch.float32), requires_grad=trainable))
         else:
             setattr(module, leaf, values)
+    if stream:
+        stream_weights(policy, StoredWeights(stored))

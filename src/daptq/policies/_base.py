@@ -25,6 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.policies._streaming import PolicyTensors, StoredWeights
+
 Role = Literal["vision", "connector", "language", "action_head"]
 ROLES: tuple[Role, ...] = ("vision", "connector", "language", "action_head")
 
@@ -109,6 +111,8 @@ class Policy(nn.Module, ABC):
         cameras: Image edge length [px] expected from each camera.
         denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
         denoising_step: The iteration that is running; the family keeps it up to date in `predict_chunk`.
+        weights: Where a streamed policy reads its large weights from, see `daptq.policies._streaming`; None for a
+            policy in memory.
     """
 
     family: ClassVar[str]
@@ -119,6 +123,7 @@ class Policy(nn.Module, ABC):
     cameras: Mapping[str, int]
     denoising_steps: int
     denoising_step: DenoisingStep
+    weights: StoredWeights | None = None
 
     @classmethod
     @abstractmethod
@@ -187,16 +192,26 @@ class Policy(nn.Module, ABC):
 
     def linear_layers(self) -> dict[str, Role]:
         """Module path to role of every linear layer (float or quantized), in execution order."""
-        layers: dict[str, Role] = {}
-        for block in self.blocks():
-            for path, module in self.get_submodule(block.name).named_modules():
-                if hasattr(module, "in_features") and hasattr(module, "out_features"):
-                    layers[f"{block.name}.{path}" if path else block.name] = block.role
-        return layers
+        return {name: block.role for block in self.blocks() for name in self.linear_layers_of(block)}
+
+    def linear_layers_of(self, block: Block) -> tuple[str, ...]:
+        """Module paths of the linear layers of one block, in execution order."""
+        return tuple(
+            f"{block.name}.{path}" if path else block.name
+            for path, module in self.get_submodule(block.name).named_modules()
+            if hasattr(module, "in_features") and hasattr(module, "out_features")
+        )
 
     def action_head_blocks(self) -> tuple[str, ...]:
         """Module paths of the transformer blocks of the action head, in execution order."""
         return tuple(block.name for block in self.blocks() if block.role == "action_head" and ".blocks." in block.name)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Parameters and persistent buffers by name, in the order of the state dict; streamed ones are read when asked.
+
+        In contrast to `state_dict` this is complete for a policy whose weights stay in files.
+        """
+        return PolicyTensors(self)
 
     @property
     def device(self) -> torch.device:

@@ -6,13 +6,13 @@ It knows no tensor and no module.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
-from daptq.policies._diffusion import ddim_timesteps
+from daptq.policies._config import check_chunk, check_lengths, config_from_json
 
 # The towers' convolutions halve the image four times, the projector joins 2 x 2 tokens.
 IMAGE_MULTIPLE = 32
@@ -75,32 +75,18 @@ class CogACTConfig:
                     f"image size of camera {camera!r} must be a positive multiple of {IMAGE_MULTIPLE}, got {size}. "
                     "Choose for example 96."
                 )
-        for label, values, length in (
-            ("action_low", self.action_low, self.action_dim),
-            ("action_high", self.action_high, self.action_dim),
-            ("action_mask", self.action_mask, self.action_dim),
-            ("state_mean", self.state_mean, self.state_dim),
-            ("state_std", self.state_std, self.state_dim),
-        ):
-            if len(values) != length:
-                raise InvalidInputError(
-                    f"{label} must have {length} entries, got {len(values)}. Recompute the statistics."
-                )
-        if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise InvalidInputError(
-                f"n_action_steps must be between 1 and chunk_size = {self.chunk_size}, got {self.n_action_steps}. "
-                "Execute at most what is predicted."
-            )
-        ddim_timesteps(self.diffusion_steps, self.denoising_steps)
+        check_lengths(
+            {
+                "action_low": (self.action_low, self.action_dim),
+                "action_high": (self.action_high, self.action_dim),
+                "action_mask": (self.action_mask, self.action_dim),
+                "state_mean": (self.state_mean, self.state_dim),
+                "state_std": (self.state_std, self.state_dim),
+            }
+        )
+        check_chunk(self.n_action_steps, self.chunk_size, self.diffusion_steps, self.denoising_steps)
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
         """Builds the configuration from a JSON object, naming what is missing or unknown."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(config) - known):
-            raise InvalidInputError(f"CogACT configuration must have known keys only, got {unknown}. Remove them.")
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InvalidInputError(f"CogACT configuration must be complete: {error}. Add what is missing.") from error
+        return config_from_json(cls, config)

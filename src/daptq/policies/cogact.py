@@ -7,7 +7,7 @@ nothing of quantization; it only names the layers and the interface between perc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, cast
 
@@ -29,13 +29,12 @@ from daptq.policies._base import (
     Block,
     DenoisingStep,
     Interface,
-    NoisePrediction,
-    Policy,
 )
 from daptq.policies._cogact_config import CogACTConfig
-from daptq.policies._diffusion import add_noise, ddim_sample, squared_cosine_alphas
+from daptq.policies._cognition import CONDITION, UNCONDITION, ActionModel, CognitionPolicy, register_action_buffers
+from daptq.policies._diffusion import squared_cosine_alphas
 from daptq.policies._dit import DiT
-from daptq.policies._tokenizer import SPECIAL_TOKENS, prompt, train_tokenizer
+from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
 from daptq.policies._vision import VisionTower, pixel_shuffle
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -57,21 +56,10 @@ class Projector(nn.Module):
         return projected
 
 
-class ActionModel(nn.Module):
-    """Holder of the DiT under the name that the public weights give it (``action_model.net``)."""
-
-    def __init__(self, net: DiT) -> None:
-        super().__init__()
-        self.net = net
-
-
-class CogACTPolicy(Policy):
+class CogACTPolicy(CognitionPolicy):
     """A CogACT policy; see `CogACTConfig` for its sizes."""
 
     family: ClassVar[str] = "cogact"
-    action_low: Tensor
-    action_high: Tensor
-    action_mask: Tensor
     state_mean: Tensor
     state_std: Tensor
 
@@ -132,11 +120,9 @@ class CogACTPolicy(Policy):
     def _create_buffers(self) -> None:
         """(Re)creates what is not a parameter; after construction on the meta device these must become real."""
         self.llm_backbone.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config)
-        for label in ("action_low", "action_high", "state_mean", "state_std"):
-            self.register_buffer(
-                label, torch.tensor(getattr(self.settings, label), dtype=torch.float32), persistent=False
-            )
-        self.register_buffer("action_mask", torch.tensor(self.settings.action_mask, dtype=torch.bool), persistent=False)
+        labels = ("action_low", "action_high", "state_mean", "state_std")
+        values = {label: getattr(self.settings, label) for label in labels}
+        register_action_buffers(self, values, self.settings.action_mask)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
@@ -166,7 +152,6 @@ class CogACTPolicy(Policy):
 
     def blocks(self) -> tuple[Block, ...]:
         """See `Policy.blocks`."""
-        net = "action_model.net"
         vision = [Block(name=f"vision_backbone.{camera}", role="vision") for camera in self.cameras]
         connector = [Block(name="projector", role="connector")]
         connector += [Block(name=f"keypoint_projector.{camera}", role="connector") for camera in self.cameras]
@@ -175,27 +160,24 @@ class CogACTPolicy(Policy):
         language = [
             Block(name=f"llm_backbone.layers.{i}", role="language") for i in range(self.settings.language_depth)
         ]
-        embedders = [f"{net}.x_embedder", f"{net}.t_embedder", f"{net}.z_embedder"]
-        stack = [f"{net}.blocks.{i}" for i in range(self.settings.action_depth)]
-        head = [Block(name=name, role="action_head") for name in (*embedders, *stack, f"{net}.final_layer")]
-        return (*vision, *connector, *language, *head)
+        return (*vision, *connector, *language, *self.action_blocks())
 
     def interfaces(self) -> tuple[Interface, ...]:
         """The cognition feature: last language layer (through residual and norm) to the DiT's condition embedder."""
         return (
             Interface(
                 producer=f"llm_backbone.layers.{self.settings.language_depth - 1}.mlp.down_proj",
-                observed="action_model.net.z_embedder.linear",
-                consumer="action_model.net.z_embedder.linear",
+                observed=CONDITION,
+                consumer=CONDITION,
                 exact_producer=False,
-                constants=("action_model.net.z_embedder.uncondition",),
+                constants=(UNCONDITION,),
             ),
         )
 
     def perceive(self, batch: Batch) -> tuple[Float[Tensor, "b language"], Float[Tensor, "b image_tokens language"]]:
         """The cognition feature, and the projected image tokens that the language model read."""
         image_tokens = self._image_tokens(batch)
-        ids, last = self._prompt_ids(batch[TASK])
+        ids, last = self.prompt_ids(batch[TASK])
         embedded = self.llm_backbone.embed_tokens(ids)
         start = len(self.settings.prompt_prefix)
         parts = [embedded[:, :start], image_tokens]
@@ -209,75 +191,14 @@ class CogACTPolicy(Policy):
         positions = last + inputs.shape[1] - ids.shape[1]
         return hidden[torch.arange(len(positions), device=hidden.device), positions], image_tokens
 
-    def predict_chunk(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """See `Policy.predict_chunk`: DDIM with classifier-free guidance, then un-normalisation."""
-        return self.unnormalize(self._sample(batch, generator))
-
-    def denoised_chunk(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """See `Policy.denoised_chunk`: un-normalised linearly; the gripper as 2 x - 1, whose threshold is 0."""
-        actions = self._sample(batch, generator)
-        scaled = self.action_low + 0.5 * (actions + 1) * (self.action_high - self.action_low)
-        return torch.where(self.action_mask, scaled, 2 * actions - 1)
-
     @property
-    def action_unit(self) -> Float[Tensor, " action"]:
-        """See `Policy.action_unit`."""
-        half = 0.5 * (self.action_high - self.action_low)
-        return torch.where(self.action_mask, half, torch.full_like(half, 2.0))
+    def action_settings(self) -> CogACTConfig:
+        """See `CognitionPolicy.action_settings`."""
+        return self.settings
 
-    def _sample(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """Normalised action chunks."""
-        cognition, _ = self.perceive(batch)
-        shape = (self.chunk_size, self.action_dim)
-        if isinstance(generator, torch.Generator):
-            noise = torch.randn(len(cognition), *shape, generator=generator)
-        else:
-            noise = torch.stack([torch.randn(*shape, generator=one) for one in generator])
-        return self.denoise(cognition, noise.to(cognition))
-
-    def denoise(
-        self, cognition: Float[Tensor, "b language"], noise: Float[Tensor, "b chunk action"]
-    ) -> Float[Tensor, "b chunk action"]:
-        """Normalised action chunk from the cognition feature and the start of the diffusion."""
-        condition = cognition.unsqueeze(1)
-        net, scale = self.action_model.net, self.settings.guidance_scale
-
-        def predict(sample: Tensor, timestep: int, step: int) -> Tensor:
-            self.denoising_step.index = step
-            timesteps = torch.full((len(sample),), timestep, device=sample.device)
-            if scale == 1.0:
-                return net.forward(sample, timesteps, condition)
-            return net.guided(sample, timesteps, condition, scale)
-
-        return ddim_sample(predict, noise, self.alphas, self.settings.denoising_steps)
-
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
-        """See `Policy.predict_noise`: the conditional branch, at uniformly drawn diffusion steps."""
-        cognition, _ = self.perceive(batch)
-        actions = self.normalize(batch[ACTION])
-        noise = torch.randn(actions.shape, generator=generator).to(actions)
-        timesteps = torch.randint(0, self.settings.diffusion_steps, (len(actions),), generator=generator).to(
-            actions.device
-        )
-        noisy = add_noise(actions, noise, timesteps, self.alphas)
-        predicted = self.action_model.net(noisy, timesteps, cognition.unsqueeze(1))
-        return NoisePrediction(predicted=predicted, noise=noise)
-
-    def normalize(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
-        """Physical units to [-1, 1] between the quantiles; the gripper's -1 / +1 to 0 / 1."""
-        scaled = 2 * (actions - self.action_low) / (self.action_high - self.action_low) - 1
-        return torch.where(self.action_mask, scaled.clamp(-1, 1), (actions > 0).to(actions))
-
-    def unnormalize(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
-        """Inverse of `normalize`, with actions clipped to [-1, 1] and the gripper thresholded at 0.5."""
-        scaled = 0.5 * (actions.clamp(-1, 1) + 1) * (self.action_high - self.action_low) + self.action_low
-        return torch.where(self.action_mask, scaled, torch.where(actions >= 0.5, 1.0, -1.0).to(actions))
+    def cognition(self, batch: Batch) -> Float[Tensor, "b language"]:
+        """See `CognitionPolicy.cognition`."""
+        return self.perceive(batch)[0]
 
     def example_batch(self, seed: int) -> Batch:
         """See `Policy.example_batch`: two samples."""
@@ -307,17 +228,6 @@ class CogACTPolicy(Policy):
             tokens.append(self.projector(pixel_shuffle(features, tower.grid)))
             tokens.append(self.keypoint_projector[camera](keypoints).unsqueeze(1))
         return torch.cat(tokens, dim=1)
-
-    def _prompt_ids(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids int64 (b, length), padded behind, and the index of the last real token of each row."""
-        rows = [
-            [*self.settings.prompt_prefix, *self.tokenizer.encode(prompt(text)).ids, *self.settings.prompt_suffix]
-            for text in instructions
-        ]
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
-        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-        return ids, last
 
 
 POLICY = CogACTPolicy

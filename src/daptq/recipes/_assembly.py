@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.allocation._plan import BitPlan
@@ -10,6 +14,7 @@ from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.policies._base import Policy
+from daptq.policies._streaming import stream
 from daptq.recipes._allocation import float_linear
 
 __all__ = ["assemble", "share_tensors"]
@@ -22,23 +27,51 @@ def share_tensors(policy: Policy) -> Policy:
         _assign(copy, path, nn.Parameter(parameter.detach(), requires_grad=False))
     for path, buffer in policy.named_buffers(remove_duplicate=False):
         _assign(copy, path, buffer)
+    if policy.weights is not None:
+        stream(copy, policy.weights)
     return copy.eval()
 
 
-def assemble(policy: Policy, plan: BitPlan, layers: dict[str, QuantizedLinear]) -> Policy:
-    """The quantized policy as it runs: `layers` where the plan says so, every other linear layer in bfloat16."""
+class BuiltLinear(nn.Module):
+    """A linear layer that is built anew for each call, so that it needs memory only while it multiplies."""
+
+    def __init__(self, size: nn.Linear, build: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = size.in_features, size.out_features
+        self._build = build
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """What the built layer answers."""
+        product: Tensor = self._build()(x)
+        return product
+
+
+def assemble(policy: Policy, plan: BitPlan, layers: Mapping[str, QuantizedLinear]) -> Policy:
+    """The quantized policy as it runs: `layers` where the plan says so, every other linear layer in bfloat16.
+
+    Where the policy is streamed, so are these: a layer is in memory only while it multiplies.
+    """
     copy = share_tensors(policy)
+    if policy.weights is not None:
+        stream(copy, policy.weights.rounded())
     for path, parameter in policy.named_parameters(remove_duplicate=False):
         # A checkpoint holds these in bfloat16: what is measured is what will run.
-        if path.rpartition(".")[0] not in plan:
+        if path.rpartition(".")[0] not in plan and not parameter.is_meta:
             rounded = parameter.detach().to(torch.bfloat16).to(parameter.dtype)
             _assign(copy, path, nn.Parameter(rounded, requires_grad=False))
-    for decision in plan.layers:
-        if decision.kept:
-            replace_module(copy, decision.name, BFloat16Linear.from_linear(float_linear(policy, decision.name)))
-        else:
-            layers[decision.name].follow(copy.denoising_step)
-            replace_module(copy, decision.name, layers[decision.name])
+    tensors = policy.tensors()
+
+    def build(name: str) -> nn.Module:
+        if plan[name].kept:
+            return BFloat16Linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+        layer = layers[name]
+        layer.follow(copy.denoising_step)
+        return layer
+
+    for name in (decision.name for decision in plan.layers):
+        linear = float_linear(policy, name)
+        streamed = linear.weight.is_meta
+        replace_module(copy, name, BuiltLinear(linear, partial(build, name)) if streamed else build(name))
     return copy
 
 

@@ -13,7 +13,7 @@ Folding rules, in the order in which ``"auto"`` tries them:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,7 +33,6 @@ from daptq.errors import RecipeError
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.policies._base import Interface, Policy
-from daptq.recipes._allocation import float_linear
 from daptq.recipes._interfaces import interfaces_of
 from daptq.recipes._recipe import Folding, Recipe
 from daptq.recipes._rounding import Rounder
@@ -108,7 +107,7 @@ def fold(
     interfaces: tuple[Interface, ...],
     maps: Mapping[str, AffineMap],
     plan: BitPlan,
-    layers: dict[str, QuantizedLinear],
+    layers: MutableMapping[str, QuantizedLinear],
     folding: Folding,
     rounder: Rounder,
 ) -> tuple[FoldedInterface, ...]:
@@ -135,7 +134,7 @@ def _fold_one(
     interface: Interface,
     affine: AffineMap,
     plan: BitPlan,
-    layers: dict[str, QuantizedLinear],
+    layers: MutableMapping[str, QuantizedLinear],
     folding: Folding,
     rounder: Rounder,
 ) -> FoldedInterface:
@@ -179,7 +178,7 @@ def _into_consumer(
     name: str,
     affine: AffineMap,
     plan: BitPlan,
-    layers: dict[str, QuantizedLinear],
+    layers: MutableMapping[str, QuantizedLinear],
     rounder: Rounder,
 ) -> float | None:
     """Folds into the consumer; returns the error of rounding when it is quantized."""
@@ -199,7 +198,7 @@ def _into_producer(
     name: str,
     affine: AffineMap,
     plan: BitPlan,
-    layers: dict[str, QuantizedLinear],
+    layers: MutableMapping[str, QuantizedLinear],
     rounder: Rounder,
     kind: str,
 ) -> float | None:
@@ -228,8 +227,8 @@ def _into_producer(
 
 
 def _weight_and_bias(policy: Policy, name: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    layer = float_linear(policy, name)
-    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    tensors = policy.tensors()
+    return tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
 
 
 def _linear(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"]) -> nn.Linear:

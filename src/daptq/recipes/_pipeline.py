@@ -11,10 +11,11 @@ continues there and writes the same bytes.
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from daptq.allocation._plan import BFLOAT16, BitPlan
 from daptq.artifacts import Artifact, hash_tensors, provenance, read_artifact, require_new_output, write_json
@@ -22,10 +23,11 @@ from daptq.calibration._base import CalibrationSource, open_named_source, source
 from daptq.compensation._affine import AffineMap
 from daptq.drift._profile import PROFILE_KIND, DriftProfile
 from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
-from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError
+from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError, RecipeError
+from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies._base import Policy
-from daptq.recipes._allocation import bit_plan, candidate_bits, check_budget
+from daptq.recipes._allocation import bit_plan, candidate_bits, check_budget, float_linear, layers_in_scope
 from daptq.recipes._assembly import assemble, share_tensors
 from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
@@ -38,6 +40,7 @@ from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
 from daptq.recipes._statistics import STATISTICS_KIND, interface_sensitivities, needs_statistics, statistics_content
 from daptq.recipes._verification import VERIFICATION_KIND, Replay, verification_json, verify
 from daptq.recipes._workspace import StageContent, Workspace, digest
+from daptq.rounding.gptq import GptqConfig
 
 __all__ = ["quantize"]
 
@@ -70,7 +73,8 @@ def quantize(
         `output` as a path.
 
     Raises:
-        RecipeError: The recipe does not fit the policy, or no plan keeps its budget.
+        RecipeError: The recipe does not fit the policy, or no plan keeps its budget, or it takes gradients of layers
+            that a streamed policy leaves in files.
         OutputExistsError: `output` is a file or a folder that is not empty.
         CalibrationDataError: The recipe needs data and there is none, or a batch is not fit for the policy.
         UnknownNameError: There is no source of this name.
@@ -83,6 +87,7 @@ def quantize(
     check_interfaces(policy, recipe)
     check_folding(policy, recipe)
     check_budget(policy, recipe)
+    _require_gradients(policy, recipe)
     source = _source(data, recipe, seed)
     described = _described(policy, recipe, source, seed)
     inputs = digest({key: described[key] for key in ("recipe", "policy_hash", "data_hash", "seed", "daptq")})
@@ -129,7 +134,9 @@ class _Run:
             plan, verification = self._verified(plan, scores, rounded, profile)
             maps, decisions = self._compensation(plan, rounded, profile, statistics)
         final = share_tensors(policy)
-        layers = {name: rounded.layer(name, plan[name].num_bits) for name in plan.quantized}
+        # Folding replaces some layers; the others are built when they are written, one at a time.
+        replaced: dict[str, QuantizedLinear] = {}
+        layers = ChainMap(replaced, cast("dict[str, QuantizedLinear]", rounded.planned(plan)))
         folded = fold(final, interfaces_of(policy, recipe), maps, plan, layers, recipe.folding, rounder)
         plan_json = {
             "layers": plan.to_json(),
@@ -187,16 +194,23 @@ class _Run:
         return self.workspace.stage("ranges", RANGES_KIND, compute)
 
     def _rounded(self, rounder: Rounder) -> RoundedLayers:
-        """Every layer that may be quantized, rounded to each number of bits that it may get."""
+        """Every layer that may be quantized, rounded to each number of bits that it may get; a stage for each block."""
         options = candidate_bits(self.policy, self.recipe)
+        artifacts: dict[str, Artifact] = {}
+        for block in self.policy.blocks():
+            bits = {name: options[name] for name in self.policy.linear_layers_of(block) if name in options}
+            if not bits:
+                continue
 
-        def compute() -> StageContent:
-            def report(done: int, total: int) -> None:
-                self.progress(done, total, "round")
+            def compute(bits: dict[str, tuple[int, ...]] = bits, before: int = len(artifacts)) -> StageContent:
+                def report(done: int) -> None:
+                    self.progress(before + done, len(options), "round")
 
-            return rounder.layers(options, progress=report), {}
+                return rounder.layers(bits, progress=report), {}
 
-        return RoundedLayers(self.policy, rounder, self.workspace.stage("rounded", ROUNDED_KIND, compute))
+            stage = self.workspace.stage(f"rounded/{block.name}", ROUNDED_KIND, compute)
+            artifacts |= dict.fromkeys(bits, stage)
+        return RoundedLayers(self.policy, rounder, artifacts)
 
     def _scores(self, profile: DriftProfile | None, rounded: RoundedLayers) -> dict[str, dict[int, float]]:
         """Score of every layer in scope by bits: phi, or what rounding costs; empty when nothing is scored."""
@@ -243,10 +257,9 @@ class _Run:
             return {}, {}
 
         def compute() -> StageContent:
-            layers = {name: rounded.layer(name, plan[name].num_bits) for name in plan.quantized}
             sensitivities = interface_sensitivities(statistics)
             return compensation_content(
-                assemble(self.policy, plan, layers),
+                assemble(self.policy, plan, rounded.planned(plan)),
                 interfaces_of(self.policy, self.recipe),
                 profile,
                 calibration,
@@ -265,6 +278,18 @@ def _require_float(policy: Policy) -> None:
         raise InvalidInputError(
             f"policy must be in full precision, got {len(packed)} quantized layers such as {packed[0]}. "
             "Load the original policy."
+        )
+
+
+def _require_gradients(policy: Policy, recipe: Recipe) -> None:
+    """Refuses gradients of weights that are not in memory."""
+    weighted = isinstance(recipe.rounding, GptqConfig) and recipe.rounding.drift_weighted
+    scored = layers_in_scope(policy, recipe) if recipe.scores_layers else ()
+    wanted = (*scored, *(candidate_bits(policy, recipe) if weighted else ()))
+    if streamed := [name for name in wanted if float_linear(policy, name).weight.is_meta]:
+        raise RecipeError(
+            f"recipe {recipe.name} must take gradients of layers in memory alone, got {len(streamed)} streamed ones "
+            f"such as {streamed[0]}. Load the policy without streaming, or allocate bits within the action head."
         )
 
 
@@ -288,7 +313,7 @@ def _source(data: str | CalibrationSource | None, recipe: Recipe, seed: int) -> 
 def _described(policy: Policy, recipe: Recipe, source: CalibrationSource | None, seed: int) -> dict[str, Any]:
     """Where the result comes from: provenance, with what decides the result."""
     data_hash = None if source is None else source.hash
-    identity = {"family": policy.family, "config": policy.config(), "weights": hash_tensors(policy.state_dict())}
+    identity = {"family": policy.family, "config": policy.config(), "weights": hash_tensors(policy.tensors())}
     described = provenance(recipe=recipe.to_json(), data_hash=data_hash, seed=seed)
     data = None if source is None else {"description": source.description, "licence": source.licence}
     return {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.allocation._plan import BitPlan
 from daptq.artifacts import Artifact
 from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, quantize_activations
 from daptq.kernels.linear._layer import QuantizedLinear
@@ -46,6 +47,7 @@ class Rounder:
         self._policy, self._recipe = policy, recipe
         self._statistics, self._ranges = statistics, ranges
         self._roles = policy.linear_layers()
+        self._tensors = policy.tensors()
 
     @property
     def config(self) -> NearestConfig | GptqConfig:
@@ -119,7 +121,7 @@ class Rounder:
         return read if input_scale is None else read / input_scale
 
     def layers(
-        self, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int, int], None]
+        self, options: Mapping[str, tuple[int, ...]], *, progress: Callable[[int], None]
     ) -> Iterator[tuple[str, Tensor]]:
         """Rounds every layer to each of its bits.
 
@@ -128,17 +130,17 @@ class Rounder:
 
         Args:
             options: Bits of each layer.
-            progress: Called as progress(done, total) after every layer.
+            progress: Called with the number of finished layers after every layer.
         """
         for done, (name, bits) in enumerate(options.items(), start=1):
-            weight = self.transformed(name, float_linear(self._policy, name).weight)
+            weight = self.transformed(name, self._tensors[f"{name}.weight"])
             for num_bits in bits:
                 rounded = self.round(name, weight, num_bits)
                 yield f"{name}/{num_bits}/integers", rounded.integers
                 yield f"{name}/{num_bits}/scale", rounded.scale
                 if rounded.zero_point is not None:
                     yield f"{name}/{num_bits}/zero_point", rounded.zero_point
-            progress(done, len(options))
+            progress(done)
 
     def _activation_bits(self, name: str) -> int:
         return self._recipe.activation_bits.of(self._roles[name])
@@ -152,14 +154,13 @@ class Rounder:
 
     def _transform(self, name: str) -> tuple[Float[Tensor, " in"] | None, int]:
         """`input_scale` and `rotation_block` of a layer."""
-        config = self._recipe.transform
-        weight, input_scale = float_linear(self._policy, name).weight, None
+        config, input_scale = self._recipe.transform, None
         if config.smoothing:
             assert self._ranges is not None
             absmax = self._ranges.tensor(f"{name}/absmax")
-            input_scale = smoothing_scale(weight, absmax, config.smoothing).reciprocal()
+            input_scale = smoothing_scale(self._tensors[f"{name}.weight"], absmax, config.smoothing).reciprocal()
         block = config.rotation_block
-        return input_scale, block if block and fits(weight.shape[1], block) else 0
+        return input_scale, block if block and fits(float_linear(self._policy, name).in_features, block) else 0
 
 
 class RoundedLayers:
@@ -168,15 +169,19 @@ class RoundedLayers:
     Args:
         policy: Gives the bias of each layer.
         rounder: Builds the layers.
-        artifact: The rounded layers.
+        artifacts: What holds each rounded layer, by layer name.
     """
 
-    def __init__(self, policy: Policy, rounder: Rounder, artifact: Artifact) -> None:
-        self._policy, self._rounder, self._artifact = policy, rounder, artifact
+    def __init__(self, policy: Policy, rounder: Rounder, artifacts: Mapping[str, Artifact]) -> None:
+        self._tensors, self._rounder, self._artifacts = policy.tensors(), rounder, artifacts
 
     def layer(self, name: str, num_bits: int) -> QuantizedLinear:
         """The packed layer, with the bias of the full-precision layer."""
-        return self._rounder.layer(name, self._rounded(name, num_bits), float_linear(self._policy, name).bias)
+        return self._rounder.layer(name, self._rounded(name, num_bits), self._tensors.get(f"{name}.bias"))
+
+    def planned(self, plan: BitPlan) -> Mapping[str, QuantizedLinear]:
+        """The packed layers of a plan; one is built each time it is asked for, so none stays in memory by itself."""
+        return _PlannedLayers(self, plan)
 
     def weight(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:
         """The rounded weight as floats for the untransformed input (fake quantization), float32."""
@@ -187,11 +192,29 @@ class RoundedLayers:
         return self._rounder.quantized_input(name, x)
 
     def _rounded(self, name: str, num_bits: int) -> QuantizedMatrix:
+        artifact = self._artifacts[name]
         prefix, config = f"{name}/{num_bits}", self._rounder.config
         return QuantizedMatrix(
-            integers=self._artifact.tensor(f"{prefix}/integers"),
-            scale=self._artifact.tensor(f"{prefix}/scale"),
-            zero_point=self._artifact.tensor(f"{prefix}/zero_point") if config.asymmetric else None,
+            integers=artifact.tensor(f"{prefix}/integers"),
+            scale=artifact.tensor(f"{prefix}/scale"),
+            zero_point=artifact.tensor(f"{prefix}/zero_point") if config.asymmetric else None,
             num_bits=num_bits,
             group_size=config.group_size,
         )
+
+
+class _PlannedLayers(Mapping[str, QuantizedLinear]):
+    """See `RoundedLayers.planned`."""
+
+    def __init__(self, rounded: RoundedLayers, plan: BitPlan) -> None:
+        self._rounded = rounded
+        self._bits = {name: plan[name].num_bits for name in plan.quantized}
+
+    def __getitem__(self, name: str) -> QuantizedLinear:
+        return self._rounded.layer(name, self._bits[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)

@@ -95,8 +95,7 @@ def verify(
 
     def measure(candidate: BitPlan) -> float:
         nonlocal measured
-        layers = {name: rounded.layer(name, candidate[name].num_bits) for name in candidate.quantized}
-        drift = replay.drift(assemble(policy, candidate, layers))
+        drift = replay.drift(assemble(policy, candidate, rounded.planned(candidate)))
         measured += 1
         progress(min(measured, config.max_rounds), config.max_rounds, "verify")
         return drift

@@ -1,0 +1,186 @@
+"""CogACT's action side: a diffusion transformer that sees one *cognition feature* and nothing else of the observation.
+
+Families differ in how they perceive; how a cognition feature becomes a chunk of actions is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from numpy import float64
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from daptq.policies._base import ACTION, Batch, Block, NoisePrediction, Policy
+from daptq.policies._diffusion import add_noise, ddim_sample
+from daptq.policies._dit import DiT
+from daptq.policies._tokenizer import prompt
+
+ACTION_NET = "action_model.net"
+CONDITION = f"{ACTION_NET}.z_embedder.linear"
+UNCONDITION = f"{ACTION_NET}.z_embedder.uncondition"
+
+
+class ActionSettings(Protocol):
+    """What a configuration says of the action side."""
+
+    @property
+    def diffusion_steps(self) -> int:
+        """Steps of the training schedule."""
+
+    @property
+    def denoising_steps(self) -> int:
+        """DDIM steps."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Scale of classifier-free guidance; 1 for none."""
+
+    @property
+    def action_depth(self) -> int:
+        """Blocks of the diffusion transformer."""
+
+    @property
+    def prompt_prefix(self) -> tuple[int, ...]:
+        """Token ids in front of the prompt."""
+
+    @property
+    def prompt_suffix(self) -> tuple[int, ...]:
+        """Token ids behind the prompt; the last one reads out the cognition feature."""
+
+
+class ActionModel(nn.Module):
+    """Holder of the DiT under the name that the public weights give it (``action_model.net``)."""
+
+    def __init__(self, net: DiT) -> None:
+        super().__init__()
+        self.net = net
+
+
+class CognitionPolicy(Policy):
+    """A policy whose action head is CogACT's.
+
+    Attributes:
+        action_model: The diffusion transformer.
+        alphas: Cumulative products of the training schedule.
+        tokenizer: Of the instruction.
+        action_low: float32 (action_dim,), 1 % quantile of the actions, physical units.
+        action_high: float32 (action_dim,), 99 % quantile.
+        action_mask: bool (action_dim,), dimensions mapped from [-1, 1] to [low, high]; the others are on-off.
+    """
+
+    action_model: ActionModel
+    alphas: NDArray[float64]
+    tokenizer: Tokenizer
+    action_low: Tensor
+    action_high: Tensor
+    action_mask: Tensor
+
+    @property
+    @abstractmethod
+    def action_settings(self) -> ActionSettings:
+        """The configuration of the action side."""
+
+    @abstractmethod
+    def cognition(self, batch: Batch) -> Float[Tensor, "b language"]:
+        """The cognition feature of every observation."""
+
+    def action_blocks(self) -> tuple[Block, ...]:
+        """The blocks of the action head, in execution order."""
+        embedders = [f"{ACTION_NET}.x_embedder", f"{ACTION_NET}.t_embedder", f"{ACTION_NET}.z_embedder"]
+        stack = [f"{ACTION_NET}.blocks.{i}" for i in range(self.action_settings.action_depth)]
+        return tuple(Block(name=name, role="action_head") for name in (*embedders, *stack, f"{ACTION_NET}.final_layer"))
+
+    def predict_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.predict_chunk`: DDIM with classifier-free guidance, then un-normalisation."""
+        return self.unnormalize(self._sample(batch, generator))
+
+    def denoised_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.denoised_chunk`: un-normalised linearly; the gripper as 2 x - 1, whose threshold is 0."""
+        actions = self._sample(batch, generator)
+        scaled = self.action_low + 0.5 * (actions + 1) * (self.action_high - self.action_low)
+        return torch.where(self.action_mask, scaled, 2 * actions - 1)
+
+    @property
+    def action_unit(self) -> Float[Tensor, " action"]:
+        """See `Policy.action_unit`."""
+        half = 0.5 * (self.action_high - self.action_low)
+        return torch.where(self.action_mask, half, torch.full_like(half, 2.0))
+
+    def _sample(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """Normalised action chunks."""
+        cognition = self.cognition(batch)
+        shape = (self.chunk_size, self.action_dim)
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(len(cognition), *shape, generator=generator)
+        else:
+            noise = torch.stack([torch.randn(*shape, generator=one) for one in generator])
+        return self.denoise(cognition, noise.to(cognition))
+
+    def denoise(
+        self, cognition: Float[Tensor, "b language"], noise: Float[Tensor, "b chunk action"]
+    ) -> Float[Tensor, "b chunk action"]:
+        """Normalised action chunk from the cognition feature and the start of the diffusion."""
+        condition = cognition.unsqueeze(1)
+        net, scale = self.action_model.net, self.action_settings.guidance_scale
+
+        def predict(sample: Tensor, timestep: int, step: int) -> Tensor:
+            self.denoising_step.index = step
+            timesteps = torch.full((len(sample),), timestep, device=sample.device)
+            if scale == 1.0:
+                return net.forward(sample, timesteps, condition)
+            return net.guided(sample, timesteps, condition, scale)
+
+        return ddim_sample(predict, noise, self.alphas, self.action_settings.denoising_steps)
+
+    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
+        """See `Policy.predict_noise`: the conditional branch, at uniformly drawn diffusion steps."""
+        cognition = self.cognition(batch)
+        actions = self.normalize(batch[ACTION])
+        noise = torch.randn(actions.shape, generator=generator).to(actions)
+        timesteps = torch.randint(0, self.action_settings.diffusion_steps, (len(actions),), generator=generator).to(
+            actions.device
+        )
+        noisy = add_noise(actions, noise, timesteps, self.alphas)
+        predicted = self.action_model.net(noisy, timesteps, cognition.unsqueeze(1))
+        return NoisePrediction(predicted=predicted, noise=noise)
+
+    def normalize(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
+        """Physical units to [-1, 1] between the quantiles; the gripper's -1 / +1 to 0 / 1."""
+        scaled = 2 * (actions - self.action_low) / (self.action_high - self.action_low) - 1
+        return torch.where(self.action_mask, scaled.clamp(-1, 1), (actions > 0).to(actions))
+
+    def unnormalize(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
+        """Inverse of `normalize`, with actions clipped to [-1, 1] and the gripper thresholded at 0.5."""
+        scaled = 0.5 * (actions.clamp(-1, 1) + 1) * (self.action_high - self.action_low) + self.action_low
+        return torch.where(self.action_mask, scaled, torch.where(actions >= 0.5, 1.0, -1.0).to(actions))
+
+    def prompt_ids(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids int64 (b, length), padded behind, and the index of the last real token of each row."""
+        settings = self.action_settings
+        rows = [
+            [*settings.prompt_prefix, *self.tokenizer.encode(prompt(text)).ids, *settings.prompt_suffix]
+            for text in instructions
+        ]
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        return ids, last
+
+
+def register_action_buffers(policy: nn.Module, values: Mapping[str, tuple[float, ...]], mask: tuple[bool, ...]) -> None:
+    """(Re)creates normalisation constants as buffers that are no part of the weights."""
+    for label, value in values.items():
+        policy.register_buffer(label, torch.tensor(value, dtype=torch.float32), persistent=False)
+    policy.register_buffer("action_mask", torch.tensor(mask, dtype=torch.bool), persistent=False)
