@@ -160,12 +160,12 @@ def evaluate_many(
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
     about = {**settings, "drift_states": drift_states, "stride": stride, "branch_steps": max(HORIZONS)}
     about |= {} if stop is None else {"looks": list(stop.looks)}
-    records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
     schedule = Schedule(
         plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
     )
     try:
-        with crew:
+        with crew:  # A crew that cannot be had leaves no file behind.
+            records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
             done = schedule.run(crew, records, progress)
     finally:
         place.close()

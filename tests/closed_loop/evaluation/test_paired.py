@@ -184,6 +184,13 @@ def test_stopping_early_needs_a_baseline_and_whole_rounds(make_pusher: Callable[
         evaluate(make_pusher(), against=make_pusher(), stop_margin=0.1, **{**SETTINGS, "episodes": 7})
 
 
+def test_a_crew_that_cannot_be_had_leaves_no_file(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
+    journal = tmp_path / "episodes.jsonl"
+    with pytest.raises(InvalidInputError, match="ray must be the address of a Ray cluster"):
+        evaluate(make_pusher(), ray="127.0.0.1:1", journal=journal, **SETTINGS)
+    assert not journal.exists()
+
+
 def test_a_journal_of_other_policies_is_refused(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
     journal = tmp_path / "episodes.jsonl"
     evaluate(make_pusher(), journal=journal, **SETTINGS)
