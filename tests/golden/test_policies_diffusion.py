@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
-from daptq.policies._diffusion import add_noise, ddim_sample, ddim_timesteps, squared_cosine_alphas
+from daptq.policies._diffusion import add_noise, ddim_sample, ddim_steps, ddim_timesteps, squared_cosine_alphas
 from daptq.policies._dit import DiT
 
 Array = NDArray[np.float64]
@@ -49,14 +49,15 @@ def test_ddim_recovers_the_sample_when_the_noise_is_known() -> None:
         alpha = alphas[timestep]
         return (sample - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
 
-    torch.testing.assert_close(ddim_sample(exact, start, alphas, 10), clean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ddim_sample(exact, start, ddim_steps(alphas, 10)), clean, atol=1e-4, rtol=0)
 
 
 def test_one_ddim_step_in_fractions() -> None:
     # Rational alpha_bars with rational roots make the update exact: alpha_0 = (3/5)^2 and (1 - alpha_0) = (4/5)^2.
     predicted, start = Fraction(1, 4), Fraction(1, 2)
     clean = (start - Fraction(4, 5) * predicted) / Fraction(3, 5)
-    result = ddim_sample(lambda *_: torch.full((1, 1, 1), 0.25), torch.full((1, 1, 1), 0.5), np.array([0.36]), 1)
+    steps = ddim_steps(np.array([0.36]), 1)
+    result = ddim_sample(lambda *_: torch.full((1, 1, 1), 0.25), torch.full((1, 1, 1), 0.5), steps)
     assert result.item() == pytest.approx(float(clean), abs=1e-7)
 
 

@@ -1,8 +1,10 @@
 """Watches layers while a policy runs: which operations torch dispatched during each call, on what, with what result.
 
-Hooks on the layers tell which layer is running, torch's dispatcher tells what it runs. An operation that reads a
-layer's memory while that layer is not running is recorded as well: the layer's forward was gone around. What the
-operations should have been, this module does not know.
+Hooks on the layers tell which layer is running, torch's dispatcher tells what it runs. An operation that fuses several
+layers (`kernels/transformer`) is taken apart: it runs the same code, and for each layer in it the operation
+``daptq::layer`` is what a call of the module is elsewhere. An operation that reads a layer's memory while that layer is
+not running is recorded as well: the layer's forward was gone around. What the operations should have been, this module
+does not know.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.evaluation._products import Product, product, storage_of, tensors_in
+from daptq.kernels.transformer._op import COMPOSITE, LAYER
+from daptq.kernels.transformer._stack import need_not_be_called
 
 __all__ = ["Calls", "Watched", "watched"]
 
@@ -71,10 +75,10 @@ def watched(layers: Mapping[str, Watched], *, before: Before, after: After) -> I
     Yields:
         What was seen of each layer, by path.
     """
-    recorder = _Recorder(layers)
+    recorder = _Recorder(layers, before, after)
     handles = []
     for path, layer in layers.items():
-        entered, left = _hooks(recorder, path, before, after)
+        entered, left = map(need_not_be_called, _hooks(recorder, path))
         handles.append(layer.module.register_forward_pre_hook(entered, with_kwargs=True))
         handles.append(layer.module.register_forward_hook(left))
     try:
@@ -85,18 +89,14 @@ def watched(layers: Mapping[str, Watched], *, before: Before, after: After) -> I
             handle.remove()
 
 
-def _hooks(recorder: _Recorder, path: str, before: Before, after: After) -> tuple[Callable[..., None], ...]:
+def _hooks(recorder: _Recorder, path: str) -> tuple[Callable[..., None], ...]:
     """The functions that a layer calls when it begins and when it ends."""
 
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        with recorder.paused():
-            noted = before(path, next(iter((*args, *kwargs.values()))))
-        recorder.enter(path, noted)
+        recorder.enter(path, next(iter((*args, *kwargs.values()))))
 
     def left(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-        noted = recorder.leave(path)
-        with recorder.paused():
-            after(path, noted, output)
+        recorder.leave(path, output)
 
     return entered, left
 
@@ -104,9 +104,9 @@ def _hooks(recorder: _Recorder, path: str, before: Before, after: After) -> tupl
 class _Recorder(TorchDispatchMode):
     """Sees every operation that torch dispatches."""
 
-    def __init__(self, layers: Mapping[str, Watched]) -> None:
+    def __init__(self, layers: Mapping[str, Watched], before: Before, after: After) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.layers = layers
+        self.layers, self._before, self._after = layers, before, after
         self.calls = {path: Calls() for path in layers}
         self._owners: dict[int, list[str]] = {}
         for path, layer in layers.items():
@@ -125,32 +125,50 @@ class _Recorder(TorchDispatchMode):
         finally:
             self._paused = False
 
-    def enter(self, path: str, noted: Any) -> None:
-        """A layer begins."""
+    def enter(self, path: str, x: Tensor) -> None:
+        """A layer begins with input `x`."""
+        with self.paused():
+            noted = self._before(path, x)
         self._running.append((path, noted))
         self._read = {}
         self.calls[path].calls += 1
 
-    def leave(self, path: str) -> Any:
-        """A layer ends; returns what was noted when it began."""
+    def leave(self, path: str, output: Tensor) -> None:
+        """A layer ends."""
         running, noted = self._running.pop()
         assert running == path, (running, path)
         self.calls[path].bytes_read += sum(self._read.values())
-        return noted
+        with self.paused():
+            self._after(path, noted, output)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Records an operation and runs it."""
         kwargs = kwargs or {}
-        if not self._paused:
-            path = self._running[-1][0] if self._running else None
-            read = {storage_of(tensor): tensor for tensor in tensors_in((*args, *kwargs.values()))}
-            for storage in read:
-                for owner in self._owners.get(storage, ()):
-                    if path not in self._owners[storage]:
-                        self.calls[owner].elsewhere[str(func)] += 1
-            if path is not None:
-                self._record(path, func, args, kwargs, read)
+        if self._paused:
+            return func(*args, **kwargs)
+        if func.name() in COMPOSITE:
+            return self._taken_apart(func, args, kwargs)
+        path = self._running[-1][0] if self._running else None
+        read = {storage_of(tensor): tensor for tensor in tensors_in((*args, *kwargs.values()))}
+        for storage in read:
+            for owner in self._owners.get(storage, ()):
+                if path not in self._owners[storage]:
+                    self.calls[owner].elsewhere[str(func)] += 1
+        if path is not None:
+            self._record(path, func, args, kwargs, read)
         return func(*args, **kwargs)
+
+    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operation of several so that each of them is seen; one layer of a fused stack is a layer's call."""
+        owners = self._owners.get(storage_of(args[1]), ()) if func.name() == LAYER else ()
+        path = next(iter(owners), None)
+        if path is not None:
+            self.enter(path, args[0])
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if path is not None:
+            self.leave(path, result)
+        return result
 
     def _record(self, path: str, func: Any, args: Any, kwargs: Any, read: Mapping[int, Tensor]) -> None:
         """Notes an operation of the layer that is running."""

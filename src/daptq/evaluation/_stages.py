@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from daptq.evaluation._control_step import ControlStep
+from daptq.kernels.transformer._stack import need_not_be_called
 from daptq.policies._base import Policy, Role
 
 __all__ = ["STAGES", "stage_times"]
@@ -37,7 +38,9 @@ def stage_times(policy: Policy, step: ControlStep) -> dict[str, float]:
     """
     clock = _Clock()
     handles = [
-        policy.get_submodule(block.name).register_forward_pre_hook(partial(_begins, clock, _STAGE[block.role]))
+        policy.get_submodule(block.name).register_forward_pre_hook(
+            need_not_be_called(partial(_begins, clock, _STAGE[block.role]))
+        )
         for block in policy.blocks()
     ]
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["COMPILER", "cache_folder", "load_source"]
+__all__ = ["COMPILER", "cache_folder", "load_source", "vector_flags"]
 
 COMPILER = "g++"
 
@@ -58,6 +58,18 @@ def load_source(source: Path, flags: tuple[str, ...] = ()) -> str | None:
     except OSError as error:
         return f"{source.name} could not be compiled and loaded: {error}"
     return None
+
+
+@functools.cache
+def vector_flags() -> tuple[str, ...]:
+    """Compiler options for floating-point vectors of this processor; none where torch finds no AVX2."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX2", "AVX512"):
+        return ()
+    contracted = ("-mavx2", "-mfma", "-ffp-contract=fast")
+    return (
+        (*contracted, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq") if capability == "AVX512" else contracted
+    )
 
 
 def _library(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from daptq.policies._base import ACTION, Batch, Block, NoisePrediction, Policy
-from daptq.policies._diffusion import add_noise, ddim_sample
+from daptq.policies._diffusion import add_noise, ddim_sample, ddim_steps
 from daptq.policies._dit import DiT
 from daptq.policies._tokenizer import prompt
 
@@ -142,7 +142,10 @@ class CognitionPolicy(Policy):
                 return net.forward(sample, timesteps, condition)
             return net.guided(sample, timesteps, condition, scale)
 
-        return ddim_sample(predict, noise, self.alphas, self.action_settings.denoising_steps)
+        steps = ddim_steps(self.alphas, self.action_settings.denoising_steps)
+        self.denoising_step.index = 0
+        fused = net.denoise(noise, condition, scale, steps)
+        return ddim_sample(predict, noise, steps) if fused is None else fused
 
     def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
         """See `Policy.predict_noise`: the conditional branch, at uniformly drawn diffusion steps."""

@@ -6,7 +6,8 @@ The schedule is computed in float64 and knows nothing of the network: a sampler 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -58,30 +59,61 @@ def add_noise(
     return alpha.sqrt() * sample + (1 - alpha).sqrt() * noise
 
 
+@dataclass(frozen=True, kw_only=True)
+class DDIMStep:
+    """One step of DDIM with eta 0, from x_t to the sample of the step after it.
+
+    Attributes:
+        timestep: Training timestep t.
+        factors: sqrt(1 - alpha_bar_t) and sqrt(alpha_bar_t), then sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the next
+            timestep, where alpha_bar is 1 behind the last one.
+    """
+
+    timestep: int
+    factors: tuple[float, float, float, float]
+
+
+def ddim_steps(alphas: NDArray[np.float64], num_samples: int) -> tuple[DDIMStep, ...]:
+    """The steps in the order in which they run, noisiest first.
+
+    Args:
+        alphas: Cumulative products of the training schedule, float64 (num_steps,).
+        num_samples: Number of denoising steps.
+
+    Raises:
+        InvalidInputError: No integer stride gives exactly `num_samples` steps.
+    """
+    timesteps = ddim_timesteps(len(alphas), num_samples)
+    present = [float(alphas[timestep]) for timestep in timesteps]
+    steps = [
+        DDIMStep(
+            timestep=timestep,
+            factors=(math.sqrt(1 - alpha), math.sqrt(alpha), math.sqrt(previous), math.sqrt(1 - previous)),
+        )
+        for timestep, alpha, previous in zip(timesteps, present, (1.0, *present), strict=False)
+    ]
+    return tuple(reversed(steps))
+
+
 def ddim_sample(
     predict_noise: Callable[[Float[Tensor, "b t a"], int, int], Float[Tensor, "b t a"]],
     noise: Float[Tensor, "b t a"],
-    alphas: NDArray[np.float64],
-    num_samples: int,
+    steps: Sequence[DDIMStep],
 ) -> Float[Tensor, "b t a"]:
     """Runs DDIM with eta 0 from pure noise.
 
     Args:
         predict_noise: Maps (x_t, training timestep, denoising step counted from 0) to the predicted noise.
         noise: float32 start x_T, standard normal.
-        alphas: Cumulative products of the training schedule, float64 (num_steps,).
-        num_samples: Number of denoising steps.
+        steps: The denoising steps in their order.
 
     Returns:
         The denoised sample, same shape as `noise`.
     """
-    timesteps = ddim_timesteps(len(alphas), num_samples)
     sample = noise
-    for step, position in enumerate(reversed(range(num_samples))):
-        timestep = timesteps[position]
-        alpha = float(alphas[timestep])
-        previous = float(alphas[timesteps[position - 1]]) if position else 1.0
-        predicted = predict_noise(sample, timestep, step)
-        clean = (sample - math.sqrt(1 - alpha) * predicted) / math.sqrt(alpha)
-        sample = math.sqrt(previous) * clean + math.sqrt(1 - previous) * predicted
+    for index, step in enumerate(steps):
+        noised, kept, next_kept, next_noised = step.factors
+        predicted = predict_noise(sample, step.timestep, index)
+        clean = (sample - noised * predicted) / kept
+        sample = next_kept * clean + next_noised * predicted
     return sample

@@ -7,13 +7,19 @@ actions. The module does not know where the cognition feature comes from, nor th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from daptq.kernels.transformer._stack import DiffusionEnds, PreNormBlock, Stack
+from daptq.policies._diffusion import DDIMStep
+
 FREQUENCY_SIZE = 256
+EPSILON = 1e-6
 MAX_PERIOD = 10000.0
 
 
@@ -102,9 +108,9 @@ class DiTBlock(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=EPSILON)
         self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=EPSILON)
         self.mlp = Mlp(hidden_size, mlp_ratio)
 
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t hidden"]:
@@ -118,7 +124,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, action_dim: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=EPSILON)
         self.linear = nn.Linear(hidden_size, action_dim)
 
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t action"]:
@@ -157,6 +163,20 @@ class DiT(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(chunk_size + 1, hidden_size))
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, action_dim)
+        self._stack = Stack(blocks=self._parts, heads=num_heads, epsilon=EPSILON)
+
+    def _parts(self) -> Iterator[PreNormBlock]:
+        """The blocks by their modules."""
+        for module in self.blocks:
+            block = cast("DiTBlock", module)
+            yield PreNormBlock(
+                norms=(block.norm1, block.norm2),
+                projections=(block.attn.qkv,),
+                output=block.attn.proj,
+                expansions=(block.mlp.fc1,),
+                contraction=block.mlp.fc2,
+                parents=(block, block.attn, block.mlp),
+            )
 
     def initialize(self) -> None:
         """Initialises as the public model: Xavier in the blocks, small normals at the inputs, zero at the output."""
@@ -184,9 +204,11 @@ class DiT(nn.Module):
         actions = self.x_embedder(noisy_actions)
         token = self.t_embedder(timesteps).unsqueeze(1) + self.z_embedder(condition)
         hidden = torch.cat([token, actions], dim=1) + self.positional_embedding
-        for block in self.blocks:
-            hidden = block(hidden)
-        projected: Tensor = self.final_layer(hidden)
+        fused = self._stack.run(hidden)
+        if fused is None:
+            for block in self.blocks:
+                hidden = block(hidden)
+        projected: Tensor = self.final_layer(hidden if fused is None else fused)
         return projected[:, 1:]
 
     def guided(
@@ -203,3 +225,37 @@ class DiT(nn.Module):
         )
         conditioned, unconditioned = doubled.chunk(2)
         return unconditioned + scale * (conditioned - unconditioned)
+
+    def denoise(
+        self,
+        noise: Float[Tensor, "b t action"],
+        condition: Float[Tensor, "b 1 condition"],
+        scale: float,
+        steps: Sequence[DDIMStep],
+    ) -> Float[Tensor, "b t action"] | None:
+        """All steps of guided denoising in one operation, or None where the layers must be called as modules.
+
+        Timesteps and conditions are embedded once and not in every step.
+        """
+
+        def tokens() -> Float[Tensor, "steps n hidden"]:
+            timesteps = torch.tensor([step.timestep for step in steps], device=noise.device)
+            conditions = condition
+            if scale != 1.0:
+                unconditional = self.z_embedder.uncondition.to(condition.dtype).expand(condition.shape)
+                conditions = torch.cat([condition, unconditional])
+            embedded: Tensor = self.z_embedder(conditions)
+            times: Tensor = self.t_embedder(timesteps)
+            return times.unsqueeze(1) + embedded.squeeze(1)
+
+        ends = DiffusionEnds(
+            embedder=self.x_embedder.linear,
+            norm=self.final_layer.norm_final,
+            last=self.final_layer.linear,
+            parents=(self, self.x_embedder, self.final_layer),
+            positions=self.positional_embedding,
+            tokens=tokens,
+            tokenizers=(self.t_embedder, self.z_embedder),
+        )
+        schedule = [factor for step in steps for factor in step.factors]
+        return self._stack.denoise(noise, ends, guidance=scale, schedule=schedule)

@@ -6,6 +6,7 @@ coordinates finer than a token. The tower knows nothing of instructions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from daptq.kernels.transformer._stack import PreNormBlock, Stack
 
 STEM_STRIDE = 16
 NORM_GROUPS = 8
@@ -85,6 +88,21 @@ class VisionTower(nn.Module):
         config._attn_implementation = "sdpa"
         self.encoder = SiglipEncoder(cast("Any", config))  # annotated with the joint text-and-image configuration
         self.post_layernorm = nn.LayerNorm(width)
+        self._stack = Stack(blocks=self._parts, heads=num_heads, epsilon=config.layer_norm_eps)
+
+    def _parts(self) -> Iterator[PreNormBlock]:
+        """The transformer blocks by their modules."""
+        for module in self.encoder.layers:
+            block: Any = module
+            attention, perceptron = block.self_attn, block.mlp
+            yield PreNormBlock(
+                norms=(block.layer_norm1, block.layer_norm2),
+                projections=(attention.q_proj, attention.k_proj, attention.v_proj),
+                output=attention.out_proj,
+                expansions=(perceptron.fc1,),
+                contraction=perceptron.fc2,
+                parents=(self.encoder, block, attention, perceptron),
+            )
 
     def forward(
         self, image: Float[Tensor, "b 3 h w"]
@@ -95,7 +113,9 @@ class VisionTower(nn.Module):
             x = stage(x)
         keypoints = self.keypoints(x)
         tokens = self.stem[3](x).flatten(2).transpose(1, 2) + self.position_embedding
-        features = self.encoder(inputs_embeds=tokens).last_hidden_state
+        features = self._stack.run(tokens)
+        if features is None:
+            features = self.encoder(inputs_embeds=tokens).last_hidden_state
         return self.post_layernorm(features), keypoints
 
 

@@ -7,7 +7,7 @@ nothing of quantization; it only names the layers and the interface between perc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, cast
 
@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
+from daptq.kernels.transformer._stack import PreNormBlock, Stack
 from daptq.policies._base import (
     ACTION,
     IMAGE_PREFIX,
@@ -103,6 +104,13 @@ class CogACTPolicy(CognitionPolicy):
         )
         self.llm_config._attn_implementation = "sdpa"
         self.llm_backbone = LlamaModel(self.llm_config)
+        self._language_stack = Stack(
+            blocks=self._language_parts,
+            heads=config.language_heads,
+            epsilon=self.llm_config.rms_norm_eps,
+            centered=False,
+            causal=True,
+        )
         self.action_model = ActionModel(
             DiT(
                 action_dim=config.action_dim,
@@ -186,10 +194,32 @@ class CogACTPolicy(CognitionPolicy):
             parts.append(self.state_projector(state).unsqueeze(1))
         parts.append(embedded[:, start:])
         inputs = torch.cat(parts, dim=1)
+        rows = torch.arange(len(last), device=inputs.device), last + inputs.shape[1] - ids.shape[1]
         # Padding stands behind the last token, where causal attention cannot see it: no mask is needed.
+        fused = self._language_stack.run(inputs, self._rotary(inputs))
+        if fused is not None:
+            return self.llm_backbone.norm(fused[rows]), image_tokens
         hidden = self.llm_backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        positions = last + inputs.shape[1] - ids.shape[1]
-        return hidden[torch.arange(len(positions), device=hidden.device), positions], image_tokens
+        return hidden[rows], image_tokens
+
+    def _rotary(self, inputs: Float[Tensor, "b t language"]) -> Float[Tensor, "2 t size"]:
+        """Cosines and sines of the language model's rotary embedding."""
+        positions = torch.arange(inputs.shape[1], device=inputs.device).unsqueeze(0)
+        return torch.cat(self.llm_backbone.rotary_emb(inputs, positions))
+
+    def _language_parts(self) -> Iterator[PreNormBlock]:
+        """The language model's blocks by their modules."""
+        for module in self.llm_backbone.layers:
+            block: Any = module
+            attention, perceptron = block.self_attn, block.mlp
+            yield PreNormBlock(
+                norms=(block.input_layernorm, block.post_attention_layernorm),
+                projections=(attention.q_proj, attention.k_proj, attention.v_proj),
+                output=attention.o_proj,
+                expansions=(perceptron.gate_proj, perceptron.up_proj),
+                contraction=perceptron.down_proj,
+                parents=(self.llm_backbone, block, attention, perceptron),
+            )
 
     @property
     def action_settings(self) -> CogACTConfig:

@@ -1,18 +1,43 @@
 """`BFloat16Linear`: a linear layer kept in bfloat16 that multiplies in the dtype of its activations.
 
-Processors without bfloat16 arithmetic multiply float32 faster, so the layer copies its own weight to the activations'
-dtype inside each call and drops the copy. The result is exactly that of a linear layer with the weight rounded to
-bfloat16.
+Float32 activations on a processor with AVX2 go to a kernel of daptq's own, ``daptq::linear_bfloat16``, which is
+compiled from `bfloat16.cpp` when it is first needed and reads the weight as it is; for that it lies transposed in
+memory. Everything else goes to torch, with a copy of the weight in the activations' dtype that is dropped after the
+call. Either way the result is that of a linear layer with the weight rounded to bfloat16, up to the rounding of sums.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["BFloat16Linear"]
+from daptq.kernels._compiled import load_source, vector_flags
+
+__all__ = ["NAME", "BFloat16Linear", "unavailable"]
+
+NAME = "daptq::linear_bfloat16"
+SOURCE = Path(__file__).with_name("bfloat16.cpp")
+
+torch.library.define(NAME, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+@torch.library.register_fake(NAME)  # type: ignore[untyped-decorator]
+def _shape(
+    x: Float[Tensor, "m in"],
+    weight: BFloat16[Tensor, "out in"],
+    bias: BFloat16[Tensor, " out"] | None,  # noqa: ARG001  (the schema's arguments)
+) -> Float[Tensor, "m out"]:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+def unavailable() -> str | None:
+    """Why the kernel cannot be compiled or run here, or None; compiles it when it is asked for the first time."""
+    flags = vector_flags()
+    return load_source(SOURCE, flags) if flags else "this processor has no AVX2"
 
 
 class BFloat16Linear(nn.Module):
@@ -23,7 +48,7 @@ class BFloat16Linear(nn.Module):
         bias: (out,), or None.
 
     Attributes:
-        weight: bfloat16 (out, in).
+        weight: bfloat16 (out, in), transposed in memory.
         bias: bfloat16 (out,), or None.
         in_features: Input channels.
         out_features: Output channels.
@@ -32,8 +57,8 @@ class BFloat16Linear(nn.Module):
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.weight = _parameter(weight)
-        self.bias = None if bias is None else _parameter(bias)
+        self.weight = nn.Parameter(_bfloat16(weight.t()).t(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(_bfloat16(bias), requires_grad=False)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
@@ -42,14 +67,29 @@ class BFloat16Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiplies in the dtype of `x`."""
+        if self.has_kernel(x):
+            rows: Tensor = torch.ops.daptq.linear_bfloat16.default(
+                x.reshape(-1, self.in_features), self.weight, self.bias
+            )
+            return rows.view(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+    def has_kernel(self, x: Float[Tensor, "*batch in"]) -> bool:
+        """Whether the layer's own kernel multiplies `x`: float32 on the CPU, without a gradient, bfloat16 weight."""
+        return (
+            x.dtype == torch.float32
+            and self.weight.dtype == torch.bfloat16
+            and x.device.type == self.weight.device.type == "cpu"
+            and not (x.requires_grad and torch.is_grad_enabled())
+            and unavailable() is None
+        )
 
     def extra_repr(self) -> str:
         """Sizes."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def _parameter(values: Float[Tensor, "*shape"]) -> BFloat16[nn.Parameter, "*shape"]:
-    """A bfloat16 parameter of its own memory, without gradient."""
-    return nn.Parameter(values.detach().to(torch.bfloat16, copy=True), requires_grad=False)
+def _bfloat16(values: Float[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+    """A contiguous copy in bfloat16."""
+    return values.detach().to(torch.bfloat16, copy=True, memory_format=torch.contiguous_format)

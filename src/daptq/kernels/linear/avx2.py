@@ -101,8 +101,8 @@ class Avx2Linear(PreparedLinear):
     def __init__(self, weight: PackedWeight) -> None:
         self._shape = (weight.out_features, weight.in_features)
         self._num_bits = weight.num_bits
-        self._stored_bits = _STORED_BITS[weight.num_bits]
-        self._tiles = to_tiles(weight.integers(), self._stored_bits)
+        self.stored_bits = _STORED_BITS[weight.num_bits]
+        self.tiles = to_tiles(weight.integers(), self.stored_bits)
 
     def run(
         self,
@@ -114,17 +114,17 @@ class Avx2Linear(PreparedLinear):
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`; goes through torch's dispatcher, where it can be seen."""
         result: Tensor = torch.ops.daptq.linear_w4a8_avx2.default(
-            x, self._tiles, weight_scale, bias, self._stored_bits, activation_bits, activation_scale
+            x, self.tiles, weight_scale, bias, self.stored_bits, activation_bits, activation_scale
         )
         return result
 
     def weight(self) -> PackedWeight:
         """See `PreparedLinear.weight`."""
-        return PackedWeight.from_integers(from_tiles(self._tiles, self._stored_bits, *self._shape), self._num_bits)
+        return PackedWeight.from_integers(from_tiles(self.tiles, self.stored_bits, *self._shape), self._num_bits)
 
     def resident_bytes(self) -> int:
         """See `PreparedLinear.resident_bytes`."""
-        return self._tiles.nbytes
+        return self.tiles.nbytes
 
 
 def unavailable() -> str | None:
