@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,22 @@ from daptq.errors import MissingDependencyError
 from daptq.evaluation._control_step import ControlStep
 from daptq.policies._base import TASK, Batch, Policy
 
-__all__ = ["ExportedStep", "inductor", "onnx_runtime", "openvino"]
+__all__ = ["Exported", "ExportedStep", "Run", "inductor", "onnx_runtime", "openvino"]
 
 Run = Callable[[], Float[Tensor, "chunk action"]]
+
+
+class Exported(Protocol):
+    """A graph with its inputs.
+
+    Attributes:
+        program: What torch exported; its result has one row for each sample.
+    """
+
+    program: torch.export.ExportedProgram
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the graph is run on."""
 
 
 class ExportedStep:
@@ -50,7 +63,7 @@ class ExportedStep:
         return (*noises, *_tensors(self._step.batch(self._policy)))
 
 
-def inductor(exported: ExportedStep) -> Run:
+def inductor(exported: Exported) -> Run:
     """Compiles the graph with torch.compile's default backend."""
     compiled = torch.compile(exported.program.module())
 
@@ -62,7 +75,7 @@ def inductor(exported: ExportedStep) -> Run:
     return run
 
 
-def openvino(exported: ExportedStep) -> Run:
+def openvino(exported: Exported) -> Run:
     """Compiles the graph with OpenVINO for the CPU, in float32.
 
     Raises:
@@ -84,7 +97,7 @@ def openvino(exported: ExportedStep) -> Run:
     return run
 
 
-def onnx_runtime(exported: ExportedStep) -> Run:
+def onnx_runtime(exported: Exported) -> Run:
     """Compiles the graph with ONNX Runtime for the CPU, in float32.
 
     Raises:

@@ -31,7 +31,7 @@ from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
 from daptq.policies._base import Policy
 
-__all__ = ["benchmark", "interleaved_times"]
+__all__ = ["benchmark", "interleaved_times", "percentiles", "ratio_interval"]
 
 SCHEMA_VERSION = 1
 
@@ -100,7 +100,7 @@ def benchmark(
             peak = peak_bytes(name, threads=torch.get_num_threads(), seed=seed)
             done(f"memory of {name}")
             entry = {"name": name, "weight_bytes": weight_bytes_resident(policy), "peak_bytes": peak}
-            measured.append({**entry, "control_step_ms": _percentiles(times[name]), "stages_ms": stages})
+            measured.append({**entry, "control_step_ms": percentiles(times[name]), "stages_ms": stages})
         fastest = min((path.name for path in built if path.kind == "float"), key=lambda name: np.median(times[name]))
         origin = {
             **provenance(seed=seed),
@@ -114,13 +114,13 @@ def benchmark(
         "device": str(loaded[against].device),
         "policies": measured,
         "float_path": {"name": fastest, "p50": float(np.median(times[fastest]))},
-        "ratio_to_float_path": {name: _ratio(times[name] / times[fastest], seed) for name in loaded},
-        "ratio_to_eager": {name: _ratio(times[name] / times[EAGER], seed) for name in loaded},
+        "ratio_to_float_path": {name: ratio_interval(times[name] / times[fastest], seed) for name in loaded},
+        "ratio_to_eager": {name: ratio_interval(times[name] / times[EAGER], seed) for name in loaded},
         "float_paths": [
             {
                 "name": path.name,
                 "kind": path.kind,
-                "control_step_ms": _percentiles(times[path.name]),
+                "control_step_ms": percentiles(times[path.name]),
                 "max_abs_difference": path.max_abs_difference,
             }
             for path in built
@@ -218,10 +218,12 @@ def _stages(policy: Policy, step: ControlStep, repeats: int) -> dict[str, float]
     return {stage: float(np.median([times[stage] for times in rounds])) for stage in STAGES}
 
 
-def _percentiles(times: Times) -> dict[str, float]:
+def percentiles(times: Times) -> dict[str, float]:
+    """`p50`, `p95` and `p99` of times, and their number `n`."""
     p50, p95, p99 = np.percentile(times, [50.0, 95.0, 99.0])
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "n": len(times)}
 
 
-def _ratio(values: Times, seed: int) -> dict[str, float]:
+def ratio_interval(values: Times, seed: int) -> dict[str, float]:
+    """Median of ratios (`value`) with its 95 % bootstrap interval (`low`, `high`)."""
     return bootstrap_estimate(values, np.arange(len(values)), median, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def quantized(name: str, **settings: Any) -> QuantizedLinear:
     )
 
 
-def write(folder: Path, plan: Any = None) -> Path:
+def write(folder: Path, plan: Any = None, special: Mapping[str, dict[str, Any]] = SPECIAL) -> Path:
     """Writes the small quantized policy."""
-    layers = {name: quantized(name, **SPECIAL.get(name, {})) for name in LAYERS if name not in KEPT}
+    layers = {name: quantized(name, **special.get(name, {})) for name in LAYERS if name not in KEPT}
     return save_quantized(tiny(), folder, layers=layers, plan=plan, folding=[], recipe={}, provenance={})
 
 

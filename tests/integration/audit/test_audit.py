@@ -77,6 +77,7 @@ def test_an_honest_policy_passes_with_every_kernel(checkpoint: Path, backend: st
     assert [layer.name for layer in report.layers] == list(LAYERS)
     for layer in report.layers:
         assert layer.role == LAYERS[layer.name]
+        # The policy has a layer with a scale for each denoising step, so its action head is not fused.
         assert layer.calls == (10 if layer.role == "action_head" else 1)
         if layer.name in KEPT:
             assert (layer.planned_bits, layer.input_precision, layer.backend) == (16, ("float32",), None)
