@@ -13,6 +13,7 @@ from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.transformer import _op
 from daptq.kernels.transformer._stack import need_not_be_called
+from daptq.policies._diffusion import ddim_steps, squared_cosine_alphas
 from daptq.policies._dit import DiT
 
 pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
@@ -148,6 +149,16 @@ def test_layers_that_must_be_called_are_not_fused(net: DiT, change: Callable[[Di
     assert run(net) is not None
     change(net)
     assert run(net) is None
+
+
+def test_a_loop_around_float_blocks_is_not_fused(net: DiT) -> None:
+    noise, condition = torch.zeros(1, 4, 7), torch.zeros(1, 1, 24)
+    steps = ddim_steps(squared_cosine_alphas(100), 10)
+    with torch.no_grad():
+        assert net.denoise(noise, condition, 1.5, steps) is not None
+        for block in net.blocks:
+            block.attn.proj = nn.Linear(32, 32)  # type: ignore[union-attr]
+        assert net.denoise(noise, condition, 1.5, steps) is None
 
 
 def test_other_inputs_are_not_fused(net: DiT) -> None:

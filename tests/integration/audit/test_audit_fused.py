@@ -1,4 +1,4 @@
-"""The audit sees into fused stacks: it passes honest ones with every layer's calls, and finds what is planted in them."""
+"""The audit sees into fused stacks: honest ones pass with every layer's calls, and what is planted is found."""
 
 from __future__ import annotations
 

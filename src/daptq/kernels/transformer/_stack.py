@@ -92,7 +92,7 @@ class Stack:
         """
         blocks = self._low_bit_blocks()
         parents = _parents(blocks)
-        parts = _parts(x, parents, _of_blocks(blocks))
+        parts = _parts(x, parents, _of_blocks(blocks)) if blocks else None
         if parts is None:
             return None
         _announce(parents, x)
@@ -122,7 +122,8 @@ class Stack:
         """
         blocks = self._low_bit_blocks()
         parents = [*ends.parents, *_parents(blocks)]
-        parts = _parts(noise, parents, (ends.embedder, *_of_blocks(blocks), ends.norm, ends.last))
+        modules = (ends.embedder, *_of_blocks(blocks), ends.norm, ends.last)
+        parts = _parts(noise, parents, modules) if blocks else None
         if parts is None or any(_follows_steps(layer) for layer in ends.tokenizers):
             return None
         _announce(parents, noise)
@@ -201,7 +202,7 @@ def _parts(x: Tensor, parents: Iterable[nn.Module], modules: Iterable[nn.Module]
             return None
         tensors += found[0]
         numbers += found[1]
-    return (tensors, numbers) if tensors and all(map(_plain, parents)) and unavailable() is None else None
+    return (tensors, numbers) if all(map(_plain, parents)) and unavailable() is None else None
 
 
 def _of_layer(layer: nn.Module) -> Parts | None:
