@@ -38,7 +38,10 @@ def inputs_of(policy: Policy) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def noting(name: str) -> Callable[..., None]:
-        return lambda _, args: seen.setdefault(name, args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+        def hook(_: nn.Module, args: tuple[Tensor]) -> None:
+            seen.setdefault(name, args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+
+        return hook
 
     handles = [policy.get_submodule(name).register_forward_pre_hook(noting(name)) for name in policy.linear_layers()]
     try:

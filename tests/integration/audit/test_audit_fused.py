@@ -76,7 +76,7 @@ def test_another_weight_in_place_of_the_layers_own_is_found(fusable: Path, monke
     def swapped(layer: Any) -> Any:
         found = of_layer(layer)
         if found is not None and layer is policy_layer[0]:
-            found[0][0] = found[0][0].clone()
+            found[0][0] = layer._prepared.tiles.clone()
         return found
 
     policy = load_policy(fusable)
@@ -101,7 +101,8 @@ def test_memory_that_is_read_beside_the_layers_call_is_found(fusable: Path, monk
     def reading(*args: Any) -> Any:
         found = parts(*args)
         if found is not None:
-            torch.add(found[0][2 if found[0][0] is None else 0], 0)
+            tiles = next(tensor for tensor in found[0] if tensor is not None and tensor.dtype == torch.uint8)
+            torch.add(tiles, 0)
         return found
 
     monkeypatch.setattr(_stack, "_parts", reading)
