@@ -91,8 +91,9 @@ def quantized(head: Head) -> Head:
     low_bit = copy.deepcopy(head)
     for path, module in list(low_bit.named_modules()):
         if isinstance(module, nn.Linear):
-            integers, scale = round_weight(module.weight, 4)
-            replace_module(low_bit, path, QuantizedLinear.from_integers(integers, scale, module.bias))
+            rounded = round_weight(module.weight, 4)
+            layer = QuantizedLinear.from_integers(rounded.integers, rounded.scale, module.bias)
+            replace_module(low_bit, path, layer)
     return low_bit
 
 

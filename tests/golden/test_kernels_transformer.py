@@ -135,8 +135,8 @@ def test_ddim_step_and_tokens_equal_float64(guidance: float) -> None:
 
 def quantized(linear: nn.Linear) -> QuantizedLinear:
     """The layer with weights of eight bits, on daptq's own kernel."""
-    integers, scale = round_weight(linear.weight.detach(), 8)
-    return QuantizedLinear.from_integers(integers, scale, linear.bias, num_bits=8, backend="avx2")
+    rounded = round_weight(linear.weight.detach(), 8)
+    return QuantizedLinear.from_integers(rounded.integers, rounded.scale, linear.bias, num_bits=8, backend="avx2")
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ from daptq.evaluation import _recorder
 from daptq.evaluation.audit import audit
 from daptq.kernels.transformer import _op, _stack
 from daptq.packing.checkpoint import load_policy
-from tests.integration.audit.conftest import KEPT, LAYERS, SPECIAL, STEPWISE, write
+from tests.integration.audit.conftest import FOUR_BIT_INPUT, KEPT, LAYERS, ROTATED, SPECIAL, write
 
 pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
 
@@ -23,8 +23,8 @@ EMBEDDERS = ("t_embedder", "z_embedder")
 
 @pytest.fixture(scope="session")
 def fusable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small quantized policy without a layer that has one scale for each denoising step."""
-    special = {name: settings for name, settings in SPECIAL.items() if name != STEPWISE}
+    """The small quantized policy with those special layers only that can be fused."""
+    special = {name: SPECIAL[name] for name in (ROTATED, FOUR_BIT_INPUT)}
     return write(tmp_path_factory.mktemp("fusable") / "quantized", special=special)
 
 
