@@ -110,10 +110,6 @@ def another_kernel(net: DiT) -> None:
     net.get_submodule("blocks.1.attn.qkv").use_backend("reference")  # type: ignore[operator]
 
 
-def no_kernel_yet(net: DiT) -> None:
-    net.get_submodule("blocks.1.attn.qkv").use_backend("auto")  # type: ignore[operator]
-
-
 def a_float_layer(net: DiT) -> None:
     first_block(net).mlp.fc2 = nn.Linear(128, 32)
 
@@ -138,7 +134,6 @@ def scale_for_each_step(net: DiT) -> None:
         hook_a_block,
         replace_a_forward,
         another_kernel,
-        no_kernel_yet,
         a_float_layer,
         a_subclass,
         float32_weight,
@@ -159,6 +154,18 @@ def test_a_loop_around_float_blocks_is_not_fused(net: DiT) -> None:
         for block in net.blocks:
             block.attn.proj = nn.Linear(32, 32)  # type: ignore[union-attr]
         assert net.denoise(noise, condition, 1.5, steps) is None
+
+
+def test_layers_that_wait_for_a_kernel_take_the_stacks_own(net: DiT) -> None:
+    layer: Any = net.get_submodule("blocks.1.attn.qkv")
+    expected = run(net)
+    layer.use_backend("auto")
+    assert layer.backend is None
+    result = run(net)
+    assert layer.backend == "avx2"
+    assert expected is not None
+    assert result is not None
+    assert torch.equal(result, expected)
 
 
 def test_other_inputs_are_not_fused(net: DiT) -> None:

@@ -35,7 +35,6 @@ ROUNDS = 5
 # A candidate so many times slower than the best is timed once: at the sizes of a large model a round takes a minute.
 HOPELESS = 10
 BYTES_PER_BFLOAT16 = 2
-PAGE = 4096
 
 _log = logging.getLogger("daptq.kernels")
 
@@ -185,7 +184,7 @@ def _try(
     if reason := backend.unavailable() or backend.unsupported(weight, activation_bits):
         return reason
     prepared = backend.prepare(weight)
-    if prepared.resident_bytes() > max(PAGE, BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features):
+    if prepared.resident_bytes() > BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features:
         return "needs more memory than bfloat16"
     if name != REFERENCE and not agrees(prepared.run(*arguments).cpu()):
         shape = f"{len(x)} x {weight.in_features} x {weight.out_features}, {weight.num_bits} bits"

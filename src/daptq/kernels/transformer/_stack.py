@@ -2,15 +2,15 @@
 
 Fused, a stack costs one call from Python, and its layers run inside of ``daptq::transformer`` instead of being called
 as modules. Whoever put a hook on a layer wants it to be called: such a stack is not fused, unless the hook says that it
-does not mind (`need_not_be_called`). Neither is one with a layer that has not chosen its kernel yet or chose another
-one than daptq's own, a float layer, a replaced forward, inputs with a gradient, or inputs that are not float32 on the
-CPU. Called as modules, the same layers give the same products of the same integers; norms, attention and activation
+does not mind (`need_not_be_called`). Neither is one with a float layer, a layer that chose another kernel than daptq's
+own (one that has not chosen takes it), a replaced forward, inputs with a gradient, or inputs that are not float32 on
+the CPU. Called as modules, the same layers give the same products of the same integers; norms, attention and activation
 functions are then torch's and differ in their last bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from daptq.kernels.linear import avx2
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear.avx2 import Avx2Linear
@@ -28,6 +29,7 @@ __all__ = ["PreNormBlock", "Stack", "need_not_be_called"]
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 Parts = tuple[list[Tensor | None], list[int]]
 
+_KERNEL = "avx2"
 _BFLOAT16_BITS = 16
 _PATIENT = "_need_not_be_called"
 _LAYERS = (QuantizedLinear, BFloat16Linear, nn.Linear)
@@ -183,26 +185,31 @@ def _announce(parents: Iterable[nn.Module], x: Tensor) -> None:
             hook(parent, (x,))
 
 
-def _of_blocks(blocks: Iterable[PreNormBlock]) -> Iterator[nn.Module]:
+def _of_blocks(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
     """The blocks' norms and layers in the order in which they run."""
+    ordered: list[nn.Module] = []
     for block in blocks:
-        yield from (block.norms[0], *block.projections, block.output)
-        yield from (block.norms[1], *block.expansions, block.contraction)
+        ordered += (block.norms[0], *block.projections, block.output)
+        ordered += (block.norms[1], *block.expansions, block.contraction)
+    return ordered
 
 
-def _parts(x: Tensor, parents: Iterable[nn.Module], modules: Iterable[nn.Module]) -> Parts | None:
+def _parts(x: Tensor, parents: Sequence[nn.Module], modules: Sequence[nn.Module]) -> Parts | None:
     """Tensors and numbers of norms and layers in the order in which they run; None where one must be called."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
         return None
+    if unavailable() is not None or not all(map(_plain, (*parents, *modules))):
+        return None
+    _take_kernels(modules)
     tensors: list[Tensor | None] = []
     numbers: list[int] = []
     for module in modules:
         found = _of_layer(module) if isinstance(module, _LAYERS) else _of_norm(module)
-        if found is None or not _plain(module):
+        if found is None:
             return None
         tensors += found[0]
         numbers += found[1]
-    return (tensors, numbers) if all(map(_plain, parents)) and unavailable() is None else None
+    return tensors, numbers
 
 
 def _of_layer(layer: nn.Module) -> Parts | None:
@@ -215,6 +222,18 @@ def _of_layer(layer: nn.Module) -> Parts | None:
         tensors = [prepared.tiles, *(buffers[name] for name in names)]
         return tensors, [prepared.stored_bits, layer.activation_bits]
     return None
+
+
+def _take_kernels(modules: Iterable[nn.Module]) -> None:
+    """Lets layers that have not chosen a kernel take daptq's own, if every one of them can.
+
+    Whether a stack is fused decides about the last bits of its result: it must not hang on times that were measured.
+    """
+    waiting = [module for module in modules if type(module) is QuantizedLinear and module._prepared is None]
+    if not all(avx2.unsupported(layer.packed_weight(), layer.activation_bits) is None for layer in waiting):
+        return
+    for layer in waiting:
+        layer.use_backend(_KERNEL)
 
 
 def _of_norm(norm: nn.Module) -> Parts | None:
