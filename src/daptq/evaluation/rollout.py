@@ -19,6 +19,7 @@ from daptq.environments._base import Environment, Info
 from daptq.errors import InvalidInputError
 from daptq.evaluation.plan import Episode
 from daptq.policies._base import Policy
+from daptq.policies._captured import captured_denoising
 from daptq.policies._execution import predict_chunks
 
 
@@ -225,6 +226,11 @@ def run_branches(
 
 def _drive(worlds: Sequence[_World], policy: Policy, steps: int) -> None:
     """Runs `steps` control steps in every world; pictures are drawn only where a chunk begins."""
+    with captured_denoising(policy):
+        _steps(worlds, policy, steps)
+
+
+def _steps(worlds: Sequence[_World], policy: Policy, steps: int) -> None:
     chunks: NDArray[np.float32] = np.empty(0, np.float32)
     for offset in range(steps):
         phase = offset % policy.n_action_steps

@@ -62,7 +62,7 @@ def predict_chunks(
         step_indices: Control step of each, counted from 0 in its episode.
     """
     parts = [observation_batch(policy, *both) for both in zip(observations, instructions, strict=True)]
-    batch: Batch = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != TASK}
+    batch: Batch = {key: torch.cat([part[key] for part in parts]).to(policy.device) for key in parts[0] if key != TASK}
     batch[TASK] = list(instructions)
     noise = [noise_generator(*both) for both in zip(seeds, step_indices, strict=True)]
     with torch.inference_mode():
