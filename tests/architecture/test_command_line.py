@@ -19,6 +19,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--activation-bits": None,
         "--group-size": None,
         "--asymmetric": None,
+        "--float-where-faster": None,
         "--keep-fraction": None,
         "--budget-mib": None,
         "--budget-ms": None,

@@ -23,6 +23,7 @@ from daptq.errors import RecipeError
 )
 @click.option("--group-size", metavar="N", type=int, help="Weights that share a scale: 32, 64, 128; 0: a whole row.")
 @click.option("--asymmetric", is_flag=True, default=None, help="Give every scale of a weight a zero point.")
+@click.option("--float-where-faster", is_flag=True, default=None, help="Keep layers that low bits slow down here.")
 @click.option("--keep-fraction", metavar="F", type=float, help="Action-head layers kept.  [default: the method's]")
 @click.option("--budget-mib", metavar="N", type=float, help="Size of the linear layers, for a method with a budget.")
 @click.option("--budget-ms", metavar="N", type=float, help="Measured time of the linear layers, likewise.")

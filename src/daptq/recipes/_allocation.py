@@ -16,8 +16,8 @@ from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.kernels.linear._timing import measure_layer_times
 from daptq.policies._base import Policy
+from daptq.recipes._layer_times import layer_times
 from daptq.recipes._recipe import Recipe
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
 Resource = Literal["bytes", "weight bytes", "ms"]
 
 ALL_BITS: tuple[int, ...] = (*WEIGHT_BITS, BFLOAT16)
-# Rows of a product whose time is measured: the tokens of an action chunk under guidance.
-ROWS = 34
 
 
 def bit_plan(
@@ -142,7 +140,7 @@ def layer_resources(
         per: ``"bytes"`` in a checkpoint, ``"weight bytes"`` (weight, scales and zero points), or measured ``"ms"``.
     """
     if per == "ms":
-        return _milliseconds(policy, recipe, options)
+        return layer_times(policy, recipe, options)
     group_size, asymmetric = recipe.rounding.group_size, recipe.rounding.asymmetric
 
     def size(layer: nn.Linear, bits: int) -> float:
@@ -153,29 +151,6 @@ def layer_resources(
         return float(layer_bytes(*shape, bias=bias, group_size=group_size, asymmetric=asymmetric))
 
     return {name: {b: size(float_linear(policy, name), b) for b in bits} for name, bits in options.items()}
-
-
-def _milliseconds(
-    policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]]
-) -> dict[str, dict[int, float]]:
-    """Measured time of one product with each layer at each of its bits; layers of one shape are measured once."""
-    roles = policy.linear_layers()
-    times: dict[str, dict[int, float]] = {}
-    bits = tuple(sorted({b for several in options.values() for b in several}))
-    layers = {name: float_linear(policy, name) for name in options}
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-    for activation_bits in {recipe.activation_bits.of(roles[name]) for name in options}:
-        chosen = {name for name in options if recipe.activation_bits.of(roles[name]) == activation_bits}
-        measured = measure_layer_times(
-            {shapes[name] for name in chosen},
-            bits,
-            ROWS,
-            group_size=recipe.rounding.group_size,
-            asymmetric=recipe.rounding.asymmetric,
-            activation_bits=activation_bits,
-        )
-        times |= {name: {b: measured[shapes[name]][b] for b in options[name]} for name in chosen}
-    return {name: times[name] for name in options}
 
 
 def budget_of(policy: Policy, config: KnapsackConfig, names: Iterable[str]) -> tuple[Resource, float]:

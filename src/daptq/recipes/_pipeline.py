@@ -33,6 +33,7 @@ from daptq.recipes._compensation import COMPENSATION_KIND, compensation_content,
 from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
 from daptq.recipes._folding import check_folding, consumers_to_keep, fold
 from daptq.recipes._interfaces import check_interfaces, interfaces_of
+from daptq.recipes._layer_times import TIMES_KIND, faster_in_float, layer_times
 from daptq.recipes._profiling import Calibration, Progress, profile_policy
 from daptq.recipes._ranges import RANGES_KIND, ranges_content
 from daptq.recipes._recipe import Recipe
@@ -122,15 +123,15 @@ class _Run:
         statistics = self._statistics(profile)
         rounder = Rounder(policy, recipe, statistics, self._ranges())
         rounded = self._rounded(rounder)
-        scores = self._scores(profile, rounded)
+        scores, faster = self._scores(profile, rounded), self._faster()
         verification: dict[str, Any] | None = None
         if recipe.order == "compensation-first":
-            initial = bit_plan(policy, recipe, scores={}, keep={})
+            initial = bit_plan(policy, recipe, scores={}, keep=faster)
             maps, decisions = self._compensation(initial, rounded, profile, statistics)
-            plan = bit_plan(policy, recipe, scores=scores, keep=consumers_to_keep(policy, recipe, maps))
+            plan = bit_plan(policy, recipe, scores=scores, keep=faster | consumers_to_keep(policy, recipe, maps))
             plan, verification = self._verified(plan, scores, rounded, profile)
         else:
-            plan = bit_plan(policy, recipe, scores=scores, keep=consumers_to_keep(policy, recipe))
+            plan = bit_plan(policy, recipe, scores=scores, keep=faster | consumers_to_keep(policy, recipe))
             plan, verification = self._verified(plan, scores, rounded, profile)
             maps, decisions = self._compensation(plan, rounded, profile, statistics)
         final = share_tensors(policy)
@@ -211,6 +212,22 @@ class _Run:
             stage = self.workspace.stage(f"rounded/{block.name}", ROUNDED_KIND, compute)
             artifacts |= dict.fromkeys(bits, stage)
         return RoundedLayers(self.policy, rounder, artifacts)
+
+    def _faster(self) -> dict[str, str]:
+        """Layers that stay bfloat16 because that is faster; none when the recipe does not ask."""
+        if not self.recipe.float_where_faster:
+            return {}
+        options = {name: (*bits, BFLOAT16) for name, bits in candidate_bits(self.policy, self.recipe).items()}
+
+        def compute() -> StageContent:
+            times = layer_times(self.policy, self.recipe, options)
+            return {}, {"milliseconds": {name: {str(b): t for b, t in row.items()} for name, row in times.items()}}
+
+        # Kept with the run: one that is continued decides as it began, on however busy a machine.
+        times = self.workspace.stage("times", TIMES_KIND, compute).metadata["milliseconds"]
+        kept = faster_in_float({name: {int(b): t for b, t in row.items()} for name, row in times.items()})
+        LOG.info("%d of %d layers stay bfloat16 because that is faster: %s", len(kept), len(times), ", ".join(kept))
+        return kept
 
     def _scores(self, profile: DriftProfile | None, rounded: RoundedLayers) -> dict[str, dict[int, float]]:
         """Score of every layer in scope by bits: phi, or what rounding costs; empty when nothing is scored."""

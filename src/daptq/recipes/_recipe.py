@@ -144,6 +144,8 @@ class Recipe:
         verification: Joint measurement of the allocated bits, which promotes layers until its gate holds, or None.
         order: Whether compensation is solved with every layer quantized and then bits are allocated (Algorithm 1 of
             arXiv 2604.11572), or the other way round (its section 3.5).
+        float_where_faster: Whether layers that are faster in bfloat16 than with any low-bit kernel, as measured on this
+            machine at the policy's own shapes, stay bfloat16.
         folding: Where a compensating map goes: into the layer that consumes the representation, into the one that
             produces it, or ``"auto"``: into the consumer when that stays in floating point, else into the producer
             when its output is the representation itself, else into the consumer before that is rounded. With
@@ -165,8 +167,13 @@ class Recipe:
     verification: VerificationConfig | None = None
     order: Order = "compensation-first"
     folding: Folding = "auto"
+    float_where_faster: bool = False
 
     def __post_init__(self) -> None:
+        if type(self.float_where_faster) is not bool:
+            raise RecipeError(
+                f"float_where_faster must be true or false, got {self.float_where_faster!r}. Choose one of these."
+            )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
                 f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
@@ -180,6 +187,11 @@ class Recipe:
             raise RecipeError(
                 f"sensitivity must be 'rounding' for the allocation {self.allocation.method}, got "
                 f"{self.sensitivity.method!r}. A budget is spent by what rounding to each number of bits costs."
+            )
+        if self.float_where_faster and isinstance(self.allocation, EvenConfig):
+            raise RecipeError(
+                f"float_where_faster must be false with the allocation {self.allocation.method}, got true. "
+                "An even spread of bits keeps no layer."
             )
         if self.verification is not None and not self.needs_costs:
             raise RecipeError(

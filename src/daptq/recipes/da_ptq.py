@@ -33,6 +33,7 @@ def da_ptq(
     scale: ScaleRule = "searched",
     group_size: int = 0,
     asymmetric: bool = False,
+    float_where_faster: bool = False,
     drift_model: DriftModelName = "virtual-chain",
     calibration_states: int = 512,
 ) -> Recipe:
@@ -50,6 +51,7 @@ def da_ptq(
         scale: How scales are chosen.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point beside it.
+        float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
         drift_model: ``"virtual-chain"`` is the paper's; ``"se3"`` and ``"kinematic"`` know more of the robot.
         calibration_states: Number of demonstration states.
 
@@ -72,4 +74,5 @@ def da_ptq(
         allocation=TopFractionConfig(fraction=keep_fraction, keep_last_blocks=keep_last_blocks),
         order=order,
         folding=folding,
+        float_where_faster=float_where_faster,
     )

@@ -34,6 +34,7 @@ def da_ptq_plus(
     gate_mm: float | None = None,
     group_size: int = 0,
     asymmetric: bool = False,
+    float_where_faster: bool = False,
     drift_model: DriftModelName = "se3",
     calibration_states: int = 512,
 ) -> Recipe:
@@ -51,6 +52,7 @@ def da_ptq_plus(
             it holds. By default it is measured and nothing is promoted.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point beside it.
+        float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
         drift_model: ``"se3"``, ``"kinematic"`` or ``"virtual-chain"``.
         calibration_states: Number of demonstration states.
 
@@ -72,4 +74,5 @@ def da_ptq_plus(
         verification=VerificationConfig(gate_mm=gate_mm),
         transform=TransformConfig(rotation_block=ROTATION_BLOCK if activation_bits == 4 else 0),
         order="allocation-first",
+        float_where_faster=float_where_faster,
     )

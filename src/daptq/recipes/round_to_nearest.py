@@ -18,6 +18,7 @@ def round_to_nearest(
     scale: ScaleRule = "searched",
     group_size: int = 0,
     asymmetric: bool = False,
+    float_where_faster: bool = False,
 ) -> Recipe:
     """Rounds every linear layer of the language model and the action head; vision and connector stay bfloat16.
 
@@ -27,6 +28,7 @@ def round_to_nearest(
         scale: How scales are chosen; the default is the one `da_ptq` uses.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point beside it.
+        float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
 
     Raises:
         RecipeError: A setting is outside its range.
@@ -36,4 +38,5 @@ def round_to_nearest(
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),
         activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=NearestConfig(scale=scale, group_size=group_size, asymmetric=asymmetric),
+        float_where_faster=float_where_faster,
     )

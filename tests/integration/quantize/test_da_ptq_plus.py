@@ -91,7 +91,7 @@ def test_a_budget_in_milliseconds_is_spent_by_measured_times(
 ) -> None:
     times = {2: 1.0, 3: 2.0, 4: 3.0, 8: 4.0, 16: 5.0}
     monkeypatch.setattr(
-        "daptq.recipes._allocation.measure_layer_times",
+        "daptq.recipes._layer_times.measure_layer_times",
         lambda shapes, bits, _, **grid: {s: {b: times[b] for b in bits} for s in shapes},
     )
     count = len(cogact.linear_layers())

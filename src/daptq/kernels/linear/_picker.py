@@ -5,6 +5,10 @@ differs is never taken, so a choice that falls differently on a busy machine cha
 activations are not quantized there are no bits to agree on: a result must lie within the rounding of its arithmetic. A
 shape is measured once on each machine: later processes take the kept choice after the same comparison. A form that
 needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
+
+What the layer would take in bfloat16 is measured as well. A quantized layer has no float copy to go back to, so where
+bfloat16 is faster the picker says so, as a warning, and takes the fastest low-bit kernel; whether such layers are
+quantized at all is decided when the policy is (`Recipe.float_where_faster`).
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError
 from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, rounding_bound
+from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._choices import recall, remember
 from daptq.kernels.linear._prepared import Backend, PackedWeight, PreparedLinear
 
@@ -34,6 +39,8 @@ REFERENCE = "reference"
 ROUNDS = 5
 # A candidate so many times slower than the best is timed once: at the sizes of a large model a round takes a minute.
 HOPELESS = 10
+# bfloat16 is called faster when the fastest kernel takes this many times as long: less is noise.
+MARGIN = 1.05
 BYTES_PER_BFLOAT16 = 2
 
 _log = logging.getLogger("daptq.kernels")
@@ -162,16 +169,22 @@ def choose(
         else:
             candidates[name] = tried
     times = dict.fromkeys(candidates, math.inf)
+    plain, floats = BFloat16Linear(weight.matrix(weight_scale).dequantize(), bias), math.inf
     for _ in range(ROUNDS):
         contenders = [name for name in candidates if times[name] <= HOPELESS * min(times.values())]
         for name in contenders:
             times[name] = min(times[name], _time(candidates[name], arguments))
+        floats = min(floats, _float_time(plain, x))
     fastest = min(times, key=lambda name: times[name])
     _choices[shape] = fastest
     remember(shape.file_name(), fastest, times)
     remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
     listed = "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items()))
-    _log.info("kernel for %s is %s (%s)", shape, fastest, listed)
+    slower = times[fastest] > MARGIN * floats
+    verdict = f"bfloat16 takes {1e3 * floats:.3f} ms{': low bits are slower here' if slower else ''}"
+    _log.log(
+        logging.WARNING if slower else logging.INFO, "kernel for %s is %s (%s); %s", shape, fastest, listed, verdict
+    )
     return fastest, candidates[fastest]
 
 
@@ -208,6 +221,15 @@ def _agreement(weight: PackedWeight, arguments: Arguments) -> Callable[[Float[Te
         return lambda result: torch.equal(result, expected)
     bound = rounding_bound(x, packed.matrix(weight_scale).dequantize(torch.float64), bias)
     return lambda result: bool(((result.double() - expected.double()).abs() <= bound).all())
+
+
+def _float_time(layer: BFloat16Linear, x: Float[Tensor, "m in"]) -> float:
+    """Seconds of one call of the layer in bfloat16."""
+    _wait(x.device)
+    start = time.perf_counter()
+    layer(x)
+    _wait(x.device)
+    return time.perf_counter() - start
 
 
 def _time(prepared: PreparedLinear, arguments: Arguments) -> float:
