@@ -47,6 +47,40 @@ def test_operations_with_groups_pass_opcheck(num_bits: int, zero: bool) -> None:
         torch.library.opcheck(torch.ops.daptq.linear_w4a16.default, (x, *given, 32, weight.zero_point))
 
 
+@pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_the_avx2_kernel_passes_opcheck_and_gives_the_weight_back(num_bits: int, group_size: int) -> None:
+    module = KERNELS.load("avx2-w4a16")
+    if (reason := module.unavailable()) is not None:
+        assert "AVX2" in reason or "g++" in reason
+        return
+    high, groups = 2 ** (num_bits - 1), 2 if group_size else 1
+    integers = torch.randint(-high, high, (10, 100), dtype=torch.int8)
+    zero_point = torch.randint(-high, high, (10, groups), dtype=torch.int8)
+    weight = PackedWeight.from_integers(integers, num_bits, group_size=group_size, zero_point=zero_point)
+    prepared = module.prepare(weight)
+    assert torch.equal(prepared.weight().integers(), integers)
+    padded = 128  # 100 inputs fill four units of 32, or two groups of 64.
+    assert prepared.resident_bytes() == 10 * padded * (8 if num_bits == 8 else 4) // 8 + 10 * groups
+    stored_bits = 8 if num_bits == 8 else 4
+    torch.library.opcheck(
+        torch.ops.daptq.linear_w4a16_avx2.default,
+        (torch.randn(3, 100), prepared._stored, torch.rand(10, groups), zero_point, None, stored_bits, group_size),
+    )
+    with pytest.raises(RuntimeError, match="stored must be contiguous bytes"):
+        prepared.run(torch.randn(3, 200), torch.rand(10, groups), None)
+
+
+@pytest.mark.parametrize("backend", ["avx2-w4a16", "triton-w4a16"])
+def test_a_kernel_for_float_activations_says_that_it_takes_no_others(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KERNELS.load(backend), "unavailable", lambda: None)
+    layer = make_layer()
+    with pytest.raises(BackendUnavailableError, match="it multiplies floating-point activations only"):
+        QuantizedLinear(layer.packed_weight(), layer.weight_scale, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["avx2", "fbgemm", "triton-w4a8"])
 def test_a_kernel_for_integer_activations_says_that_it_takes_no_others(
     backend: str, monkeypatch: pytest.MonkeyPatch
