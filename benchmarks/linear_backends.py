@@ -1,17 +1,20 @@
 """Measures every backend of the quantized linear layer against float32, at the shapes of the policies, and writes JSON.
 
     python benchmarks/linear_backends.py --output benchmarks/results/<date>-linear-backends.json
+    python benchmarks/linear_backends.py --activation-bits 16 --output benchmarks/results/<date>-linear-w4a16.json
 
 Candidates take turns within each round, after a warm-up, so a machine that slows down slows all of them down; ratios
 are taken within rounds. Beside the backends of the catalog it measures two ways to multiply integers that daptq does
 not use, with the same arithmetic around them: torch._int_mm and oneDNN's quantized linear operation. Every candidate's
-result is compared with the reference before it is timed.
+result is compared with the reference before it is timed. With floating-point activations there are larger shapes, up to
+those of a language model, and no integers to multiply.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ from torch import Tensor
 
 from daptq.artifacts import provenance, write_json
 from daptq.catalog import KERNELS
-from daptq.kernels.linear._arithmetic import quantize_activations, rescale
+from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, quantize_activations, rescale, rounding_bound
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.kernels.linear._picker import REFERENCE
 from daptq.kernels.linear._prepared import PackedWeight
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
@@ -43,11 +47,16 @@ SHAPES = (
     *((rows, 768, 3072) for rows in (1, 17, 34, 64)),
 )
 
+# Where activations stay in floating point, what counts is reading the weight: small layers, and those of large models.
+FLOAT_SHAPES = tuple(
+    (rows, *sizes) for sizes in ((192, 768), (768, 3072), (2048, 2048), (4096, 4096)) for rows in (1, 4, 17, 34)
+)
+
 Run = Callable[[], Tensor]
 
 
 def candidates(
-    rows: int, in_features: int, out_features: int, num_bits: int
+    rows: int, in_features: int, out_features: int, num_bits: int, activation_bits: int
 ) -> tuple[dict[str, Run], dict[str, float]]:
     """What is timed at one shape, by name, and the bytes per weight that each keeps in memory."""
     generator = torch.Generator().manual_seed(0)
@@ -62,18 +71,23 @@ def candidates(
     runs: dict[str, Run] = {FLOAT: lambda: linear(x), BFLOAT16: lambda: rounded(x)}
     resident: dict[str, float] = {FLOAT: 4.0, BFLOAT16: 2.0}
     packed = PackedWeight.from_integers(integers, num_bits)
-    expected = QuantizedLinear(packed, scale, bias, backend="reference")(x)
+    make = partial(QuantizedLinear, packed, scale, bias, activation_bits=activation_bits)
+    expected = make(backend="reference")(x)
     for name in KERNELS.names():
         module = KERNELS.load(name)
-        if module.unavailable() is None and module.unsupported(packed, 8) is None:
-            layer = QuantizedLinear(packed, scale, bias, backend=name)
+        slow = name == REFERENCE and activation_bits == FLOAT_ACTIVATIONS
+        if not slow and module.unavailable() is None and module.unsupported(packed, activation_bits) is None:
+            layer = make(backend=name)
             runs[name] = lambda layer=layer: layer(x)  # type: ignore[misc]
             resident[name] = module.prepare(packed).resident_bytes() / weight.numel()
-    for name, multiply in (("torch._int_mm", int_mm(integers)), ("onednn qlinear", onednn(integers, rows))):
-        runs[name] = lambda multiply=multiply: around(multiply, x, scale, bias)  # type: ignore[misc]
-        resident[name] = 1.0
+    if activation_bits != FLOAT_ACTIVATIONS:
+        for name, multiply in (("torch._int_mm", int_mm(integers)), ("onednn qlinear", onednn(integers, rows))):
+            runs[name] = lambda multiply=multiply: around(multiply, x, scale, bias)  # type: ignore[misc]
+            resident[name] = 1.0
+    bound = rounding_bound(x, packed.matrix(scale).dequantize(torch.float64), bias)
+    allowed = bound if activation_bits == FLOAT_ACTIVATIONS else torch.zeros_like(bound)
     for name, run in runs.items():
-        if name not in (FLOAT, BFLOAT16) and not torch.equal(run(), expected):
+        if name not in (FLOAT, BFLOAT16) and not bool(((run().double() - expected.double()).abs() <= allowed).all()):
             raise click.ClickException(f"{name} differs from the reference at {rows} x {in_features} x {out_features}")
     return runs, resident
 
@@ -146,13 +160,14 @@ def describe(times: dict[str, NDArray[np.float64]], resident: dict[str, float]) 
 @click.option("--rounds", default=30, show_default=True, help="Measured rounds for each shape.")
 @click.option("--threads", default=2, show_default=True, help="Threads that torch uses.")
 @click.option("--num-bits", default=4, show_default=True, help="Bits of a weight.")
-def main(output: Path, rounds: int, threads: int, num_bits: int) -> None:
+@click.option("--activation-bits", default=8, show_default=True, help="Bits of an activation, 16: floating point.")
+def main(output: Path, rounds: int, threads: int, num_bits: int, activation_bits: int) -> None:
     """Times the backends and writes the result."""
     torch.set_num_threads(threads)
     shapes = []
     with torch.inference_mode():
-        for rows, in_features, out_features in SHAPES:
-            runs, resident = candidates(rows, in_features, out_features, num_bits)
+        for rows, in_features, out_features in FLOAT_SHAPES if activation_bits == FLOAT_ACTIVATIONS else SHAPES:
+            runs, resident = candidates(rows, in_features, out_features, num_bits, activation_bits)
             entries = describe(measure(runs, rounds), resident)
             shapes.append(
                 {"rows": rows, "in_features": in_features, "out_features": out_features, "candidates": entries}
@@ -162,7 +177,7 @@ def main(output: Path, rounds: int, threads: int, num_bits: int) -> None:
     result = {
         "schema_version": 1,
         "num_bits": num_bits,
-        "activation_bits": 8,
+        "activation_bits": activation_bits,
         "threads": threads,
         "rounds": rounds,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
