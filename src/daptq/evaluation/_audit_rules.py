@@ -114,14 +114,10 @@ def _products(layer: LayerPlan, calls: Calls) -> Iterator[Difference]:
     if count < calls.calls:
         reason = f"must execute a product in each of {calls.calls} calls, got {count} that torch dispatched"
         yield _differs(layer.name, "arithmetic", reason)
+    if layer.activation_bits is None or not layer.integer_activations:
+        yield from _float_products(layer, calls)
+        return
     for product in calls.products:
-        if layer.activation_bits is None or not layer.integer_activations:
-            # Whether a low-bit weight is multiplied as it is or as a copy in floating point is the kernel's choice.
-            kept = layer.activation_bits is None
-            if product.activation_bits is not None or (kept and product.integer_weight):
-                reason = f"must be a floating-point product, got {product.operation} on {product.precision}"
-                yield _differs(layer.name, "arithmetic" if kept else "input", reason)
-            continue
         if not product.integer_weight:
             reason = (
                 f"must multiply integers of {layer.num_bits} bits, got {product.operation} on floating-point weights"
@@ -130,6 +126,20 @@ def _products(layer: LayerPlan, calls: Calls) -> Iterator[Difference]:
         if product.activation_bits is None or product.activation_bits > layer.activation_bits:
             reason = f"must be activations of {layer.activation_bits} bits, got {product.precision}"
             yield _differs(layer.name, "input", f"{reason} in {product.operation}")
+
+
+def _float_products(layer: LayerPlan, calls: Calls) -> Iterator[Difference]:
+    """Products of a layer whose activations are planned in floating point.
+
+    An input may happen to be integers, as the embedding of timestep 0 is: only a layer that sees nothing else differs.
+    Whether a low-bit weight is multiplied as it is or as a copy in floating point is the kernel's choice.
+    """
+    kept = layer.activation_bits is None
+    integers = all(product.activation_bits is not None for product in calls.products)
+    for product in calls.products:
+        if integers or (kept and product.integer_weight):
+            reason = f"must be a floating-point product, got {product.operation} on {product.precision}"
+            yield _differs(layer.name, "arithmetic" if kept else "input", reason)
 
 
 def _result(layer: LayerPlan, results: Counter[str]) -> Iterator[Difference]:

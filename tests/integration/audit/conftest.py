@@ -21,12 +21,15 @@ STEPWISE = "action_model.net.blocks.1.mlp.fc1"
 FOUR_BIT_INPUT = "action_model.net.blocks.2.attn.qkv"
 GROUPED = "llm_backbone.layers.1.mlp.up_proj"
 FLOAT_INPUT = "action_model.net.blocks.1.attn.qkv"
+# At timestep 0 its input is cosines and sines of zero.
+TIMESTEP = "action_model.net.t_embedder.mlp.0"
 SPECIAL: dict[str, dict[str, Any]] = {
     ROTATED: {"rotation_block": 16, "input_scale": torch.linspace(0.5, 2.0, 48)},
     STEPWISE: {"activation_scale": torch.linspace(0.05, 0.02, 10)},
     FOUR_BIT_INPUT: {"activation_bits": 4, "activation_scale": torch.tensor([0.5])},
     GROUPED: {"group_size": 32, "asymmetric": True},
     FLOAT_INPUT: {"group_size": 32, "activation_bits": 16},
+    TIMESTEP: {"activation_bits": 16},
 }
 BITS = {name: (4, 3, 2, 8)[index % 4] for index, name in enumerate(LAYERS)} | dict.fromkeys(SPECIAL, 4)
 
