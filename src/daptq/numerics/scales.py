@@ -159,7 +159,8 @@ def _squared_error(
 ) -> Float[Tensor, "out 1"]:
     """Sum over each row of column_weight (weight - scale * multiple)^2, float64 (out, 1)."""
     exact = scale.to(torch.float64)
-    rounded = torch.round(weight / exact).clamp_(low, high).mul_(exact)
+    # Half the time of a clamp between tensors.
+    rounded = torch.maximum(torch.minimum(torch.round(weight / exact), high), low).mul_(exact)
     squares = rounded.sub_(weight).square_()
     return squares.sum(dim=1, keepdim=True) if column_weight is None else squares @ column_weight[:, None]
 
