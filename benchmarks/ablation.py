@@ -164,10 +164,9 @@ def summarised(
             "weight_bytes": described["weight_bytes"],
             "seconds": read_json(folder.with_suffix(".time.json"))["seconds"],
         }
-    for name in folders:
-        own = rows[name]["per_state_mm"]
-        rows[name]["paired_tests"] = {
-            other: p_value(own, rows[other]["per_state_mm"])
+    for name, row in rows.items():
+        row["paired_tests"] = {
+            other: p_value(row["per_state_mm"], rows[other]["per_state_mm"])
             for other in (NEAREST, PAPER)
             if other in rows and other != name
         }
