@@ -103,7 +103,8 @@ def unpack(packed: UInt8[Tensor, "*rows bytes"], num_bits: int, length: int) -> 
 def _pack_halves(integers: Int8[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows bytes"]:
     """Two 4-bit integers to a byte, without the detour over 64-bit words, which need 16 times their memory."""
     pairs = torch.nn.functional.pad(integers, (0, integers.shape[-1] % 2)).view(torch.uint8).unflatten(-1, (-1, 2))
-    return (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)
+    packed: Tensor = (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)
+    return packed
 
 
 def _unpack_halves(packed: UInt8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows twice_bytes"]:

@@ -109,7 +109,8 @@ class ViT(nn.Module):
             tokens = torch.cat([*first, tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return tokens[:, -patches:]
+        features: Tensor = tokens[:, -patches:]
+        return features
 
     def initialize(self) -> None:
         """Initialises the parameters that torch leaves unset, from torch's global generator."""

@@ -57,7 +57,7 @@ def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Pa
         ROUNDED_KIND,
         (rounder.layers(dict.fromkeys(chain.linear_layers(), bits), progress=silent), {}),
     )
-    rounded = RoundedLayers(chain, rounder, artifact)
+    rounded = RoundedLayers(chain, rounder, dict.fromkeys(chain.linear_layers(), artifact))
     config = recipe.sensitivity
     assert isinstance(config, RoundingSensitivityConfig)
     content = costs_content(chain, recipe, config, profile, rounded, calibration, progress=silent)
