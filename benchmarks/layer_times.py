@@ -97,6 +97,7 @@ def measure(checkpoint: Path, repeats: int, threads: int, seed: int) -> dict[str
     """The result as a JSON object."""
     torch.set_num_threads(threads)
     policy = load_policy(checkpoint)
+    control_step(policy).run(policy)  # Layers take their kernels; those that are hooked would choose by themselves.
     with torch.inference_mode():
         inputs = inputs_of(policy)
     forms: dict[Form, dict[str, Any]] = {}
