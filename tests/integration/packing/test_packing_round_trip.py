@@ -95,6 +95,7 @@ def test_metadata_says_what_was_done(folders: dict[str, Path]) -> None:
     assert metadata["layers"]["llm_backbone.layers.0.mlp.up_proj"] == {
         "role": "language",
         "num_bits": 4,
+        "group_size": 0,
         "activation_bits": 8,
         "rotation_block": 0,
     }
