@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from daptq.catalog import KERNELS
 from daptq.errors import InvalidInputError
 from daptq.kernels.linear import _picker
 from daptq.kernels.linear._arithmetic import quantize_activations
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._picker import REFERENCE, load_backend
 from daptq.kernels.linear._prepared import PackedWeight
-
-NAMES = [name for name in KERNELS.names() if KERNELS.load(name).unavailable() is None]
+from tests.integer_kernels import NAMES
 
 
 @dataclass

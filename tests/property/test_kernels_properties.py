@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.catalog import KERNELS
 from daptq.kernels.linear import _choices, _picker
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._picker import REFERENCE, choose, load_backend
 from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
 from daptq.kernels.linear.float32_carried import exact_length
-
-RUNNABLE = [name for name in KERNELS.names() if KERNELS.load(name).unavailable() is None]
+from tests.integer_kernels import NAMES
 
 
 def random_layer(
@@ -54,7 +52,7 @@ def test_every_backend_equals_the_reference(
     weight, scale, bias, x = random_layer(rows, in_features, out_features, num_bits, seed, extreme=extreme)
     given_bias = bias if with_bias else None
     expected = load_backend(REFERENCE).prepare(weight).run(x, scale, given_bias)
-    for name in RUNNABLE:
+    for name in NAMES:
         backend = load_backend(name)
         if backend.unsupported(weight, 8) is None:
             prepared = backend.prepare(weight)
@@ -73,7 +71,7 @@ def long_rows(num_bits: int, in_features: int) -> tuple[PackedWeight, Tensor, Te
     return weight, x.to(torch.float32), (x.double() @ integers.double().mT).to(torch.float32)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("num_bits", "in_features"), [(8, 1032), (8, 1033), (8, 2060), (4, 16513), (4, 33000), (3, 66000)]
 )
@@ -94,7 +92,7 @@ def test_one_float32_product_would_not_be_exact_there(num_bits: int, in_features
     assert not torch.equal(x @ weight.integers().to(torch.float32).mT, expected)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_rows_give_no_rows(name: str) -> None:
     weight, scale, bias, x = random_layer(1, 24, 5, 4, 0, extreme=False)
     assert load_backend(name).prepare(weight).run(x[:0], scale, bias).shape == (0, 5)

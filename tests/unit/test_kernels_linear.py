@@ -20,8 +20,7 @@ from daptq.kernels.linear import _choices, _picker
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.kernels.linear._prepared import PackedWeight
-
-NAMES = [name for name in KERNELS.names() if KERNELS.load(name).unavailable() is None]
+from tests.integer_kernels import NAMES
 
 
 def make_layer(
