@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from daptq.artifacts import Artifact
 from daptq.compensation import csrc, paired
@@ -54,6 +54,10 @@ def compensation_content(
     Returns:
         Tensors ``<observed>/matrix`` and ``<observed>/shift`` in float64, and the decisions by interface.
     """
+    # Hooked layers are called one by one, as those of a streamed policy are: a fused stack differs in its last bits,
+    # and whether a policy is streamed must not show in the checkpoint.
+    for name in quantized.linear_layers():
+        quantized.get_submodule(name).register_forward_hook(_called)
 
     def step(batch: Batch, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -113,3 +117,7 @@ def read_maps(artifact: Artifact) -> Mapping[str, AffineMap]:
         observed: AffineMap(matrix=artifact.tensor(f"{observed}/matrix"), shift=artifact.tensor(f"{observed}/shift"))
         for observed in artifact.metadata["interfaces"]
     }
+
+
+def _called(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """A hook that does nothing but stand in the way of fusing."""
