@@ -214,6 +214,9 @@ def page(summary: Mapping[str, Any], stem: str) -> str:
         cells = [f"{after[k]['value']:.2f} [{after[k]['low']:.2f}, {after[k]['high']:.2f}]" for k in (1, 4, 16)]
         tests = [row["paired_tests"].get(other) for other in (NEAREST, PAPER)]
         pair = row["paired"]
+        mcnemar = "-" if pair is None else f"{pair['mcnemar_p']:.1g}"
+        whole = row["whole_episode"]
+        over_episode = "-" if whole is None else f"{whole['position_mm']['rms']['value']:.1f}"
         twin = f" (the weights of {row['same_weights_as']})" if row.get("same_weights_as") else ""
         success = "-" if pair is None else f"{pair['difference']:+.1f} [{pair['low']:+.1f}, {pair['high']:+.1f}]"
         lines.append(
@@ -221,11 +224,12 @@ def page(summary: Mapping[str, Any], stem: str) -> str:
             + " | ".join(cells)
             + " | "
             + " | ".join("-" if p is None else f"{p:.1g}" for p in tests)
-            + f" | {success} | {row['seconds']:.0f} |"
+            + f" | {success} | {mcnemar} | {over_episode} | {row['seconds']:.0f} |"
         )
     table = "\n".join(lines)
     columns = ["arm", "mean bits", "linear layers [MiB]", "drift after 1 step [mm]", "after 4", "after 16"]
-    columns += [f"p to {NEAREST}", f"p to {PAPER}", "success difference [points]", "quantized in [s]"]
+    columns += [f"p to {NEAREST}", f"p to {PAPER}", "success difference [points]", "McNemar p"]
+    columns += ["RMS over the episode [mm]", "quantized in [s]"]
     header = f"| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}"
     ran = sorted({(row["measured"], row["batch"]) for row in summary["arms"]})
     when = "; ".join(f"{day}, {batch} at a time" for day, batch in ran)
