@@ -138,7 +138,10 @@ def _reach(
     error = float(np.linalg.norm(hand[:2] - grasp[:2]))
     aligned = error < _GRASP_RADIUS and abs(turn) < _GRASP_TURN
     if aligned and commanded[2] < grasp[2] + _COMMAND_ERROR and hand[2] < grasp[2] + held_up:
-        return commanded, opening < _CLOSED_ON_NOTHING
+        # A finger that touches first pushes the source aside: the hand follows, so that the other one reaches it, too.
+        closing = commanded.copy()
+        closing[:2] += grasp[:2] - hand[:2]
+        return closing, opening < _CLOSED_ON_NOTHING
     if not aligned or opening < _OPEN_ENOUGH:
         goal[2] += _HOVER
         if hand[2] < grasp[2] + _HOVER / 2:  # first up, so that the fingers do not sweep the table
