@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folders,
                 against=options.policy,
                 environment="simpler",
-                tasks=[name],  # one at a time: the seeds, one after another, are then all initial states in turn
+                tasks=[name],  # one at a time, since the tasks differ in their number of initial states
                 episodes=task.initial_states * options.noise_seeds,
                 drift_states=task.initial_states,
                 workers=options.workers,

@@ -109,6 +109,11 @@ class _StandsStillAtTheHorizon(_Blind):
         return self._info() if self._step >= self.horizon else super().advance(action)
 
 
+class _SaysThatStatesComeBack(_Blind):
+    def initial_states_of(self, task: str) -> int:
+        return 24
+
+
 def test_the_environment_of_the_planted_defects_is_sound() -> None:
     check_environment(_Blind)
 
@@ -125,6 +130,7 @@ def test_the_environment_of_the_planted_defects_is_sound() -> None:
         (_DoubleState, "must be float32"),
         (_NoSuccessFlag, "success_by_task"),
         (_HidesWhatIsHeld, "'held' or None"),
+        (_SaysThatStatesComeBack, "24 initial states must come back"),
         (_StandsStillAtTheHorizon, "beyond the horizon"),
     ],
 )

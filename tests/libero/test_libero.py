@@ -61,7 +61,7 @@ def test_the_seed_is_the_row_of_the_initial_states(environment: LiberoEnvironmen
     for seed in (3, 53, 4):
         environment.reset(seed=seed, options={"task": SOUP})
         states.append(environment.get_state()[2:])
-    assert len(environment.world.initial_states) == 50
+    assert len(environment.world.initial_states) == environment.initial_states_of(SOUP) == 50
     np.testing.assert_array_equal(states[0], states[1])
     assert not np.array_equal(states[0], states[2])
     # A row holds time, nine joints of the robot, then the first object's position. Settling leaves it where it stood.

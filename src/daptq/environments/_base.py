@@ -91,6 +91,14 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
         del task  # only a benchmark whose tasks differ has to look at it
         return self.horizon
 
+    def initial_states_of(self, task: str) -> int | None:
+        """Returns how many fixed initial states `task` has; seeds choose them in turn, row `seed` modulo their number.
+
+        None where every seed has an initial state of its own.
+        """
+        del task  # only a benchmark with fixed initial states has to look at it
+        return None
+
     @abstractmethod
     def advance(self, action: Float[np.ndarray, "7"]) -> Info:
         """Runs one control step without drawing a picture, for a policy that looks once per chunk; returns its info."""
@@ -253,6 +261,13 @@ def _check_repeatable(first: Environment, second: Environment, task: str, seed: 
         not _equal(first.privileged_state(), second.privileged_state()),
         f"{task}: another seed must give another start, seeds {seed} and {seed + 1} give the same one.",
     )
+    states = first.initial_states_of(task)
+    if states is not None:
+        first.reset(seed=seed + states, options={"task": task})
+        _require(
+            _equal(first.privileged_state(), second.privileged_state()),
+            f"{task}: {states} initial states must come back after {states} seeds, they do not.",
+        )
 
 
 def _check_restore(first: Environment, second: Environment, task: str, seed: int) -> None:

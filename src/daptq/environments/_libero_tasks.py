@@ -1,7 +1,8 @@
 """The tasks of LIBERO's suites libero_object and libero_spatial, in the suites' order.
 
-It holds names alone, so that they can be listed and checked where LIBERO is not installed; the lane `make test-libero`
-compares them with the package. What it does not know: scenes, goals and initial states, which are in the package.
+It holds names and counts alone, so that they can be listed and checked where LIBERO is not installed; the lane
+`make test-libero` compares them with the package. What it does not know: scenes, goals and initial states, which are in
+the package.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class LiberoTask:
         index: Place in the suite.
         source: Object to move, by its name in the scene.
         target: Object that receives it, by its name in the scene.
+        initial_states: Number of official initial states.
     """
 
     name: str
@@ -30,6 +32,7 @@ class LiberoTask:
     index: int
     source: str
     target: str
+    initial_states: int = 50
 
     @property
     def instruction(self) -> str:

@@ -120,6 +120,10 @@ class LiberoEnvironment(Environment):
             raise InvalidInputError(f"task must be a task of libero, got {task!r}. See docs/reference/libero.md.")
         return task
 
+    def initial_states_of(self, task: str) -> int:
+        """Returns the number of official initial states of `task`."""
+        return TASKS[task].initial_states
+
     @property
     def task(self) -> str:
         """Name of the asked task."""

@@ -122,6 +122,10 @@ class SimplerEnvironment(Environment):
         """Returns SimplerEnv's horizon of `task`, unless another was asked for."""
         return TASKS[task].horizon if self._asked_horizon is None else self._asked_horizon
 
+    def initial_states_of(self, task: str) -> int:
+        """Returns the number of official initial states of `task`."""
+        return TASKS[task].initial_states
+
     @property
     def task(self) -> str:
         """Name of the asked task."""

@@ -267,8 +267,10 @@ def drive(
     """
     asked = tuple(ENVIRONMENTS.load(environment).TASKS) if tasks is None else tuple(tasks)
     place = Workplace(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
-    plan = plan_episodes(asked, episodes=episodes, seed=seed)
     try:
+        (first,) = place.environments(1)
+        own_seeds = any(first.initial_states_of(task) is not None for task in asked)
+        plan = plan_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
         for start in range(skip, len(plan), batch):
             group = plan[start : start + batch]
             worlds = place.environments(len(group))

@@ -135,11 +135,13 @@ def evaluate_many(
     )
     (first,) = place.environments(1)
     horizons, frequency = [first.horizon_of(task) for task in asked], first.control_frequency
+    own_seeds = any(first.initial_states_of(task) is not None for task in asked)
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
     plan = plan_episodes(
         asked,
         episodes=episodes,
         seed=seed,
+        seeds_per_task=own_seeds,
         drift_states=(episodes if drift_states is None else drift_states) if baseline is not None else 0,
         possible_steps=range(0, min(horizons) - HEADLINE_STEPS + 1, stride),
     )
@@ -159,6 +161,7 @@ def evaluate_many(
     del loaded
     identity = {label: [one["weights"]["sha256"], one["layers"]] for label, one in descriptions.items()}
     about = {**settings, "drift_states": drift_states, "stride": stride, "branch_steps": max(HORIZONS)}
+    about |= {"seeds_per_task": True} if own_seeds and len(asked) > 1 else {}
     about |= {} if stop is None else {"looks": list(stop.looks)}
     schedule = Schedule(
         plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop

@@ -1,8 +1,9 @@
 """Which episodes an evaluation runs: task, seed and the steps at which the state is saved for drift.
 
 Episode i asks task i modulo the number of tasks, and its seed depends on the run's seed and i alone, so the first N
-episodes of a longer run are the N episodes of a shorter one. Seeds start at 10 000 000; demonstrations use seeds
-below 1 000 000, so no evaluated initial state was trained on.
+episodes of a longer run are the N episodes of a shorter one. Where seeds choose one of a task's fixed initial states in
+turn, every task counts its own seeds: it sees its states as often, and the same episodes, as when it is asked alone.
+Seeds start at 10 000 000; demonstrations use seeds below 1 000 000, so no evaluated initial state was trained on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def plan_episodes(
     *,
     episodes: int,
     seed: int,
+    seeds_per_task: bool = False,
     drift_states: int = 0,
     possible_steps: Sequence[int] = (),
 ) -> tuple[Episode, ...]:
@@ -49,6 +51,7 @@ def plan_episodes(
         tasks: Names of the tasks to ask.
         episodes: Number of episodes over all tasks together, at least one per task.
         seed: Seed of the evaluation, at least 0.
+        seeds_per_task: Whether the k-th episode of every task has the k-th seed; otherwise no seed is used twice.
         drift_states: Number of states to save over all episodes together.
         possible_steps: Control steps that a state may be saved at; each at most once per episode.
 
@@ -67,7 +70,8 @@ def plan_episodes(
         raise InvalidInputError(message + " Ask for fewer states or more episodes.")
     planned = []
     for index in range(episodes):
-        episode_seed = EVALUATION_SEED_START + seed * SEEDS_PER_RUN + index
+        number = index // len(tasks) if seeds_per_task else index
+        episode_seed = EVALUATION_SEED_START + seed * SEEDS_PER_RUN + number
         count = drift_states // episodes + (index < drift_states % episodes)
         # The order of an episode's steps depends on its seed alone: asking for more states keeps those asked before.
         order = np.random.default_rng(episode_seed).permutation(len(possible_steps))

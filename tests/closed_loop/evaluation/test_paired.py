@@ -13,6 +13,7 @@ from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.sequential import anytime_interval
 from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from tests.closed_loop.evaluation.point_world import PointWorld
 
 pytestmark = pytest.mark.usefixtures("point_world")
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1}
@@ -99,6 +100,20 @@ def test_the_seed_decides_the_episodes(make_pusher: Callable[..., Any], point_wo
     assert resets(0) == resets(0)
     assert not {seed for _, seed in resets(0)} & {seed for _, seed in resets(1)}
     assert [task for task, _ in resets(0)] == ["left", "right", "left", "right"]
+
+
+def test_where_seeds_choose_initial_states_every_task_counts_its_own(
+    make_pusher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "journal": tmp_path / "episodes.jsonl"}
+    evaluate(make_pusher(), **settings)
+    PointWorld.resets.clear()
+    monkeypatch.setattr(PointWorld, "initial_states_of", lambda *_: 3)
+    with pytest.raises(InvalidInputError, match="must belong to the same evaluation"):
+        evaluate(make_pusher(), **settings)
+    evaluate(make_pusher(), **SETTINGS)
+    first = 10_000_000 + 1_000_000
+    assert PointWorld.resets == [(task, first + k) for k in range(3) for task in ("left", "right")]
 
 
 def test_progress_counts_to_the_total(make_pusher: Callable[..., Any]) -> None:

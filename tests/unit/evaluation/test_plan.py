@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,10 +38,43 @@ def test_tasks_and_states_are_spread_evenly(tasks: int, extra: int, places: int,
         assert set(episode.branch_steps) <= set(steps)
 
 
-def test_a_shorter_run_is_the_start_of_a_longer_one() -> None:
-    long = plan_episodes(TASKS, episodes=30, seed=4, drift_states=60, possible_steps=range(0, 44, 4))
-    short = plan_episodes(TASKS, episodes=10, seed=4, drift_states=20, possible_steps=range(0, 44, 4))
+@pytest.mark.parametrize("own", [False, True])
+def test_a_shorter_run_is_the_start_of_a_longer_one(own: bool) -> None:
+    settings: dict[str, Any] = {"seed": 4, "seeds_per_task": own, "possible_steps": range(0, 44, 4)}
+    long = plan_episodes(TASKS, episodes=30, drift_states=60, **settings)
+    short = plan_episodes(TASKS, episodes=10, drift_states=20, **settings)
     assert long[:10] == short
+
+
+def test_seeds_are_dealt_in_turn_unless_they_choose_initial_states() -> None:
+    plan = plan_episodes(TASKS, episodes=6, seed=0)
+    assert [(one.task, one.seed - 10_000_000) for one in plan] == list(zip("abcabc", range(6), strict=True))
+
+
+@given(
+    tasks=st.integers(1, 6),
+    extra=st.integers(0, 300),
+    states=st.lists(st.integers(1, 70), min_size=6, max_size=6),
+    seed=st.integers(0, 10_000),
+)
+def test_every_task_meets_its_initial_states_equally_often(
+    tasks: int, extra: int, states: list[int], seed: int
+) -> None:
+    names = [f"task-{index}" for index in range(tasks)]
+    plan = plan_episodes(names, episodes=tasks + extra, seed=seed, seeds_per_task=True)
+    for name, count in zip(names, states, strict=False):
+        own = [episode.seed for episode in plan if episode.task == name]
+        met = Counter(one % count for one in own)
+        times = [met[row] for row in range(count)]
+        assert max(times) - min(times) <= 1
+        alone = plan_episodes([name], episodes=len(own), seed=seed)
+        assert own == [episode.seed for episode in alone]
+
+
+def test_seeds_dealt_in_turn_would_leave_initial_states_out() -> None:
+    names = [f"task-{index}" for index in range(4)]
+    met = {one.seed % 24 for one in plan_episodes(names, episodes=96, seed=0) if one.task == "task-0"}
+    assert len(met) == 6
 
 
 def test_more_states_keep_those_of_fewer() -> None:
@@ -66,7 +100,7 @@ def test_no_seed_is_one_of_training_or_of_another_run() -> None:
     ],
 )
 def test_impossible_plans_are_refused(change: dict[str, int], message: str) -> None:
-    settings = {"episodes": 10, "seed": 0, "drift_states": 0, **change}
+    settings: dict[str, Any] = {"episodes": 10, "seed": 0, "drift_states": 0, **change}
     with pytest.raises(InvalidInputError, match=message):
         plan_episodes(TASKS, possible_steps=(0, 4), **settings)
 
