@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
             batch=options.batch,
             drift_states=0,
             progress=progress,
-            journal=options.work / f"episodes-{options.episodes}.jsonl",
+            journal=options.work / f"episodes-{options.episodes}",
         )
     result = shortened(result)
     stem = f"{result['provenance']['time'][:10]}-robustness"

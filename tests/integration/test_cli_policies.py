@@ -94,8 +94,12 @@ def test_variants_run_on_the_same_episodes(run: Run, tiny: Path, tmp_path: Path)
     (variant,) = written["variants"]
     assert (variant["variant"], variant["policies"][0]["n"]) == ("push-object", 2)
     assert written["robustness_gap"][0]["value"] == 0.0
-    files = ["result.episodes.jsonl", "result.episodes.jsonl.push-object", "result.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.episodes", "result.json"]
+    kept = sorted(path.name for path in (tmp_path / "result.episodes").iterdir())
+    assert kept == ["nominal.jsonl", "push-object.jsonl"]
+    again = run("evaluate", tiny, "--against", tiny, *asked, "--json", tmp_path / "result.json")
+    assert again.exit_code == 2
+    assert "must go to a new folder" in again.stderr
 
 
 def test_an_unknown_variant_is_refused(tiny: Path, refused: Refused) -> None:

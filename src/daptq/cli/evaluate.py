@@ -67,8 +67,8 @@ def evaluate(
 
     With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes stream into a
     file beside FILE that ends in .episodes.jsonl, and --resume continues from them. With --variant, the same episodes
-    run on variants of the environment, too, and the robustness gap says how much more POLICY loses there than in the
-    nominal scene.
+    run on variants of the environment, too, each into a file of a folder that ends in .episodes, and the robustness
+    gap says how much more POLICY loses there than in the nominal scene.
     """
     from rich.console import Console
 
@@ -99,7 +99,7 @@ def evaluate(
             "ray": ray,
             "batch": batch,
             "progress": progress,
-            "journal": _episodes_file(json_path, resume),
+            "journal": _kept_episodes(json_path, resume, conditions=bool(variants)),
         }
         if variants:
             result = evaluate_variants([policy], variants=variants, **settings)
@@ -127,8 +127,11 @@ def _limits(gate: str | None, against: str | None) -> Gate | None:
     return limits
 
 
-def _episodes_file(json_path: Path | None, resume: bool) -> Path | None:
-    """Where finished episodes go; one that is there already is continued only when that is asked for."""
+def _kept_episodes(json_path: Path | None, resume: bool, *, conditions: bool) -> Path | None:
+    """Where finished episodes go: a file, or a folder of files where there are several conditions.
+
+    One that is there already is continued only when that is asked for.
+    """
     from daptq.errors import OutputExistsError
 
     if json_path is None:
@@ -137,9 +140,9 @@ def _episodes_file(json_path: Path | None, resume: bool) -> Path | None:
                 "--resume must come with --json, got none. Name the file of the run that was killed."
             )
         return None
-    path = json_path.with_name(f"{json_path.stem}.episodes.jsonl")
+    path = json_path.with_name(f"{json_path.stem}.episodes{'' if conditions else '.jsonl'}")
     if path.exists() and not resume:
-        message = f"episodes must go to a new file, got {path} of another run."
+        message = f"episodes must go to a new {'folder' if conditions else 'file'}, got {path} of another run."
         raise OutputExistsError(message + " Continue from it with --resume, or remove it.")
     return path
 

@@ -58,7 +58,8 @@ def evaluate_variants(
         ray: Address of a Ray cluster that the workers live on.
         drift_states: For the nominal scene; on variants policies do not continue from saved states.
         progress: Called after every episode, as in `evaluate_many`; it counts anew in every condition.
-        journal: File that keeps finished episodes of the nominal scene; those of each variant lie beside it.
+        journal: Folder that keeps finished episodes, in a file for each condition: ``nominal.jsonl``, and one named
+            after each variant; a run that was killed continues from it.
 
     Returns:
         What `evaluate_many` returns for the nominal scene, and `variants`, one entry per variant with `variant`,
@@ -83,7 +84,7 @@ def evaluate_variants(
         raise InvalidInputError(message + " Ask for more.")
 
     def run(variant: str | None) -> dict[str, Any]:
-        kept = journal if journal is None or variant is None else journal.with_name(f"{journal.name}.{variant}")
+        kept = None if journal is None else journal / f"{variant or 'nominal'}.jsonl"
         return evaluate_many(
             candidates,
             against=against,

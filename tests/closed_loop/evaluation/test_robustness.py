@@ -85,14 +85,31 @@ def test_a_policy_against_itself_has_a_gap_of_zero_and_an_interval(make_pusher: 
 
 
 def test_a_killed_run_continues_on_every_condition(make_pusher: Make, tmp_path: Path, world: Any) -> None:
-    journal = tmp_path / "episodes.jsonl"
-    settings: dict[str, Any] = {"variants": ["gust"], "against": make_pusher("whole"), "journal": journal, **SETTINGS}
-    first = evaluate_variants([make_pusher("slow", error=-0.004)], **settings)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["episodes.jsonl", "episodes.jsonl.gust"]
+    def run(journal: Path | None, stop_after: int | None = None) -> dict[str, Any]:
+        done: list[str] = []
+
+        def progress(_: int, __: int, what: str) -> None:
+            done.append(what)
+            if len(done) == stop_after:
+                raise KeyboardInterrupt
+
+        settings: dict[str, Any] = {"variants": ["gust", "breeze"], "against": make_pusher("whole"), **SETTINGS}
+        candidates = [make_pusher("slow", error=-0.004)]
+        return evaluate_variants(candidates, journal=journal, progress=progress, **settings)
+
+    whole = run(None)
+    journal = tmp_path / "result.episodes"
+    # 24 episodes and branches in the nominal scene, 12 episodes on each variant: killed in every condition once.
+    for stop in (5, 20 + 9, 3 + 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(journal, stop_after=stop)
+    again = run(journal)
+    assert {**whole, "provenance": None} == {**again, "provenance": None}
+    assert sorted(file.name for file in journal.iterdir()) == ["breeze.jsonl", "gust.jsonl", "nominal.jsonl"]
+    assert list(tmp_path.iterdir()) == [journal]
     world.resets.clear()
-    again = evaluate_variants([make_pusher("slow", error=-0.004)], **settings)
+    assert {**run(journal), "provenance": None} == {**whole, "provenance": None}
     assert world.resets == []
-    assert {**first, "provenance": None} == {**again, "provenance": None}
 
 
 def test_the_table_has_a_row_per_condition(result: dict[str, Any]) -> None:
