@@ -25,12 +25,14 @@ from daptq.artifacts import provenance, read_artifact, write_artifact, write_byt
 from daptq.compensation._affine import AffineMap
 from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.evaluation.drift import episode_drift
-from daptq.evaluation.interface_reference import InterfaceReference, drive
-from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig, Verdict
+from daptq.evaluation.interface_reference import InterfaceReference
+from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
 from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.evaluation.rollout import EpisodeRecord
 from daptq.evaluation.summary import paired_summary, success_summary
 from daptq.evaluation.table import rate_text
+from daptq.evaluation.verdicts import Verdict
+from daptq.evaluation.watched_drive import drive
 from daptq.numerics.moments import Moments
 from daptq.policies._base import Policy
 

@@ -44,6 +44,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--ray": None,
         "--batch": 1,
         "--gate": None,
+        "--monitor": None,
         "--stop-early": False,
         "--resume": False,
         "--plan": False,

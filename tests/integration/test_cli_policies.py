@@ -6,12 +6,15 @@ import json
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import daptq
+from daptq.artifacts import read_artifact
 from daptq.environments._tabletop_objects import TASKS
+from daptq.evaluation import watched_drive
 from tests.integration.conftest import Refused, Run
 
 
@@ -100,6 +103,24 @@ def test_variants_run_on_the_same_episodes(run: Run, tiny: Path, tmp_path: Path)
     again = run("evaluate", tiny, "--against", tiny, *asked, "--json", tmp_path / "result.json")
     assert again.exit_code == 2
     assert "must go to a new folder" in again.stderr
+
+
+def test_a_monitor_makes_its_reference_once_and_says_when_perception_changed(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_drive, "take_reference", partial(watched_drive.take_reference, episodes=4))
+    normal = tmp_path / "normal"
+    asked = ["--task", next(iter(TASKS)), "--episodes", "2", "--batch", "2", "--monitor", normal]
+    results = []
+    for name in ("first", "second"):
+        result = run("evaluate", tiny, *asked, "--json", tmp_path / f"{name}.json")
+        assert result.exit_code == 0, result.output
+        assert "monitor, nominal: no shift in 2 episodes" in result.stdout
+        assert ("normal episodes" in result.stderr) == (name == "first")
+        results.append(json.loads((tmp_path / f"{name}.json").read_text())["monitor"])
+    assert results[0] == results[1]
+    assert [one["index"] for one in results[0]["episodes"]] == [0, 1]
+    assert read_artifact(normal, kind="interface-reference").metadata["episodes"] == 4
 
 
 def test_an_unknown_variant_is_refused(tiny: Path, refused: Refused) -> None:

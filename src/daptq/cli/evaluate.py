@@ -11,6 +11,7 @@ from daptq.cli._console import json_option, reported_progress
 
 if TYPE_CHECKING:
     from daptq.evaluation.gate import Gate
+    from daptq.evaluation.interface_reference import InterfaceReference
 
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -38,6 +39,13 @@ DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
     metavar="LIMITS",
     help="Exit 1 unless every limit holds against the baseline, for example margin=0.05,drift=1.5,jerk=1.1.",
 )
+@click.option(
+    "--monitor",
+    "normal",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Watch POLICY's perception and flag a shift from what is normal in DIR, which is made first if missing.",
+)
 @click.option("--stop-early", is_flag=True, help="End as soon as the gate's margin is settled, either way.")
 @click.option(
     "--resume", is_flag=True, help="Continue from the episodes that a run with this --json FILE has finished."
@@ -57,6 +65,7 @@ def evaluate(
     ray: str | None,
     batch: int,
     gate: str | None,
+    normal: Path | None,
     stop_early: bool,
     resume: bool,
     plan: bool,
@@ -68,7 +77,9 @@ def evaluate(
     With --gate, prints what passed and exits with 1 when a limit fails. With --json, finished episodes stream into a
     file beside FILE that ends in .episodes.jsonl, and --resume continues from them. With --variant, the same episodes
     run on variants of the environment, too, each into a file of a folder that ends in .episodes, and the robustness
-    gap says how much more POLICY loses there than in the nominal scene.
+    gap says how much more POLICY loses there than in the nominal scene. With --monitor, what passes POLICY's
+    perception-to-action interface is compared with nominal episodes, and a flag says from which episode on it differs;
+    nothing is corrected.
     """
     from rich.console import Console
 
@@ -76,7 +87,7 @@ def evaluate(
     from daptq.evaluation.gate import gate_summary
     from daptq.evaluation.paired import evaluate as run
     from daptq.evaluation.robustness import evaluate_variants
-    from daptq.evaluation.table import result_table, variant_table
+    from daptq.evaluation.table import monitor_rows, result_table, variant_table
 
     if plan:
         _print_plan(margin, policy)
@@ -88,7 +99,13 @@ def evaluate(
     limits = _limits(gate, against)
     if stop_early and (limits is None or limits.margin is None or variants):
         raise click.UsageError("--stop-early must come with --gate margin=0.05 and without --variant.")
+    kept = _kept_episodes(json_path, resume, conditions=bool(variants))
     with reported_progress() as progress:
+        reference = None
+        if normal is not None:
+            reference = _reference(
+                normal, policy, environment=environment, tasks=tasks or None, batch=batch, progress=progress
+            )
         settings: dict[str, Any] = {
             "against": against,
             "environment": environment,
@@ -98,8 +115,9 @@ def evaluate(
             "workers": workers,
             "ray": ray,
             "batch": batch,
+            "monitor": reference,
             "progress": progress,
-            "journal": _kept_episodes(json_path, resume, conditions=bool(variants)),
+            "journal": kept,
         }
         if variants:
             result = evaluate_variants([policy], variants=variants, **settings)
@@ -108,6 +126,8 @@ def evaluate(
     Console().print(result_table(result))
     if variants:
         Console().print(variant_table(result))
+    for condition, said in monitor_rows(result):
+        click.echo(f"monitor, {condition}: {said}")
     if limits is not None:
         (comparison,) = result["comparisons"]
         comparison["gate"] = gate_summary(limits, comparison)
@@ -125,6 +145,19 @@ def _limits(gate: str | None, against: str | None) -> Gate | None:
     if limits is not None and against is None:
         raise click.UsageError("--gate must come with --against, got no baseline. Name the full-precision policy.")
     return limits
+
+
+def _reference(directory: Path, policy: str, **settings: Any) -> InterfaceReference:
+    """What is normal for the policy: what the folder holds, or what nominal episodes show, which are kept there."""
+    from daptq.evaluation.interface_reference import InterfaceReference
+    from daptq.evaluation.watched_drive import REFERENCE_SEED, take_reference
+    from daptq.evaluation.workers import open_policy
+
+    if directory.exists():
+        return InterfaceReference.load(directory)
+    reference = take_reference(open_policy(policy), **settings)
+    reference.save(directory, seed=REFERENCE_SEED)
+    return reference
 
 
 def _kept_episodes(json_path: Path | None, resume: bool, *, conditions: bool) -> Path | None:

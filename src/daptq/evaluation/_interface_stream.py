@@ -19,7 +19,7 @@ from daptq.errors import DaptqError, InvalidInputError
 from daptq.numerics.moments import Moments
 from daptq.policies._base import Interface, Policy
 
-__all__ = ["EpisodeStream", "only_interface", "watch_episodes"]
+__all__ = ["EpisodeStream", "Reading", "only_interface", "watch_episodes"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +33,23 @@ class EpisodeStream:
 
     instruction: str
     moments: Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is kept of an episode's stream, measured against a reference.
+
+    Attributes:
+        instruction: What the policy was told.
+        score: How strange the episode is.
+        channel: The channel whose mean moved most.
+        moved: By how many standard deviations of an episode's mean, with its sign.
+    """
+
+    instruction: str
+    score: float
+    channel: int
+    moved: float
 
 
 def only_interface(policy: Policy) -> Interface:

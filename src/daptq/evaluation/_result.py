@@ -7,6 +7,7 @@ from typing import Any
 
 from daptq.artifacts import provenance
 from daptq.evaluation.drift import HORIZONS, branch_drift, episode_drift
+from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.motion import motion_summary
 from daptq.evaluation.plan import Episode
@@ -14,6 +15,7 @@ from daptq.evaluation.rollout import BranchRecord, EpisodeRecord
 from daptq.evaluation.schedule import Schedule
 from daptq.evaluation.statistics import CONFIDENCE
 from daptq.evaluation.summary import paired_summary, success_summary
+from daptq.evaluation.verdicts import monitor_summary
 
 SCHEMA_VERSION = 1
 
@@ -27,6 +29,7 @@ def put_together(
     *,
     frequency: float,
     chunk_steps: Mapping[str, int],
+    references: Mapping[str, InterfaceReference],
 ) -> dict[str, Any]:
     """The result of `evaluate_many`.
 
@@ -38,6 +41,7 @@ def put_together(
         descriptions: What each policy is made of, by label.
         frequency: Control steps per second [Hz].
         chunk_steps: Control steps that each policy executes of a chunk, by label.
+        references: What is normal for the policy that was watched, by its label.
     """
     baseline = schedule.baseline
     episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
@@ -88,6 +92,10 @@ def put_together(
         }
         for label, description in descriptions.items()
     ]
+    monitors = [
+        monitor_summary(label, reference, episodes[label], horizon=len(schedule.plan), seed=seed)
+        for label, reference in references.items()
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         **settings,
@@ -97,6 +105,7 @@ def put_together(
         "comparisons": comparisons,
         "paired": comparisons[0]["paired"] if comparisons else None,
         "drift": comparisons[0]["drift"] if comparisons else None,
+        **({"monitor": monitors[0]} if monitors else {}),
         "provenance": provenance(seed=seed),
     }
 

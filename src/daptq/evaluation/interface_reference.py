@@ -12,8 +12,7 @@ too, and those weigh most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.artifacts import provenance, read_artifact, write_artifact
-from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError
-from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
-from daptq.evaluation.plan import plan_episodes
-from daptq.evaluation.rollout import EpisodeRecord, run_episodes
-from daptq.evaluation.workers import Workplace, one_thread
+from daptq.evaluation._interface_stream import EpisodeStream, Reading, only_interface
 from daptq.numerics.moments import Moments
 from daptq.policies._base import Policy
 
-__all__ = ["REFERENCE_KIND", "InterfaceReference", "drive", "take_reference"]
+__all__ = ["REFERENCE_KIND", "InterfaceReference"]
 
 REFERENCE_KIND = "interface-reference"
 LEAST_EPISODES = 4
@@ -99,6 +94,29 @@ class InterfaceReference:
     @cached_property
     def _score(self) -> _Score:
         return _Score(self.fitted)
+
+    def reading(self, episode: EpisodeStream) -> Reading:
+        """How an episode differs from what is normal.
+
+        Raises:
+            InvalidInputError: No episode of the reference had this instruction.
+        """
+        score = self.score(episode)
+        moved = (episode.moments.mean - self.moments[episode.instruction].mean) / self.spread
+        channel = int(moved.abs().argmax())
+        return Reading(instruction=episode.instruction, score=score, channel=channel, moved=float(moved[channel]))
+
+    def require_interface(self, policy: Policy) -> None:
+        """Refuses a policy whose interface is another one.
+
+        Raises:
+            InvalidInputError: It is such a one, or has none or several.
+        """
+        observed = only_interface(policy).observed
+        if observed != self.observed:
+            raise InvalidInputError(
+                f"reference must be of the interface {observed}, got {self.observed}. Take one from this policy."
+            )
 
     def require(self, instruction: str) -> None:
         """Refuses an instruction that no episode of the reference had.
@@ -204,80 +222,3 @@ def _merged(group: Sequence[Moments]) -> Moments:
     for moments in group:
         total.merge(moments)
     return total
-
-
-def take_reference(
-    policy: Policy,
-    *,
-    environment: str = "tabletop",
-    tasks: Sequence[str] | None = None,
-    episodes: int = 80,
-    seed: int = 1000,
-    batch: int = 8,
-) -> InterfaceReference:
-    """Drives `policy` in the nominal scene and keeps what passes its interface.
-
-    Args:
-        policy: The policy that will run.
-        environment: Name of the environment in the catalog.
-        tasks: Tasks to ask, None for all; a monitor knows no other instruction.
-        episodes: Number of episodes over all tasks together.
-        seed: Seed of the episodes; another one than that of the episodes to be monitored.
-        batch: Episodes that run side by side.
-
-    Raises:
-        InvalidInputError: The policy has no interface or several, or there are fewer than four episodes per task.
-    """
-    interface = only_interface(policy)
-
-    def watch(instructions: Sequence[str]) -> AbstractContextManager[list[EpisodeStream]]:
-        return watch_episodes(policy, interface, instructions)
-
-    driven = drive(policy, watch, environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch)
-    return InterfaceReference.of(interface.observed, [stream for _, streams in driven for stream in streams])
-
-
-def drive(
-    policy: Policy,
-    watch: Callable[[Sequence[str]], AbstractContextManager[list[EpisodeStream]]],
-    *,
-    environment: str = "tabletop",
-    variant: str | None = None,
-    tasks: Sequence[str] | None = None,
-    episodes: int,
-    seed: int,
-    batch: int = 8,
-    skip: int = 0,
-) -> Iterator[tuple[list[EpisodeRecord], list[EpisodeStream]]]:
-    """Runs the episodes of an evaluation in this process and watches the interface.
-
-    Args:
-        policy: The policy to run.
-        watch: Watches the policy over episodes that run side by side, given their instructions.
-        environment: Name of the environment in the catalog.
-        variant: Variant of the environment; None for the nominal scene.
-        tasks: Tasks to ask, None for all.
-        episodes: Number of episodes over all tasks together.
-        seed: Seed of the episodes.
-        batch: Episodes that run side by side.
-        skip: Episodes at the beginning to leave out, a multiple of `batch`.
-
-    Yields:
-        Records and streams of each group of episodes that ran side by side, in order.
-    """
-    asked = tuple(ENVIRONMENTS.load(environment).TASKS) if tasks is None else tuple(tasks)
-    place = Workplace(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
-    try:
-        (first,) = place.environments(1)
-        own_seeds = any(first.initial_states_of(task) is not None for task in asked)
-        plan = plan_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
-        for start in range(skip, len(plan), batch):
-            group = plan[start : start + batch]
-            worlds = place.environments(len(group))
-            for world, episode in zip(worlds, group, strict=True):
-                world.reset(seed=episode.seed, options={"task": episode.task})
-            with one_thread(), watch([world.instruction for world in worlds]) as streams:
-                records = run_episodes(worlds, policy, group, label=policy.name)
-            yield records, streams
-    finally:
-        place.close()

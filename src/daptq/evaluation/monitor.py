@@ -13,17 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from daptq.compensation._affine import AffineMap
 from daptq.errors import InvalidInputError
 from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
-from daptq.numerics.change_detector import ChangeDetector
+from daptq.evaluation.verdicts import FALSE_ALARM_RATE, Judge, Verdict
 from daptq.policies._base import Policy
 
-__all__ = ["InterfaceMonitor", "MonitorConfig", "Verdict"]
+__all__ = ["InterfaceMonitor", "MonitorConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +35,10 @@ class MonitorConfig:
         refresh: Limits of a refreshed correction.
     """
 
-    false_alarm_rate: float = 0.05
+    false_alarm_rate: float = FALSE_ALARM_RATE
     horizon: int = 100
     seed: int = 0
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the monitor says after an episode.
-
-    Attributes:
-        episode: Number of the episode since the monitor was made, from 0.
-        instruction: What the policy was told.
-        score: How strange the episode is.
-        p_value: Share of normal episodes at least as strange; uniform when nothing has changed.
-        statistic: Evidence of a shift so far; the flag is raised at `threshold`.
-        threshold: See above.
-        shifted: Whether a shift is flagged; it stays so until `InterfaceMonitor.restart` or a refresh.
-        explanation: What was measured, in a sentence.
-    """
-
-    episode: int
-    instruction: str
-    score: float
-    p_value: float
-    statistic: float
-    threshold: float
-    shifted: bool
-    explanation: str
 
 
 class InterfaceMonitor:
@@ -76,37 +49,33 @@ class InterfaceMonitor:
         reference: What is normal, taken from this policy.
         config: Settings.
 
-    Attributes:
-        verdicts: One per watched episode, in order.
-
     Raises:
         InvalidInputError: The reference belongs to another interface, or a setting is not usable.
     """
 
     def __init__(self, policy: Policy, reference: InterfaceReference, config: MonitorConfig | None = None) -> None:
         self.config = config or MonitorConfig()
-        self.verdicts: list[Verdict] = []
         self._policy, self._reference = policy, reference
+        reference.require_interface(policy)
         self._interface = only_interface(policy)
-        if self._interface.observed != reference.observed:
-            raise InvalidInputError(
-                f"reference must be of the interface {self._interface.observed}, got {reference.observed}. "
-                "Take one from this policy."
-            )
-        self._detector = ChangeDetector(
-            reference.scores,
+        self._judge = Judge(
+            reference,
             false_alarm_rate=self.config.false_alarm_rate,
             horizon=self.config.horizon,
             seed=self.config.seed,
         )
         self._streams: list[EpisodeStream] = []
-        self._shifted = False
         self._refreshed: Refreshed | None = None
 
     @property
+    def verdicts(self) -> list[Verdict]:
+        """One per watched episode, in order."""
+        return self._judge.verdicts
+
+    @property
     def shifted(self) -> bool:
-        """Whether a shift is flagged."""
-        return self._shifted
+        """Whether a shift is flagged; it stays so until `restart` or a refresh."""
+        return self._judge.shifted
 
     @property
     def refreshed(self) -> Refreshed | None:
@@ -137,39 +106,13 @@ class InterfaceMonitor:
         Raises:
             InvalidInputError: The instruction is not one of the reference.
         """
-        score = self._reference.score(stream)
-        p_value = self._detector.update(score, stream.instruction)
+        reading = self._reference.reading(stream)
         self._streams.append(stream)
-        self._shifted = self._shifted or self._detector.alarm
-        self.verdicts.append(
-            Verdict(
-                episode=len(self.verdicts),
-                instruction=stream.instruction,
-                score=score,
-                p_value=p_value,
-                statistic=self._detector.statistic,
-                threshold=self._detector.threshold,
-                shifted=self._shifted,
-                explanation=self._explain(stream, score, p_value),
-            )
-        )
-        return self.verdicts[-1]
-
-    def _explain(self, stream: EpisodeStream, score: float, p_value: float) -> str:
-        moved = (stream.moments.mean - self._reference.moments[stream.instruction].mean) / self._reference.spread
-        channel = int(moved.abs().argmax())
-        usual = float(np.median(self._reference.scores[stream.instruction]))
-        return (
-            f"{'shift' if self._shifted else 'no shift'} at {self._interface.observed}: statistic "
-            f"{self._detector.statistic:.3g} of {self._detector.threshold:g}; this episode scores {score:.3g}, usual "
-            f"is {usual:.3g} (p = {p_value:.3g}); channel {channel} moved most, by {float(moved[channel]):+.1f} "
-            "standard deviations of an episode's mean"
-        )
+        return self._judge.judge(reading)
 
     def restart(self) -> None:
         """Lowers the flag and forgets the evidence so far."""
-        self._detector.restart()
-        self._shifted = False
+        self._judge.restart()
 
     def refresh(self, episodes: int) -> AffineMap:
         """Refreshes gain and shift from the last episodes, puts them into the policy, and restarts.

@@ -17,6 +17,7 @@ from daptq.evaluation._result import SCHEMA_VERSION, put_together
 from daptq.evaluation.crew import hire
 from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.drift import HEADLINE_STEPS, HORIZONS
+from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.schedule import Progress, Schedule
@@ -41,6 +42,7 @@ def evaluate(
     ray: str | None = None,
     stop_margin: float | None = None,
     drift_states: int | None = None,
+    monitor: InterfaceReference | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def evaluate(
         ray=ray,
         stop_margin=stop_margin,
         drift_states=drift_states,
+        monitor=monitor,
         progress=progress,
         journal=journal,
     )
@@ -77,6 +80,7 @@ def evaluate_many(
     stop_margin: float | None = None,
     drift_states: int | None = None,
     closed_loop: bool = True,
+    monitor: InterfaceReference | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def evaluate_many(
             one per episode.
         closed_loop: Whether candidates run whole episodes; otherwise they only continue from the baseline's states, at
             a fifth of the cost, and what episodes would say about them is None.
+        monitor: What is normal at the interface of the first candidate, whose episodes are watched; None watches none.
         progress: Called after every episode or branch with how many are done, how many there are at most, and what was
             done.
         journal: File that keeps finished episodes; a run that was killed continues from it.
@@ -110,11 +115,12 @@ def evaluate_many(
         `success_summary`, and `family`, `weights`, `layers` as in `describe_policy`); `comparisons`, one per candidate
         (`policy`, `against`, `paired` as in `paired_summary`, `motion` as in `motion_summary`, `drift` with
         `whole_episode` and `identical_states`, and `stopping` where that was asked for); `paired` and `drift` of the
-        first candidate (None without a baseline); `provenance`.
+        first candidate (None without a baseline); `monitor` as in `monitor_summary` where one was given; `provenance`.
 
     Raises:
         UnknownNameError: The environment, its variant, a task or a policy is not known.
-        InvalidInputError: A count is out of range, no policy was given, or two policies need different picture sizes.
+        InvalidInputError: A count is out of range, no policy was given, two policies need different picture sizes, or
+            the monitor's reference is of another interface.
         DaptqError: An episode could not be run to its end.
     """
     module = ENVIRONMENTS.load(environment)
@@ -126,11 +132,13 @@ def evaluate_many(
     sources, baseline = _labelled(candidates, against)
     stop = _early_stop(stop_margin, episodes, len(asked), paired=baseline is not None and closed_loop)
     loaded = {label: open_policy(source) for label, source in sources.items()}
+    watched = _watched(monitor, [label for label in loaded if label != baseline], loaded, closed_loop=closed_loop)
     place = Workplace(
         environment_name=environment,
         image_size=_image_size(loaded),
         sources=sources,
         variant=variant,
+        references=watched,
         loaded=loaded if workers == 1 and ray is None else {},
     )
     (first,) = place.environments(1)
@@ -163,6 +171,7 @@ def evaluate_many(
     about = {**settings, "drift_states": drift_states, "stride": stride, "branch_steps": max(HORIZONS)}
     about |= {"seeds_per_task": True} if own_seeds and len(asked) > 1 else {}
     about |= {} if stop is None else {"looks": list(stop.looks)}
+    about |= {"monitor": {label: one.scores for label, one in watched.items()}} if watched else {}
     schedule = Schedule(
         plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
     )
@@ -180,7 +189,20 @@ def evaluate_many(
         descriptions,
         frequency=frequency,
         chunk_steps=chunk_steps,
+        references=watched,
     )
+
+
+def _watched(
+    monitor: InterfaceReference | None, candidates: Sequence[str], loaded: Mapping[str, Policy], *, closed_loop: bool
+) -> dict[str, InterfaceReference]:
+    """The policy to be watched, and what is normal for it."""
+    if monitor is None:
+        return {}
+    if not closed_loop:
+        raise InvalidInputError("a monitor must have whole episodes to watch, got states alone. Leave one of them out.")
+    monitor.require_interface(loaded[candidates[0]])
+    return {candidates[0]: monitor}
 
 
 def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

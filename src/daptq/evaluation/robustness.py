@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError
+from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.paired import Progress, check_variants, evaluate_many
 from daptq.evaluation.statistics import clustered_difference_interval, gap_interval
 from daptq.evaluation.workers import PolicySource
@@ -40,6 +41,7 @@ def evaluate_variants(
     batch: int = 1,
     ray: str | None = None,
     drift_states: int | None = None,
+    monitor: InterfaceReference | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> dict[str, Any]:
@@ -57,13 +59,15 @@ def evaluate_variants(
         batch: Episodes that share one call of the policy.
         ray: Address of a Ray cluster that the workers live on.
         drift_states: For the nominal scene; on variants policies do not continue from saved states.
+        monitor: What is normal at the interface of the first candidate; it is watched anew in every condition.
         progress: Called after every episode, as in `evaluate_many`; it counts anew in every condition.
         journal: Folder that keeps finished episodes, in a file for each condition: ``nominal.jsonl``, and one named
             after each variant; a run that was killed continues from it.
 
     Returns:
         What `evaluate_many` returns for the nominal scene, and `variants`, one entry per variant with `variant`,
-        `description`, `policies` (success), `comparisons` as for the nominal scene, and `robustness_gap`; and, with a
+        `description`, `policies` (success), `comparisons` as for the nominal scene, `robustness_gap`, and `monitor`
+        where one was given; and, with a
         baseline, `robustness_gap` over all variants, one entry per candidate: `policy`, `against`, `value`, `low` and
         `high` (95 %) in percentage points, `n` episodes per condition, `variants`.
 
@@ -97,6 +101,7 @@ def evaluate_variants(
             batch=batch,
             ray=ray,
             drift_states=drift_states if variant is None else 0,
+            monitor=monitor,
             progress=progress,
             journal=kept,
         )
@@ -116,6 +121,7 @@ def with_variants(
             "policies": [{key: policy[key] for key in _SUCCESS} for policy in result["policies"]],
             "comparisons": result["comparisons"],
             "robustness_gap": robustness_gap(nominal, [result]),
+            **({"monitor": result["monitor"]} if "monitor" in result else {}),
         }
         for name, result in results.items()
     ]

@@ -7,8 +7,9 @@ differs from run to run (no times), so the same episode gives the same record in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from daptq.environments._base import Environment, Info
 from daptq.errors import InvalidInputError
+from daptq.evaluation._interface_stream import EpisodeStream, Reading
 from daptq.evaluation.plan import Episode
 from daptq.policies._base import Policy
 from daptq.policies._captured import captured_denoising
@@ -64,6 +66,7 @@ class EpisodeRecord:
         held: Name of the object between the fingers after each step, or None.
         motion: End-effector pose after each step.
         states: Saved states, by the control step that they precede; each float64 (state,).
+        interface: What passed the perception-to-action interface, where that was watched.
     """
 
     policy: str
@@ -78,6 +81,7 @@ class EpisodeRecord:
     held: tuple[str | None, ...]
     motion: Motion
     states: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    interface: Reading | None = None
 
     @property
     def key(self) -> tuple[str, int, int | None]:
@@ -97,6 +101,7 @@ class EpisodeRecord:
             "held": list(self.held),
             "motion": self.motion.to_json(),
             "states": states,
+            **({} if self.interface is None else {"interface": asdict(self.interface)}),
         }
 
     @classmethod
@@ -108,6 +113,7 @@ class EpisodeRecord:
             "states": states,
             "other_tasks": tuple(value["other_tasks"]),
             "held": tuple(value["held"]),
+            "interface": Reading(**value["interface"]) if "interface" in value else None,
         }
         return cls(**{**value, **replaced})
 
@@ -177,13 +183,53 @@ def run_episodes(
         episodes: What to run. States are saved before an episode's `branch_steps`.
         label: Name of the policy in the records.
     """
+    worlds = _started(environments, episodes)
+    for horizon, group in _by_horizon(worlds):
+        _drive(group, policy, horizon)
+    return [world.record(label) for world in worlds]
+
+
+def run_watched(
+    environments: Sequence[Environment],
+    policy: Policy,
+    episodes: Sequence[Episode],
+    *,
+    label: str,
+    watch: Callable[[Sequence[str]], AbstractContextManager[list[EpisodeStream]]],
+) -> tuple[list[EpisodeRecord], list[EpisodeStream]]:
+    """Runs episodes as `run_episodes` does, and watches the policy's interface meanwhile.
+
+    Args:
+        environments: One environment for each episode.
+        policy: The policy that acts.
+        episodes: What to run.
+        label: Name of the policy in the records.
+        watch: Watches the policy over episodes that run side by side, given their instructions.
+
+    Returns:
+        Records and streams, in the order of the episodes.
+    """
+    worlds = _started(environments, episodes)
+    streams: dict[int, EpisodeStream] = {}
+    for horizon, group in _by_horizon(worlds):
+        with watch([world.environment.instruction for world in group]) as found:
+            _steps(group, policy, horizon)  # a recorded denoising loop would not call what watches
+        streams |= {world.episode.index: stream for world, stream in zip(group, found, strict=True)}
+    return [world.record(label) for world in worlds], [streams[episode.index] for episode in episodes]
+
+
+def _started(environments: Sequence[Environment], episodes: Sequence[Episode]) -> list[_World]:
     worlds = [_World(*both) for both in zip(environments, episodes, strict=True)]
     for world in worlds:
         world.reset()
+    return worlds
+
+
+def _by_horizon(worlds: Sequence[_World]) -> Iterator[tuple[int, list[_World]]]:
+    """The worlds that run equally many steps, which share the calls of the policy, and how many steps those are."""
     horizons = [world.environment.horizon_of(world.episode.task) for world in worlds]
     for horizon in sorted(set(horizons)):
-        _drive([world for world, own in zip(worlds, horizons, strict=True) if own == horizon], policy, horizon)
-    return [world.record(label) for world in worlds]
+        yield horizon, [world for world, own in zip(worlds, horizons, strict=True) if own == horizon]
 
 
 def run_episode(environment: Environment, policy: Policy, episode: Episode, *, label: str) -> EpisodeRecord:

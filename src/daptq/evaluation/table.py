@@ -129,6 +129,20 @@ def task_table(result: Mapping[str, Any]) -> str:
     return _markdown(header, rows)
 
 
+def monitor_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name of each condition in which the policy was watched, and what the monitor said there; often empty."""
+    conditions = [("nominal", result), *((entry["variant"], entry) for entry in result.get("variants", ()))]
+    return [(name, _monitor_text(entry["monitor"])) for name, entry in conditions if "monitor" in entry]
+
+
+def _monitor_text(monitor: Mapping[str, Any]) -> str:
+    episodes, at = monitor["episodes"], monitor["flagged_at"]
+    if at is None:
+        most = max(one["statistic"] for one in episodes)
+        return f"no shift in {len(episodes)} episodes (evidence up to {most:.3g}, flag at {monitor['threshold']:g})"
+    return f"shift flagged after {at + 1} of {len(episodes)} episodes"
+
+
 def rate_text(rate: Mapping[str, Any]) -> str:
     """A success rate with its interval, in percent."""
     return f"{100 * rate['success_rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

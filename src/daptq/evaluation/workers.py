@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ import torch
 from daptq.catalog import ENVIRONMENTS
 from daptq.environments._base import Environment
 from daptq.errors import DaptqError
+from daptq.evaluation._interface_stream import only_interface, watch_episodes
+from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import Branch, Record, run_branches, run_episodes
+from daptq.evaluation.rollout import Branch, Record, run_branches, run_episodes, run_watched
 from daptq.packing.checkpoint import load_policy
 from daptq.policies._base import Policy
 
@@ -40,9 +43,15 @@ class EpisodeJob:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def run(self, environments: Sequence[Environment], policy: Policy) -> Sequence[Record]:
-        """Does the job, in one environment for each episode."""
-        return run_episodes(environments, policy, self.episodes, label=self.policy)
+    def run(
+        self, environments: Sequence[Environment], policy: Policy, reference: InterfaceReference | None
+    ) -> Sequence[Record]:
+        """Does the job, in one environment for each episode; with a reference, the policy's interface is watched."""
+        if reference is None:
+            return run_episodes(environments, policy, self.episodes, label=self.policy)
+        watch = partial(watch_episodes, policy, only_interface(policy))
+        watched = run_watched(environments, policy, self.episodes, label=self.policy, watch=watch)
+        return [replace(record, interface=reference.reading(stream)) for record, stream in zip(*watched, strict=True)]
 
     def __str__(self) -> str:
         what = ", ".join(f"{episode.index} ({episode.task})" for episode in self.episodes)
@@ -66,8 +75,11 @@ class BranchJob:
     def __len__(self) -> int:
         return len(self.branches)
 
-    def run(self, environments: Sequence[Environment], policy: Policy) -> Sequence[Record]:
-        """Does the job, in one environment for each branch."""
+    def run(
+        self, environments: Sequence[Environment], policy: Policy, reference: InterfaceReference | None
+    ) -> Sequence[Record]:
+        """Does the job, in one environment for each branch; branches are not watched."""
+        del reference
         return run_branches(environments, policy, self.branches, steps=self.steps, label=self.policy)
 
     def __str__(self) -> str:
@@ -87,6 +99,7 @@ class Workplace:
         image_size: Edge length [px] of each camera.
         sources: Name, folder or loaded policy, by label.
         variant: Variant of the environment; None for the nominal scene.
+        references: What is normal at the interface of policies whose episodes are watched, by label.
         loaded: Policies that this process has loaded, by label.
     """
 
@@ -94,6 +107,7 @@ class Workplace:
     image_size: Mapping[str, int]
     sources: Mapping[str, PolicySource]
     variant: str | None = None
+    references: Mapping[str, InterfaceReference] | None = None
     loaded: dict[str, Policy] = field(default_factory=dict)
     _environments: list[Environment] = field(default_factory=list)
 
@@ -119,7 +133,7 @@ class Workplace:
         """
         environments, policy = self.environments(len(job)), self.policy(job.policy)
         try:
-            return job.run(environments, policy)
+            return job.run(environments, policy, (self.references or {}).get(job.policy))
         except Exception as error:
             raise DaptqError(f"{job} must run to its end, got {type(error).__name__}: {error}") from error
 

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from daptq.compensation._affine import AffineMap
 from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError
 from daptq.evaluation._interface_stream import EpisodeStream, watch_episodes
-from daptq.evaluation.interface_reference import RIDGE, InterfaceReference, drive, take_reference
+from daptq.evaluation.interface_reference import RIDGE, InterfaceReference
 from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
+from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.evaluation.robustness import evaluate_variants
+from daptq.evaluation.table import monitor_rows
+from daptq.evaluation.watched_drive import drive, take_reference
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.numerics.moments import Moments
 from daptq.policies._base import STATE, Batch, Interface, Policy
-from tests.closed_loop.evaluation.point_world import Pusher
+from tests.closed_loop.evaluation.point_world import PointWorld, Pusher
 
 pytestmark = pytest.mark.usefixtures("point_world")
 
@@ -189,6 +193,80 @@ def test_a_changed_sensor_is_flagged_and_explained(reader: Reader, reference: In
     assert not monitor.shifted
 
 
+# --- within an evaluation ---------------------------------------------------------------------------------------------
+
+EVALUATION: dict[str, Any] = {"environment": "point", "episodes": 30, "seed": 1}
+
+
+def test_an_evaluation_says_in_which_condition_and_when_a_shift_was_flagged(
+    reader: Reader, reference: InterfaceReference
+) -> None:
+    conditions: dict[str, Any] = {"variants": ["offset", "breeze"], "monitor": reference}
+    result = evaluate_variants([reader], **conditions, **EVALUATION)
+    offset, breeze = result["variants"]
+    assert result["monitor"]["flagged_at"] is None
+    assert breeze["monitor"]["flagged_at"] is None  # the wind moves the point, and the reading stays right
+    flagged = offset["monitor"]["flagged_at"]
+    assert 4 < flagged < 20
+    assert [one["shifted"] for one in offset["monitor"]["episodes"]] == [False] * flagged + [True] * (30 - flagged)
+    # P(a flag among the episodes that were planned | nothing changed) <= 5 %.
+    assert offset["monitor"]["threshold"] == 30 / 0.05
+    assert [name for name, _ in monitor_rows(result)] == ["nominal", "offset", "breeze"]
+    assert [said.split(" (")[0] for _, said in monitor_rows(result)] == [
+        "no shift in 30 episodes",
+        f"shift flagged after {flagged + 1} of 30 episodes",
+        "no shift in 30 episodes",
+    ]
+
+
+def test_an_evaluation_judges_as_the_monitor_on_the_robot_does(reader: Reader, reference: InterfaceReference) -> None:
+    result = evaluate(reader, monitor=reference, **EVALUATION)
+    monitor = InterfaceMonitor(reader, reference, MonitorConfig(horizon=30, seed=1))
+    for _ in drive(reader, monitor.watch, environment="point", episodes=30, seed=1, batch=1):
+        pass
+    for entry, verdict in zip(result["monitor"]["episodes"], monitor.verdicts, strict=True):
+        assert (entry["score"], entry["p_value"]) == (verdict.score, verdict.p_value)
+    assert result["monitor"]["explanation"] == monitor.verdicts[-1].explanation
+
+
+def test_watching_leaves_the_rest_of_the_result_as_it_is(reader: Reader, reference: InterfaceReference) -> None:
+    settings = {"against": reader, **EVALUATION}
+    plain, watched = evaluate(reader, **settings), evaluate(reader, monitor=reference, batch=1, **settings)
+    del watched["monitor"]
+    assert {**plain, "provenance": None} == {**watched, "provenance": None}
+
+
+def test_a_killed_run_judges_the_same_episodes(reader: Reader, reference: InterfaceReference, tmp_path: Path) -> None:
+    def kill(done: int, *_: object) -> None:
+        if done == 11:
+            raise KeyboardInterrupt
+
+    settings = {"monitor": reference, "journal": tmp_path / "episodes.jsonl", **EVALUATION}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(reader, progress=kill, **settings)
+    with pytest.raises(InvalidInputError, match="must belong to the same evaluation"):
+        evaluate(reader, **{**settings, "monitor": None})
+    again = evaluate(reader, **settings)
+    assert again["monitor"] == evaluate(reader, monitor=reference, **EVALUATION)["monitor"]
+
+
+def test_episodes_of_different_lengths_are_watched_side_by_side(
+    reader: Reader, reference: InterfaceReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PointWorld, "horizon_of", lambda _, task: 24 if task == "right" else 12)
+    driven = drive(
+        reader,
+        lambda instructions: watch_episodes(reader, reader.interfaces()[0], instructions),
+        environment="point",
+        episodes=4,
+        seed=3,
+        batch=4,
+    )
+    ((records, streams),) = driven
+    assert [record.index for record in records] == [0, 1, 2, 3]
+    assert [(one.instruction, one.moments.count) for one in streams] == [("go left", 3), ("go right", 6)] * 2
+
+
 # --- the refresh -----------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +371,10 @@ def test_what_cannot_be_monitored_is_refused(
     other = InterfaceReference.of("elsewhere", [stream(np.eye(2))] * 4)
     with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
         InterfaceMonitor(reader, other)
+    with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
+        evaluate(reader, monitor=other, **EVALUATION)
+    with pytest.raises(InvalidInputError, match="whole episodes to watch"):
+        evaluate_many([reader], against=reader, closed_loop=False, monitor=reference, **EVALUATION)
     monitor = InterfaceMonitor(reader, reference)
     with pytest.raises(InvalidInputError, match="'go left', 'go right', got 'dance'"), monitor.watch(["dance"]):
         pass

@@ -16,6 +16,8 @@ from daptq.evaluation.gate import Gate, gate_summary
 from daptq.evaluation.latency import measure_latency
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.robustness import evaluate_variants
+from daptq.evaluation.watched_drive import take_reference
+from tests.closed_loop.evaluation.test_monitor import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 4}
@@ -56,6 +58,17 @@ def test_a_result_on_variants(schema: Draft202012Validator, make_pusher: Callabl
     found = evaluate_variants([make_pusher("q")], variants=["all"], against=make_pusher(), **SETTINGS)
     schema.validate(json.loads(json.dumps(found)))
     assert len(found["variants"]) == 3
+
+
+def test_a_result_with_a_monitor(schema: Draft202012Validator) -> None:
+    reader = Reader()
+    normal = take_reference(reader, environment="point", episodes=8)
+    found = evaluate_variants([reader], variants=["gust"], monitor=normal, **SETTINGS)
+    schema.validate(json.loads(json.dumps(found)))
+    assert {"monitor"} <= found.keys() & found["variants"][0].keys()
+    found["monitor"]["episodes"][0]["p_value"] = 2.0
+    with pytest.raises(ValidationError):
+        schema.validate(json.loads(json.dumps(found)))
 
 
 SPOILT: dict[str, Callable[[Any], Any]] = {

@@ -36,6 +36,32 @@ def benchmark() -> dict[str, Any]:
     return copy.deepcopy(synthetic_benchmark())
 
 
+def add_monitor(result: dict[str, Any], flagged_at: int | None = None) -> None:
+    """Adds what a monitor says of the last candidate."""
+    shifted = [flagged_at is not None and index >= flagged_at for index in range(result["episodes"])]
+    result["monitor"] = {
+        "policy": result["policies"][-1]["name"],
+        "observed": "action_head.<condition>",
+        "reference_episodes": 80,
+        "false_alarm_rate": 0.05,
+        "horizon": result["episodes"],
+        "threshold": 20.0 * result["episodes"],
+        "flagged_at": flagged_at,
+        "explanation": "shift at <condition>: channel 3 moved most" if flagged_at else "no shift at <condition>",
+        "episodes": [
+            {
+                "index": index,
+                "task": TASKS[index % 4],
+                "score": 3.25,
+                "p_value": 0.125,
+                "statistic": 7.5,
+                "shifted": one,
+            }
+            for index, one in enumerate(shifted)
+        ],
+    }
+
+
 @cache
 def synthetic_result(episodes: int = 40) -> dict[str, Any]:
     records = {name: _episodes(name, rate, error, episodes) for name, (rate, error, _) in POLICIES.items()}

@@ -24,6 +24,7 @@ from daptq.evaluation.report._episodes import episodes_section
 from daptq.evaluation.report._figures import patterns, series_style
 from daptq.evaluation.report._layers import bit_map_section, sensitivity_section
 from daptq.evaluation.report._markup import Json, Policies, count_of
+from daptq.evaluation.report._monitor import monitor_section
 from daptq.evaluation.report._motion import motion_section
 from daptq.evaluation.report._provenance import provenance_section
 from daptq.evaluation.report._robustness import robustness_section
@@ -39,6 +40,7 @@ _CONTENTS = {
     "drift": "Drift",
     "motion": "Motion",
     "robustness": "Robustness",
+    "monitor": "Monitor",
     "bits": "Bits",
     "sensitivity": "Sensitivity",
     "cost": "Memory and latency",
@@ -114,6 +116,7 @@ def _body(result: Json, benchmark: Json | None, filming: Filming) -> str:
         drift_section(result, policies),
         motion_section(result, policies),
         robustness_section(result, policies),
+        monitor_section(result, policies),
         bit_map_section(result, policies),
         sensitivity_section(result, policies),
         cost_section(result, policies, benchmark),

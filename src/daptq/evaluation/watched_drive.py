@@ -1,0 +1,101 @@
+"""Drives a policy with its interface watched, and takes from nominal episodes what a monitor calls normal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from daptq.catalog import ENVIRONMENTS
+from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.evaluation.interface_reference import InterfaceReference
+from daptq.evaluation.plan import plan_episodes
+from daptq.evaluation.rollout import EpisodeRecord, run_watched
+from daptq.evaluation.schedule import Progress
+from daptq.evaluation.workers import Workplace, one_thread
+from daptq.policies._base import Policy
+
+__all__ = ["REFERENCE_SEED", "drive", "take_reference"]
+
+REFERENCE_SEED = 1000
+
+
+def take_reference(
+    policy: Policy,
+    *,
+    environment: str = "tabletop",
+    tasks: Sequence[str] | None = None,
+    episodes: int = 80,
+    seed: int = REFERENCE_SEED,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> InterfaceReference:
+    """Drives `policy` in the nominal scene and keeps what passes its interface.
+
+    Args:
+        policy: The policy that will run.
+        environment: Name of the environment in the catalog.
+        tasks: Tasks to ask, None for all; a monitor knows no other instruction.
+        episodes: Number of episodes over all tasks together.
+        seed: Seed of the episodes; another one than that of the episodes to be monitored.
+        batch: Episodes that run side by side.
+        progress: Called after every `batch` episodes with how many are done, how many there are, and what was done.
+
+    Raises:
+        InvalidInputError: The policy has no interface or several, or there are fewer than four episodes per task.
+    """
+    interface = only_interface(policy)
+
+    def watch(instructions: Sequence[str]) -> AbstractContextManager[list[EpisodeStream]]:
+        return watch_episodes(policy, interface, instructions)
+
+    driven = drive(policy, watch, environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch)
+    streams: list[EpisodeStream] = []
+    for _, some in driven:
+        streams += some
+        if progress is not None:
+            progress(len(streams), episodes, f"{policy.name}: normal episodes")
+    return InterfaceReference.of(interface.observed, streams)
+
+
+def drive(
+    policy: Policy,
+    watch: Callable[[Sequence[str]], AbstractContextManager[list[EpisodeStream]]],
+    *,
+    environment: str = "tabletop",
+    variant: str | None = None,
+    tasks: Sequence[str] | None = None,
+    episodes: int,
+    seed: int,
+    batch: int = 8,
+    skip: int = 0,
+) -> Iterator[tuple[list[EpisodeRecord], list[EpisodeStream]]]:
+    """Runs the episodes of an evaluation in this process and watches the interface.
+
+    Args:
+        policy: The policy to run.
+        watch: Watches the policy over episodes that run side by side, given their instructions.
+        environment: Name of the environment in the catalog.
+        variant: Variant of the environment; None for the nominal scene.
+        tasks: Tasks to ask, None for all.
+        episodes: Number of episodes over all tasks together.
+        seed: Seed of the episodes.
+        batch: Episodes that run side by side.
+        skip: Episodes at the beginning to leave out, a multiple of `batch`.
+
+    Yields:
+        Records and streams of each group of episodes that ran side by side, in order.
+    """
+    asked = tuple(ENVIRONMENTS.load(environment).TASKS) if tasks is None else tuple(tasks)
+    place = Workplace(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
+    try:
+        (first,) = place.environments(1)
+        own_seeds = any(first.initial_states_of(task) is not None for task in asked)
+        plan = plan_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
+        for start in range(skip, len(plan), batch):
+            group = plan[start : start + batch]
+            worlds = place.environments(len(group))
+            with one_thread():
+                driven = run_watched(worlds, policy, group, label=policy.name, watch=watch)
+            yield driven
+    finally:
+        place.close()
