@@ -1,10 +1,14 @@
-"""The runtimes of the extra `benchmark` on the small policy: each runs, and says what torch says."""
+"""The extra `benchmark` on the small policy: runtimes say what torch says, other libraries multiply 4-bit weights."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.evaluation._control_step import control_step
 from daptq.evaluation._float_paths import FLOAT_PATHS, float_paths
@@ -15,6 +19,23 @@ from daptq.policies import cogact
 pytestmark = pytest.mark.benchmark
 
 RUNTIMES = ["torch-compile", "openvino-float32", "onnxruntime-float32"]
+# What each library multiplies 4-bit weights with; bitsandbytes has a product for AVX512_BF16 and unpacks elsewhere.
+PRODUCTS = {
+    "torchao-int4": {"aten::_weight_int4pack_mm_for_cpu"},
+    "bitsandbytes-nf4": {"bitsandbytes::gemv_4bit", "bitsandbytes::dequantize_4bit"},
+}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 # Exporters and compilers warn of their own affairs.
@@ -28,6 +49,37 @@ def test_every_float32_runtime_says_what_torch_says() -> None:
     assert all(path.max_abs_difference < 1e-4 for path in built)
 
 
+@pytest.mark.parametrize("name", sorted(PRODUCTS))
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_other_libraries_multiply_4_bit_weights(name: str) -> None:
+    policy = cogact.tiny()
+    step = control_step(policy)
+    (path,), skipped = float_paths(policy, step, [name], lambda name: None)
+    assert skipped == []
+    assert path.kind == "4-bit"
+    # 4-bit weights move the actions of a random policy, which are below 0.2; its gripper opens or closes at random.
+    moved = (path.run() - step.run(policy))[:, :-1].abs()
+    (rounded,), _ = float_paths(policy, step, ["torch-bfloat16"], lambda name: None)
+    assert (rounded.run() - step.run(policy))[:, :-1].abs().mean() < moved.mean() < 0.05
+    with Operations() as operations:
+        path.run()
+    assert sum(operations.seen[product] for product in PRODUCTS[name]) >= 10
+    # The float policy that it was built from is left as it was.
+    assert all(type(policy.get_submodule(layer)) is nn.Linear for layer in policy.linear_layers())
+
+
+@pytest.mark.parametrize("name", sorted(PRODUCTS))
+@pytest.mark.filterwarnings("ignore")
+def test_a_library_that_can_take_no_layer_is_left_out_with_a_reason(name: str) -> None:
+    policy = cogact.tiny()
+    for path in policy.linear_layers():
+        layer: Any = policy.get_submodule(path)
+        layer.out_features = 7  # What the adapter goes by; no weight is touched.
+    built, (skipped,) = float_paths(policy, control_step(policy), [name], lambda name: None)
+    assert built == []
+    assert "must have a linear layer whose inputs are divisible by" in skipped.reason
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_candidate_is_measured_or_has_a_reason(tmp_path: Path) -> None:
     first, second = (str(save_policy(cogact.tiny(seed), tmp_path / f"tiny-{seed}")) for seed in (0, 1))
@@ -35,7 +87,7 @@ def test_every_candidate_is_measured_or_has_a_reason(tmp_path: Path) -> None:
     measured = [path["name"] for path in result["float_paths"]]
     left_out = {skipped["name"]: skipped["reason"] for skipped in result["skipped"]}
     assert sorted([*measured, *left_out]) == sorted(FLOAT_PATHS)
-    assert set(RUNTIMES) <= set(measured)
+    assert {*RUNTIMES, *PRODUCTS} <= set(measured)
     assert all(left_out.values())
     floats = {path["name"] for path in result["float_paths"] if path["kind"] == "float"}
     assert result["float_path"]["name"] in floats

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from daptq.errors import MissingDependencyError, UnknownNameError
+from daptq.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from daptq.evaluation._control_step import ControlStep
 from daptq.evaluation._exported_step import ExportedStep, Run, inductor, onnx_runtime, openvino, required
 from daptq.packing.checkpoint import replace_module
@@ -30,7 +30,9 @@ Kind = Literal["float", "4-bit"]
 
 # A float32 runtime may add in another order, and ten denoising steps carry that on; 1e-3 is a millimetre.
 _TOLERANCE = 1e-3
+# Sizes that torchao's kernel takes: inputs that share a scale, outputs of a tile; then those of bitsandbytes.
 _GROUP, _ROWS = 32, 16
+_BLOCK, _TILE = 64, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,30 +139,50 @@ def _torchao(sources: _Sources) -> Run:
     quantization = importlib.import_module("torchao.quantization")
     prototype = importlib.import_module("torchao.prototype.quantization.int4")
     policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
+    fitting = {policy.get_submodule(path) for path in _fitting(policy, inputs=_GROUP, outputs=_ROWS)}
     config = prototype.PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False)
-    quantization.quantize_(policy, config, _divisible)
+    quantization.quantize_(policy, config, lambda module, _: module in fitting)
     return _cast_run(policy, sources.step)
 
 
 def _bitsandbytes(sources: _Sources) -> Run:
-    """4-bit weights of bitsandbytes, float32 activations."""
+    """4-bit weights of bitsandbytes, bfloat16 activations: the only ones that its product for the CPU takes."""
     layers = required("bitsandbytes").nn
-    policy = copy.deepcopy(sources.policy)
-    for path in policy.linear_layers():
+    policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
+    for path in _fitting(policy, inputs=_BLOCK, outputs=_TILE):
         linear: Any = policy.get_submodule(path)
-        bias = linear.bias is not None
         layer = layers.Linear4bit(
-            linear.in_features, linear.out_features, bias=bias, compute_dtype=torch.float32, quant_type="nf4"
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
         )
         layer.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
         layer.bias = linear.bias
-        replace_module(policy, path, layer.to("cpu"))
-    return lambda: sources.step.run(policy)
+        # In training mode it would unpack its weight in every call.
+        replace_module(policy, path, layer.to("cpu").eval())
+    return _cast_run(policy, sources.step)
 
 
-def _divisible(module: nn.Module, _: str) -> bool:
-    """Whether a layer's weight has whole groups, and rows that the kernel takes."""
-    return isinstance(module, nn.Linear) and module.in_features % _GROUP == 0 and module.out_features % _ROWS == 0
+def _fitting(policy: Policy, *, inputs: int, outputs: int) -> list[str]:
+    """Paths of the linear layers whose sizes a library's kernel takes; the others stay in bfloat16.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    modules = {path: policy.get_submodule(path) for path in policy.linear_layers()}
+    fitting = [
+        path
+        for path, module in modules.items()
+        if isinstance(module, nn.Linear) and module.in_features % inputs == 0 and module.out_features % outputs == 0
+    ]
+    if not fitting:
+        raise InvalidInputError(
+            f"a policy must have a linear layer whose inputs are divisible by {inputs} and its outputs by {outputs}, "
+            f"got none of {len(modules)}. Leave this candidate out."
+        )
+    return fitting
 
 
 def _cast_run(policy: Policy, step: ControlStep) -> Run:
