@@ -56,6 +56,7 @@ def test_a_later_process_takes_the_choice_without_measuring(
     assert document["kernel"] == "float32-carried"
     assert document["milliseconds"]["float32-carried"] == 1.0
     assert document["milliseconds"]["reference"] == 1000.0
+    assert document["bfloat16_milliseconds"] > 0
     fresh_process(monkeypatch)
     pretend_fastest(monkeypatch, "ReferenceLinear")
     assert chosen() == "float32-carried"
@@ -100,7 +101,16 @@ def test_a_kept_choice_that_computes_something_else_is_not_taken(
     assert "kernel float32-carried differs from the reference" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', "\x00"])
+DAMAGED = [
+    *("", "[]", "{}", '{"schema_version": 2}', "\x00"),
+    '{"schema_version": 2, "kernel": "reference", "milliseconds": [], "bfloat16_milliseconds": 1.0}',
+    '{"schema_version": 2, "kernel": "reference", "milliseconds": {}, "bfloat16_milliseconds": 1.0}',
+    '{"schema_version": 2, "kernel": "reference", "milliseconds": {"reference": 1.0}}',
+    '{"schema_version": 2, "kernel": "reference", "milliseconds": {"reference": 1.0}, "bfloat16_milliseconds": 0.0}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_file_is_said_and_measured_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
@@ -112,15 +122,23 @@ def test_a_damaged_file_is_said_and_measured_anew(
     assert "could not be read" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "document", [{"schema_version": 0, "kernel": "reference"}, {"schema_version": 1, "kernel": "x"}]
-)
-def test_another_schema_and_unknown_kernels_are_not_taken(folder: Path, document: dict[str, object]) -> None:
+def test_another_schema_and_unknown_kernels_are_not_taken(folder: Path) -> None:
     folder.mkdir()
-    (folder / "shape.json").write_text(json.dumps(document))
-    assert _choices.recall("shape") is None
-    (folder / "shape.json").write_text(json.dumps({"schema_version": 1, "kernel": "reference"}))
-    assert _choices.recall("shape") == "reference"
+    good = {
+        "schema_version": 2,
+        "kernel": "reference",
+        "milliseconds": {"reference": 3.0, "fbgemm": 4.0},
+        "bfloat16_milliseconds": 2.0,
+    }
+    for document in (good | {"schema_version": 1}, good | {"kernel": "x"}):
+        (folder / "shape.json").write_text(json.dumps(document))
+        assert _choices.recall("shape") is None
+    (folder / "shape.json").write_text(json.dumps(good))
+    recalled = _choices.recall("shape")
+    assert recalled is not None
+    assert recalled.kernel == "reference"
+    assert recalled.slower
+    assert [recalled.ratio_to_bfloat16(kernel) for kernel in ("reference", "fbgemm", "x", None)] == [1.5, 2, None, None]
 
 
 def test_a_folder_that_cannot_be_written_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

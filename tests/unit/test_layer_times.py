@@ -98,13 +98,18 @@ def test_an_even_spread_keeps_no_layer() -> None:
 def test_the_picker_says_where_low_bits_are_slower(
     floats: float, level: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_picker, "_choices", {})
     monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path)
     monkeypatch.setattr(_picker, "_float_time", lambda *_: floats)
     caplog.set_level(logging.INFO, logger="daptq.kernels")
-    layer = QuantizedLinear.from_integers(torch.ones(64, 512, dtype=torch.int8), torch.ones(64, 1))
-    layer(torch.randn(2, 512))
-    (record,) = (record for record in caplog.records if "kernel for" in record.getMessage())
-    assert record.levelno == level
-    assert ("low bits are slower here" in record.getMessage()) == (level == logging.WARNING)
-    assert layer.backend is not None  # It has no float copy to go back to.
+    for process in ("first", "later"):
+        monkeypatch.setattr(_picker, "_choices", {})
+        caplog.clear()
+        layer = QuantizedLinear.from_integers(torch.ones(64, 512, dtype=torch.int8), torch.ones(64, 1))
+        layer(torch.randn(2, 512))
+        (record,) = (record for record in caplog.records if "kernel for" in record.getMessage())
+        message = record.getMessage()
+        assert ("measured by an earlier process" in message) == (process == "later")
+        assert record.levelno == level
+        assert f"bfloat16 takes {1e3 * floats:.3f} ms" in message
+        assert ("low bits are slower here" in message) == (level == logging.WARNING)
+        assert layer.backend is not None  # It has no float copy to go back to.

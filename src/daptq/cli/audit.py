@@ -52,6 +52,10 @@ def _print(report: AuditReport) -> None:
         click.echo(f"{layer.name:{width}}  {layer.role:11}  {done}  {', '.join(layer.operations) or '-'}")
     resident = sum(layer.resident_bytes for layer in report.layers) / 2**20
     click.echo(f"\n{len(report.layers)} layers, {resident:.2f} MiB resident, observation: {report.observation}")
+    for name, ratio in report.slower_than_bfloat16.items():
+        click.echo(f"{name}: takes {ratio:.2f} times as long as in bfloat16 on this machine")
+    if not report.slower_than_bfloat16:
+        click.echo("no layer was measured slower than in bfloat16 on this machine")
     for difference in report.differences:
         click.echo(f"{difference.layer}: {difference.kind}: {difference.reason}")
     if not report.differences:

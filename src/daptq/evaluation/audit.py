@@ -4,6 +4,9 @@ A policy runs one control step to choose its kernels, and a second one under obs
 audit knows the operations that torch dispatched, the values that they multiplied, the memory that they read, what stays
 resident, and, for two rows of every call, whether the result is the reference's bit for bit. Every difference from the
 plan is listed. Arithmetic that does not pass torch's dispatcher is seen only by its absence: a layer without a product.
+
+Low bits that are slower than bfloat16 are no difference from the plan; they are listed by themselves, as this machine
+measured them at the layer's shape.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.errors import InvalidInputError
@@ -23,7 +27,9 @@ from daptq.evaluation._control_step import ControlStep, control_step
 from daptq.evaluation._layer_plan import LayerPlan, read_plan
 from daptq.evaluation._recorder import Calls, Watched, watched
 from daptq.evaluation._resident import Resident, resident
+from daptq.kernels.linear._choices import MARGIN
 from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.kernels.linear._picker import measured
 from daptq.packing.checkpoint import load_policy
 from daptq.policies._base import Policy
 
@@ -49,6 +55,8 @@ class AuditedLayer:
         calls: Calls in one control step.
         bytes_read_per_call: Bytes of the layer's memory, and of temporary copies of its weight, that a call read.
         resident_bytes: Bytes that the layer keeps: weight with padding, scales, bias, and whatever else it holds.
+        ratio_to_bfloat16: Time of a call with the layer's kernel divided by that of the layer in bfloat16, as this
+            machine measured them; None for a layer that is not quantized or was not called.
     """
 
     name: str
@@ -62,6 +70,7 @@ class AuditedLayer:
     calls: int
     bytes_read_per_call: int
     resident_bytes: int
+    ratio_to_bfloat16: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +96,16 @@ class AuditReport:
         """Whether anything differs."""
         return "differs" if self.differences else "as planned"
 
+    @property
+    def slower_than_bfloat16(self) -> dict[str, float]:
+        """Layers that bfloat16 would make faster by more than noise, with their `ratio_to_bfloat16`."""
+        ratios = {layer.name: layer.ratio_to_bfloat16 for layer in self.layers}
+        return {name: ratio for name, ratio in ratios.items() if ratio is not None and ratio > MARGIN}
+
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
-        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self)}
+        slower = {"slower_than_bfloat16": self.slower_than_bfloat16}
+        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self), **slower}
 
 
 def audit_checkpoint(checkpoint: str | Path, *, seed: int = 0) -> AuditReport:
@@ -127,12 +143,16 @@ def _audit(policy: Policy, plan: Mapping[str, LayerPlan], checkpoint: str, seed:
     modules = {name: _module(policy, name) for name in plan}
     present = {name: module for name, module in modules.items() if module is not None}
     before = {name: resident(module) for name, module in present.items()}
-    seen, results = _observed(policy, step, plan, present, before)
+    seen, results, inputs = _observed(policy, step, plan, present, before)
     # A copy may be made in a call: what stays resident is looked for afterwards.
     after = {name: resident(module) for name, module in present.items()}
     found = plan_differences(plan, policy, modules)
     found += differences_of(plan, policy, present, after, seen, results)
-    layers = tuple(_audited(plan[name], modules[name], seen.get(name), after.get(name)) for name in plan)
+    with torch.inference_mode():
+        ratios = {name: _ratio(present[name], x) for name, x in inputs.items()}
+    layers = tuple(
+        _audited(plan[name], modules[name], seen.get(name), after.get(name), ratios.get(name)) for name in plan
+    )
     return AuditReport(
         policy=policy.name,
         checkpoint=checkpoint,
@@ -148,9 +168,10 @@ def _observed(
     plan: Mapping[str, LayerPlan],
     modules: Mapping[str, nn.Module],
     held: Mapping[str, Resident],
-) -> tuple[dict[str, Calls], dict[str, Counter[str]]]:
-    """One control step under observation: what was seen of each layer, and how its results differ from the reference's.
+) -> tuple[dict[str, Calls], dict[str, Counter[str]], dict[str, Tensor]]:
+    """One control step under observation.
 
+    What was seen of each layer, how its results differ from the reference's, and what it multiplied at its first call.
     Two rows of each call are compared: a kernel that is right for some rows of a call and wrong for others is beyond
     what an audit looks for.
     """
@@ -166,10 +187,12 @@ def _observed(
         for name, module in modules.items()
     }
     results: dict[str, Counter[str]] = {name: Counter() for name in modules}
+    inputs: dict[str, Tensor] = {}
 
     def before(name: str, x: Tensor) -> tuple[Tensor, torch.dtype]:
         rows = x.detach().reshape(-1, x.shape[-1])
         transformed = plan[name].transformed(rows.to(torch.float32))
+        inputs.setdefault(name, transformed.clone() if plan[name].integer_activations else transformed.to(x.dtype))
         return transformed[[0, -1]].clone(), x.dtype
 
     def after(name: str, noted: tuple[Tensor, torch.dtype], output: Tensor) -> None:
@@ -188,7 +211,18 @@ def _observed(
 
     with watched(layers, before=before, after=after) as seen:
         step.run(policy)
-    return seen, results
+    return seen, results, inputs
+
+
+def _ratio(module: nn.Module, x: Float[Tensor, "m in"]) -> float | None:
+    """Measured time of a quantized layer divided by that in bfloat16."""
+    if not isinstance(module, QuantizedLinear) or x.shape[1] != module.in_features:
+        return None
+    table = module.activation_scale
+    static = None if table is None else table[0]
+    weight = module.packed_weight()
+    choice = measured(weight, module.weight_scale, module.bias, x, module.activation_bits, static)
+    return choice.ratio_to_bfloat16(module.backend)
 
 
 def _module(policy: Policy, name: str) -> nn.Module | None:
@@ -211,7 +245,9 @@ def _opaque_bytes(module: nn.Module, held: Resident) -> int:
     return module.resident_bytes() - sum(buffer.nbytes for buffer in module.buffers())
 
 
-def _audited(plan: LayerPlan, module: nn.Module | None, calls: Calls | None, held: Resident | None) -> AuditedLayer:
+def _audited(
+    plan: LayerPlan, module: nn.Module | None, calls: Calls | None, held: Resident | None, ratio: float | None
+) -> AuditedLayer:
     counted: Counter[str] = Counter()
     precisions: Counter[str] = Counter()
     for product, count in (calls.products if calls else Counter()).items():
@@ -231,4 +267,5 @@ def _audited(plan: LayerPlan, module: nn.Module | None, calls: Calls | None, hel
         calls=number,
         bytes_read_per_call=round(calls.bytes_read / number) if calls and number else 0,
         resident_bytes=size,
+        ratio_to_bfloat16=ratio,
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from daptq.errors import BackendUnavailableError, ForeignArtifactError, UnknownNameError
 from daptq.evaluation.audit import AuditReport, audit, audit_checkpoint
+from daptq.kernels.linear import _choices, _picker
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
@@ -338,3 +339,23 @@ def test_the_report_is_json(checkpoint: Path) -> None:
     assert (written["schema_version"], written["verdict"], written["observation"]) == (1, "as planned", "tabletop")
     assert written["differences"] == ()
     assert [layer["name"] for layer in written["layers"]] == list(LAYERS)
+
+
+@pytest.mark.parametrize(("bfloat16", "slower"), [(1e-9, True), (1e9, False)])
+def test_layers_that_are_slower_than_in_bfloat16_are_listed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16: float, slower: bool
+) -> None:
+    monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path)
+    monkeypatch.setattr(_picker, "_float_time", lambda *_: bfloat16)
+    first = audit_checkpoint(checkpoint)
+    ratios = {layer.name: layer.ratio_to_bfloat16 for layer in first.layers}
+    assert {name for name, ratio in ratios.items() if ratio is None} == set(KEPT)
+    assert first.slower_than_bfloat16 == ({name: ratios[name] for name in ratios if name not in KEPT} if slower else {})
+    assert first.to_json()["slower_than_bfloat16"] == first.slower_than_bfloat16
+    assert first.verdict == "as planned"
+    # A later process recalls what was measured, and measures nothing itself.
+    monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(_picker, "_float_time", None)
+    later = audit_checkpoint(checkpoint)
+    assert {layer.name: layer.ratio_to_bfloat16 for layer in later.layers} == ratios

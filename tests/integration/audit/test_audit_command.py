@@ -19,6 +19,10 @@ def test_an_honest_folder_exits_with_0(run: Run, checkpoint: Path, tmp_path: Pat
     assert shown[1:5] == ["language", "W4A8", "int8", "1"]
     written = json.loads((tmp_path / "audit.json").read_text())
     assert written["verdict"] == "as planned"
+    slower = [f"{name}: takes {ratio:.2f} times as long" for name, ratio in written["slower_than_bfloat16"].items()]
+    said = [line for line in lines if "bfloat16 on this machine" in line]
+    expected = slower or ["no layer was measured slower"]
+    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True))
     assert written["provenance"]["seed"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
 

@@ -1,5 +1,7 @@
 """What earlier processes on this machine measured to be the fastest backend, one JSON file for each shape.
 
+The times of all candidates and of bfloat16 are kept with the choice: whoever recalls it can tell what it costs.
+
 The files lie in the user's cache, in a folder named after the processor, torch's version and the source of every
 backend, so that a new kernel or another machine starts without any. A file that cannot be read or written costs a
 measurement and a warning. Delete the folder to have everything measured again.
@@ -11,8 +13,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,17 +26,51 @@ from daptq.catalog import KERNELS
 from daptq.errors import OutputWriteError
 from daptq.kernels._compiled import cache_folder
 
-__all__ = ["choices_folder", "recall", "remember"]
+__all__ = ["MARGIN", "Choice", "choices_folder", "recall", "remember"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# bfloat16 is called faster when a kernel takes this many times as long: less is noise.
+MARGIN = 1.05
 
 _PROCESSOR = Path("/proc/cpuinfo")
 
 _log = logging.getLogger("daptq.kernels")
 
 
-def recall(shape: str) -> str | None:
-    """The backend that was chosen for a shape before, or None; it may have become unavailable since.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was measured for a shape.
+
+    Attributes:
+        kernel: The backend that was chosen.
+        milliseconds: Time of one product with each candidate.
+        bfloat16_milliseconds: Time of the same layer in bfloat16.
+    """
+
+    kernel: str
+    milliseconds: Mapping[str, float]
+    bfloat16_milliseconds: float
+
+    def ratio_to_bfloat16(self, kernel: str | None) -> float | None:
+        """Time with a kernel divided by that in bfloat16; None for a kernel that was no candidate."""
+        if kernel is None or kernel not in self.milliseconds:
+            return None
+        return self.milliseconds[kernel] / self.bfloat16_milliseconds
+
+    @property
+    def slower(self) -> bool:
+        """Whether bfloat16 is faster than the chosen kernel by more than noise."""
+        return self.milliseconds[self.kernel] > MARGIN * self.bfloat16_milliseconds
+
+    def verdict(self) -> str:
+        """What the choice means, for people."""
+        losing = ": low bits are slower here" if self.slower else ""
+        return f"bfloat16 takes {self.bfloat16_milliseconds:.3f} ms{losing}"
+
+
+def recall(shape: str) -> Choice | None:
+    """What was chosen for a shape before, or None; the backend may have become unavailable since.
 
     Args:
         shape: Everything that a choice depends on beside the machine, as a file name without ending.
@@ -40,25 +78,28 @@ def recall(shape: str) -> str | None:
     path = choices_folder() / f"{shape}.json"
     try:
         document = json.loads(path.read_bytes())
-        known = document["schema_version"] == SCHEMA_VERSION and document["kernel"] in KERNELS.names()
-        return str(document["kernel"]) if known else None
+        if document["schema_version"] != SCHEMA_VERSION or document["kernel"] not in KERNELS.names():
+            return None
+        times = {str(kernel): float(time) for kernel, time in document["milliseconds"].items()}
+        floats = float(document["bfloat16_milliseconds"])
+        if not all(0 < time < math.inf for time in (times[document["kernel"]], floats)):
+            raise ValueError("its times are none")
+        return Choice(kernel=str(document["kernel"]), milliseconds=times, bfloat16_milliseconds=floats)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         _log.warning("%s could not be read (%s): the kernels are measured again", path, error)
         return None
 
 
-def remember(shape: str, name: str, seconds: Mapping[str, float]) -> None:
+def remember(shape: str, choice: Choice) -> None:
     """Keeps a choice and the times behind it for later processes.
 
     Args:
         shape: As in `recall`.
-        name: The backend that was chosen.
-        seconds: Measured time of one product with each candidate.
+        choice: What was measured.
     """
-    milliseconds = {candidate: 1e3 * time for candidate, time in seconds.items()}
-    document = {"schema_version": SCHEMA_VERSION, "kernel": name, "milliseconds": milliseconds}
+    document = {"schema_version": SCHEMA_VERSION, **asdict(choice)}
     try:
         write_bytes(choices_folder() / f"{shape}.json", json.dumps(document, indent=1).encode())
     except OutputWriteError as error:

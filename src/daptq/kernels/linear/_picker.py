@@ -6,9 +6,9 @@ activations are not quantized there are no bits to agree on: a result must lie w
 shape is measured once on each machine: later processes take the kept choice after the same comparison. A form that
 needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
 
-What the layer would take in bfloat16 is measured as well. A quantized layer has no float copy to go back to, so where
-bfloat16 is faster the picker says so, as a warning, and takes the fastest low-bit kernel; whether such layers are
-quantized at all is decided when the policy is (`Recipe.float_where_faster`).
+What the layer would take in bfloat16 is measured and kept as well. A quantized layer has no float copy to go back to,
+so where bfloat16 is faster the picker says so, as a warning in every process, and takes the fastest low-bit kernel;
+whether such layers are quantized at all is decided when the policy is (`Recipe.float_where_faster`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError
 from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, rounding_bound
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._choices import recall, remember
+from daptq.kernels.linear._choices import Choice, recall, remember
 from daptq.kernels.linear._prepared import Backend, PackedWeight, PreparedLinear
 
-__all__ = ["AUTO", "REFERENCE", "choose", "load_backend", "prepare"]
+__all__ = ["AUTO", "REFERENCE", "choose", "load_backend", "measured", "prepare"]
 
 AUTO = "auto"
 REFERENCE = "reference"
@@ -39,8 +39,6 @@ REFERENCE = "reference"
 ROUNDS = 5
 # A candidate so many times slower than the best is timed once: at the sizes of a large model a round takes a minute.
 HOPELESS = 10
-# bfloat16 is called faster when the fastest kernel takes this many times as long: less is noise.
-MARGIN = 1.05
 BYTES_PER_BFLOAT16 = 2
 
 _log = logging.getLogger("daptq.kernels")
@@ -86,7 +84,7 @@ class Shape:
         return "static" if self.static else "dynamic", f"{self.activation_bits}-bit"
 
 
-_choices: dict[Shape, str] = {}
+_choices: dict[Shape, Choice] = {}
 
 
 def load_backend(name: str) -> Backend:
@@ -136,30 +134,17 @@ def choose(
     Returns:
         Name of the backend and the weight in its form.
     """
-    shape = Shape(
-        rows=len(x),
-        in_features=weight.in_features,
-        out_features=weight.out_features,
-        num_bits=weight.num_bits,
-        group_size=weight.group_size,
-        asymmetric=weight.zero_point is not None,
-        activation_bits=activation_bits,
-        static=activation_scale is not None,
-        dtype=x.dtype,
-        device=str(x.device),
-        threads=torch.get_num_threads(),
-    )
+    shape = _shape(weight, x, activation_bits, activation_scale)
     if shape in _choices:
-        name = _choices[shape]
+        name = _choices[shape].kernel
         return name, prepare(name, weight, activation_bits)
     x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
     arguments = (x, weight_scale, bias, activation_bits, activation_scale)
     agrees = _agreement(weight, arguments)
     kept = recall(shape.file_name())
-    if kept is not None and not isinstance(taken := _try(kept, weight, arguments, agrees), str):
-        _choices[shape] = kept
-        _log.info("kernel for %s is %s (measured by an earlier process on this machine)", shape, kept)
-        return kept, taken
+    if kept is not None and not isinstance(taken := _try(kept.kernel, weight, arguments, agrees), str):
+        _settle(shape, kept, "measured by an earlier process on this machine")
+        return kept.kernel, taken
     candidates: dict[str, PreparedLinear] = {}
     remarks: dict[str, str] = {}
     for name in KERNELS.names():
@@ -176,16 +161,53 @@ def choose(
             times[name] = min(times[name], _time(candidates[name], arguments))
         floats = min(floats, _float_time(plain, x))
     fastest = min(times, key=lambda name: times[name])
-    _choices[shape] = fastest
-    remember(shape.file_name(), fastest, times)
-    remarks |= {name: f"{1e3 * seconds:.3f} ms" for name, seconds in times.items()}
-    listed = "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items()))
-    slower = times[fastest] > MARGIN * floats
-    verdict = f"bfloat16 takes {1e3 * floats:.3f} ms{': low bits are slower here' if slower else ''}"
-    _log.log(
-        logging.WARNING if slower else logging.INFO, "kernel for %s is %s (%s); %s", shape, fastest, listed, verdict
-    )
+    milliseconds = {name: 1e3 * seconds for name, seconds in times.items()}
+    choice = Choice(kernel=fastest, milliseconds=milliseconds, bfloat16_milliseconds=1e3 * floats)
+    remember(shape.file_name(), choice)
+    remarks |= {name: f"{taken:.3f} ms" for name, taken in milliseconds.items()}
+    _settle(shape, choice, "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items())))
     return fastest, candidates[fastest]
+
+
+def measured(
+    weight: PackedWeight,
+    weight_scale: Float[Tensor, "out groups"],
+    bias: Float[Tensor, " out"] | None,
+    x: Float[Tensor, "m in"],
+    activation_bits: int = 8,
+    activation_scale: Float[Tensor, ""] | None = None,
+) -> Choice:
+    """What this machine measured for a layer at the shape of `x`; it is measured now if it never was.
+
+    Args: As in `choose`.
+    """
+    choose(weight, weight_scale, bias, x, activation_bits, activation_scale)
+    return _choices[_shape(weight, x, activation_bits, activation_scale)]
+
+
+def _shape(
+    weight: PackedWeight, x: Float[Tensor, "m in"], activation_bits: int, activation_scale: Float[Tensor, ""] | None
+) -> Shape:
+    return Shape(
+        rows=len(x),
+        in_features=weight.in_features,
+        out_features=weight.out_features,
+        num_bits=weight.num_bits,
+        group_size=weight.group_size,
+        asymmetric=weight.zero_point is not None,
+        activation_bits=activation_bits,
+        static=activation_scale is not None,
+        dtype=x.dtype,
+        device=str(x.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _settle(shape: Shape, choice: Choice, why: str) -> None:
+    """Takes a choice for this process and says it once, as a warning where bfloat16 is faster."""
+    _choices[shape] = choice
+    level = logging.WARNING if choice.slower else logging.INFO
+    _log.log(level, "kernel for %s is %s (%s); %s", shape, choice.kernel, why, choice.verdict())
 
 
 def _try(
