@@ -30,7 +30,7 @@ constexpr int kRows = 6, kVectors = 1;
 constexpr int64_t kTile = kVectors * kOutputs;
 constexpr int64_t kRowsPerTask = 48;
 // Products for which a second thread repays its start.
-constexpr int64_t kProductsPerThread = 1 << 16;
+constexpr int64_t kProductsPerThread = 1 << 17;
 
 inline Floats load(const uint16_t* values) {
   Halves halves;
@@ -76,10 +76,11 @@ void run_tile(const float* x, int64_t count, int64_t in, const uint16_t* weight,
   std::vector<uint16_t> copy;
   if (present < vectors * kOutputs) {
     // The last outputs do not fill a vector: reading on would leave the weight's memory.
-    copy.assign(in * kTile, 0);
-    for (int64_t k = 0; k < in; ++k) std::copy_n(weight + k * stride, present, copy.data() + k * kTile);
+    const int64_t width = vectors * kOutputs;
+    copy.assign(in * width, 0);
+    for (int64_t k = 0; k < in; ++k) std::copy_n(weight + k * stride, present, copy.data() + k * width);
     weight = copy.data();
-    stride = kTile;
+    stride = width;
   }
   uint16_t shifts[kTile] = {};
   if (bias != nullptr) std::copy_n(bias, present, shifts);
@@ -105,7 +106,9 @@ at::Tensor linear_bfloat16(const at::Tensor& x, const at::Tensor& weight, const 
               "weight must be a bfloat16 matrix with ", x.size(1), " columns");
   const int64_t m = x.size(0), in = x.size(1), out = weight.size(0);
   TORCH_CHECK(!bias || (bias->scalar_type() == at::kBFloat16 && bias->numel() == out), "bias must be bfloat16 (out,)");
-  const at::Tensor rows = x.contiguous(), columns = weight.t().contiguous();
+  // Asking for a transposed view takes as long as a small product.
+  const bool transposed_already = weight.stride(0) == 1 && weight.stride(1) == out;
+  const at::Tensor rows = x.contiguous(), columns = transposed_already ? weight : weight.t().contiguous();
   const at::Tensor offsets = bias ? bias->contiguous() : at::Tensor();
   at::Tensor y = at::empty({m, out}, x.options());
   if (m == 0 || out == 0) return y;
