@@ -3,12 +3,14 @@
     python benchmarks/control_step.py --threads 2 --output benchmarks/results/<date>-control-step.json
 
 The JSON is that of ``daptq benchmark``; a page beside it is written from it. Quantized policies are kept in ``--work``.
-Measure on a machine that does nothing else. ``make .venv/benchmark`` installs the float runtimes.
+``--also`` adds DA-PTQ with fewer layers of the action head kept in bfloat16 than by its defaults, by name or ``all``.
+Measure on a machine that does nothing else. ``make .venv/benchmark`` installs the float runtimes and the rivals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ METHODS: Mapping[str, Callable[[], daptq.recipes.Recipe]] = {
     "da-ptq": daptq.recipes.da_ptq,
     "da-ptq-plus": daptq.recipes.da_ptq_plus,
 }
+FEWER_KEPT: Mapping[str, Callable[[], daptq.recipes.Recipe]] = {
+    "da-ptq-last-1": partial(daptq.recipes.da_ptq, keep_last_blocks=1),
+    "da-ptq-fraction-0.1-last-1": partial(daptq.recipes.da_ptq, keep_fraction=0.1, keep_last_blocks=1),
+    "da-ptq-fraction-0.1-last-0": partial(daptq.recipes.da_ptq, keep_fraction=0.1, keep_last_blocks=0),
+}
+EVERY = "all"
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -32,10 +40,11 @@ def page(result: Mapping[str, Any]) -> str:
     baseline = result["policies"][-1]
     stages = list(baseline["stages_ms"])
     columns = ["policy", "p50 [ms]", "p95", "p99", *(f"{stage.replace('_', ' ')} [ms]" for stage in stages)]
-    columns += ["weights [MiB]", "peak [MiB]", "/ float path", "/ eager"]
+    columns += ["weights [MiB]", "saved", "peak [MiB]", "/ float path", "/ eager"]
     measured = (
         f"`reference` by each method at its defaults, {origin['threads']} threads, n = {origin['repeats']} interleaved "
-        f"repetitions, {origin['cpu']}, {origin['time'][:10]}. Written by `benchmarks/control_step.py`."
+        f"repetitions, {origin['cpu']}, {origin['time'][:10]}. `fraction-F-last-N` stands for DA-PTQ with F of the "
+        "action head's layers, and its N last blocks, kept in bfloat16. Written by `benchmarks/control_step.py`."
     )
     lines = [
         "# One control step",
@@ -49,7 +58,8 @@ def page(result: Mapping[str, Any]) -> str:
         times = policy["control_step_ms"]
         cells = [Path(policy["name"]).name, *(f"{times[key]:.1f}" for key in ("p50", "p95", "p99"))]
         cells += [f"{policy['stages_ms'][stage]:.1f}" for stage in stages]
-        cells += [f"{policy[key] / 2**20:.2f}" for key in ("weight_bytes", "peak_bytes")]
+        saved = 100 * (1 - policy["weight_bytes"] / baseline["weight_bytes"])
+        cells += [f"{policy['weight_bytes'] / 2**20:.2f}", f"{saved:.0f} %", f"{policy['peak_bytes'] / 2**20:.2f}"]
         cells += [_interval(result[key][policy["name"]]) for key in ("ratio_to_float_path", "ratio_to_eager")]
         lines.append(f"| {' | '.join(cells)} |")
     ratios = (
@@ -77,17 +87,20 @@ def _interval(ratio: Mapping[str, float]) -> str:
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file; the page gets its name.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/control-step"), show_default=True)
+@click.option("--also", multiple=True, type=click.Choice([*FEWER_KEPT, EVERY]), help="May be repeated.")
 @click.option("--repeats", default=30, show_default=True, help="Measured repetitions, each runs everything once.")
 @click.option("--threads", default=2, show_default=True, help="Threads of every runtime.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the observation, the order and the bootstrap.")
-def main(output: Path, work: Path, repeats: int, threads: int, seed: int) -> None:
+def main(output: Path, work: Path, also: tuple[str, ...], repeats: int, threads: int, seed: int) -> None:
     """Measures and writes the result."""
     policy = daptq.load_policy("reference")
+    asked = {name: recipe for name, recipe in FEWER_KEPT.items() if name in also or EVERY in also}
+    recipes = {**METHODS, **asked}
     with reported_progress() as progress:
-        for name, recipe in METHODS.items():
+        for name, recipe in recipes.items():
             if not (work / name).exists():
                 daptq.quantize(policy, recipe(), data="tabletop:train", output=work / name, progress=progress)
-        folders = [str(work / name) for name in METHODS]
+        folders = [str(work / name) for name in recipes]
         result = benchmark(folders, against="reference", repeats=repeats, threads=threads, seed=seed, progress=progress)
     write_json(output, result)
     output.with_suffix(".md").write_text(page(result), encoding="utf-8")
