@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from daptq.environments._base import Environment, Info, Observation
+from daptq.environments._base import Info, Observation
 from daptq.environments._kinematics import matrix_from_euler
 from daptq.environments._libero_tasks import TASKS
 from daptq.environments._libero_world import CONTROL_FREQUENCY, MAX_IMAGE_SIZE, LiberoWorld, require_libero
 from daptq.environments._rendering import CameraRenderer
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
 from daptq.errors import InvalidInputError
 
 __all__ = ["TASKS", "LiberoEnvironment", "make", "native_action"]
@@ -29,7 +29,6 @@ __all__ = ["TASKS", "LiberoEnvironment", "make", "native_action"]
 _CAMERAS: Final = {"front": "agentview", "wrist": "robot0_eye_in_hand"}
 _MAX_DELTA: Final = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # what the controller makes of an input of 1
 _COLLISION_GROUP: Final = 0
-_PICTURE_SIZE: Final = 384
 _HEADER: Final = 4
 
 
@@ -49,7 +48,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
     return native
 
 
-class LiberoEnvironment(Environment):
+class LiberoEnvironment(TaskEnvironment):
     """LIBERO behind the contract of `Environment`.
 
     Actions (float32, 7) are position change [m], rotation change as intrinsic XYZ Euler angles [rad], both in the base
@@ -83,36 +82,21 @@ class LiberoEnvironment(Environment):
         image_size: Mapping[str, int] | None = None,
         horizon: int = 280,
     ) -> None:
-        sizes = {"front": 128, "wrist": 128} if image_size is None else dict(image_size)
-        for camera, size in sizes.items():
-            if camera not in _CAMERAS:
-                raise InvalidInputError(f"camera must be one of {', '.join(_CAMERAS)}, got {camera!r}.")
-            if not 1 <= size <= MAX_IMAGE_SIZE:
-                raise InvalidInputError(f"image size of {camera} must be in 1..{MAX_IMAGE_SIZE}, got {size}.")
-        if horizon < 1:
-            raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
-        self._task = self._default_task = self._check_task(task)
+        super().__init__(
+            task,
+            image_size={"front": 128, "wrist": 128} if image_size is None else image_size,
+            cameras=tuple(_CAMERAS),
+            largest_image=MAX_IMAGE_SIZE,
+            horizon=horizon,
+            state_size=8,
+            largest_move=_MAX_DELTA,
+        )
         require_libero()
-        self.image_size: Final = sizes
         self.horizon = horizon
-        self.render_mode = "rgb_array"
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_FREQUENCY)}
         self._built: tuple[str, LiberoWorld] | None = None
         self._renderer: CameraRenderer | None = None
-        self._ready = False
-        self._seed = 0
         self._step = 0
         self._ever = False
-
-        unbounded = np.full(8, np.inf, dtype=np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            f"observation.images.{camera}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-            for camera, size in sizes.items()
-        }
-        spaces["observation.state"] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
-        bound = np.append(_MAX_DELTA, 1.0).astype(np.float32)
-        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
 
     @staticmethod
     def _check_task(task: str) -> str:
@@ -123,11 +107,6 @@ class LiberoEnvironment(Environment):
     def initial_states_of(self, task: str) -> int:
         """Returns the number of official initial states of `task`."""
         return TASKS[task].initial_states
-
-    @property
-    def task(self) -> str:
-        """Name of the asked task."""
-        return self._task
 
     @property
     def instruction(self) -> str:
@@ -170,15 +149,7 @@ class LiberoEnvironment(Environment):
         Raises:
             InvalidInputError: If the task or an option is unknown or the seed is negative.
         """
-        chosen = dict(options or {})
-        task = chosen.pop("task", self._default_task)
-        if chosen:
-            raise InvalidInputError(f"reset options must be 'task' only, got {', '.join(map(repr, chosen))}.")
-        if seed is not None and seed < 0:
-            raise InvalidInputError(f"seed must be 0 or more, got {seed}.")
-        super().reset(seed=seed)
-        self._task = self._check_task(task)
-        self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        self._start(seed, options)
         self.world.reset(self._seed % len(self.world.initial_states))
         self._step = 0
         self._ever = False
@@ -194,14 +165,7 @@ class LiberoEnvironment(Environment):
         Raises:
             InvalidInputError: If the action is not 7 finite numbers, or `reset` was not called.
         """
-        if not self._ready:
-            raise InvalidInputError("step must follow reset, got an environment never reset. Call reset first.")
-        values: NDArray[np.float64] = np.asarray(action, dtype=np.float64)
-        if values.shape != (7,):
-            raise InvalidInputError(f"action must have shape (7,), got {values.shape}.")
-        if not np.isfinite(values).all():
-            raise InvalidInputError(f"action must be finite, got {values}. Check the policy's un-normalisation.")
-        self.world.advance(native_action(values))
+        self.world.advance(native_action(self._checked(action)))
         self._step += 1
         self._ever |= self.world.succeeds()
         return self._info()
@@ -216,12 +180,12 @@ class LiberoEnvironment(Environment):
 
     def render(self) -> NDArray[np.uint8]:
         """Returns a 384 x 384 picture of the front camera."""
-        return self._picture("front", _PICTURE_SIZE)
+        return self._picture("front", PICTURE_SIZE)
 
     def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
         world = self.world
         if self._renderer is None:
-            largest = max([_PICTURE_SIZE, *self.image_size.values()])
+            largest = max([PICTURE_SIZE, *self.image_size.values()])
             self._renderer = CameraRenderer(world.model, largest, hidden_group=_COLLISION_GROUP)
         return self._renderer.render(world.data, _CAMERAS[camera], size)
 
@@ -241,18 +205,7 @@ class LiberoEnvironment(Environment):
         return state
 
     def _info(self) -> Info:
-        success = self.world.succeeds()
-        position, rotation = self.world.end_effector()
-        return {
-            "task": self.instruction,
-            "success": success,
-            "success_any_step": self._ever,
-            "success_by_task": {self._task: success},
-            "end_effector_position": position,
-            "end_effector_rotation": rotation,
-            "step_index": self._step,
-            "seed": self._seed,
-        }
+        return self._told(self._step, self.world.end_effector(), {self._task: self.world.succeeds()}, self._ever)
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, step, success flag, and the world's state."""

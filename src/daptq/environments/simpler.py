@@ -12,22 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from daptq.environments._base import Environment, Info, Observation
+from daptq.environments._base import Info, Observation
 from daptq.environments._kinematics import POINTING_DOWN, euler_from_matrix
 from daptq.environments._simpler_tasks import TASKS
 from daptq.environments._simpler_world import CONTROL_FREQUENCY, SimplerWorld, require_simpler
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
 from daptq.errors import InvalidInputError
 
 __all__ = ["TASKS", "SimplerEnvironment", "make", "native_action"]
 
 MAX_IMAGE_SIZE: Final = 640
 _LIMIT: Final = np.array([1.0, 1.0, 1.0, np.pi / 2, np.pi / 2, np.pi / 2])
-_PICTURE_SIZE: Final = 384
 _HEADER: Final = 3
 
 
@@ -45,7 +44,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float32[np.ndarray, "7"]:
     return native
 
 
-class SimplerEnvironment(Environment):
+class SimplerEnvironment(TaskEnvironment):
     """SimplerEnv's WidowX tasks behind the contract of `Environment`.
 
     Actions (float32, 7) change the *commanded* end-effector pose, not the measured one: position [m] and intrinsic XYZ
@@ -80,37 +79,22 @@ class SimplerEnvironment(Environment):
         image_size: Mapping[str, int] | None = None,
         horizon: int | None = None,
     ) -> None:
-        sizes = {"front": 224} if image_size is None else dict(image_size)
-        for camera, size in sizes.items():
-            if camera != "front":
-                raise InvalidInputError(f"camera must be front, got {camera!r}.")
-            if not 1 <= size <= MAX_IMAGE_SIZE:
-                raise InvalidInputError(f"image size of {camera} must be in 1..{MAX_IMAGE_SIZE}, got {size}.")
-        if horizon is not None and horizon < 1:
-            raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
-        self._task = self._default_task = self._check_task(task)
+        super().__init__(
+            task,
+            image_size={"front": 224} if image_size is None else image_size,
+            cameras=("front",),
+            largest_image=MAX_IMAGE_SIZE,
+            horizon=horizon,
+            state_size=7,
+            largest_move=_LIMIT,
+        )
         require_simpler()
-        self.image_size: Final = sizes
-        self.render_mode = "rgb_array"
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_FREQUENCY)}
         self._asked_horizon = horizon
         self.horizon = max(map(self.horizon_of, self.tasks))
         self._worlds: dict[str, SimplerWorld] = {}
-        self._ready = False
-        self._seed = 0
         self._scattered = False
         self._actions: list[NDArray[np.float32]] = []
         self._ever = False
-
-        unbounded = np.full(7, np.inf, dtype=np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            f"observation.images.{camera}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-            for camera, size in sizes.items()
-        }
-        spaces["observation.state"] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
-        bound = np.append(_LIMIT, 1.0).astype(np.float32)
-        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
 
     @staticmethod
     def _check_task(task: str) -> str:
@@ -125,11 +109,6 @@ class SimplerEnvironment(Environment):
     def initial_states_of(self, task: str) -> int:
         """Returns the number of official initial states of `task`."""
         return TASKS[task].initial_states
-
-    @property
-    def task(self) -> str:
-        """Name of the asked task."""
-        return self._task
 
     @property
     def instruction(self) -> str:
@@ -179,16 +158,8 @@ class SimplerEnvironment(Environment):
         Raises:
             InvalidInputError: If the task or an option is unknown or the seed is negative.
         """
-        chosen = dict(options or {})
-        task, scattered = chosen.pop("task", self._default_task), bool(chosen.pop("scattered", False))
-        if chosen:
-            message = f"reset options must be 'task' and 'scattered' only, got {', '.join(map(repr, chosen))}."
-            raise InvalidInputError(message)
-        if seed is not None and seed < 0:
-            raise InvalidInputError(f"seed must be 0 or more, got {seed}.")
-        super().reset(seed=seed)
-        self._task = self._check_task(task)
-        self._begin(int(self.np_random.integers(2**31)) if seed is None else int(seed), scattered=scattered)
+        chosen = self._start(seed, options, ("task", "scattered"))
+        self._begin(self._seed, scattered=bool(chosen.get("scattered", False)))
         return self.observe(), self._info()
 
     def _begin(self, seed: int, *, scattered: bool) -> None:
@@ -208,14 +179,7 @@ class SimplerEnvironment(Environment):
         Raises:
             InvalidInputError: If the action is not 7 finite numbers, or `reset` was not called.
         """
-        if not self._ready:
-            raise InvalidInputError("step must follow reset, got an environment never reset. Call reset first.")
-        values: NDArray[np.float64] = np.asarray(action, dtype=np.float64)
-        if values.shape != (7,):
-            raise InvalidInputError(f"action must have shape (7,), got {values.shape}.")
-        if not np.isfinite(values).all():
-            raise InvalidInputError(f"action must be finite, got {values}. Check the policy's un-normalisation.")
-        self._act(native_action(values))
+        self._act(native_action(self._checked(action)))
         return self._info()
 
     def _act(self, action: NDArray[np.float32]) -> None:
@@ -244,7 +208,7 @@ class SimplerEnvironment(Environment):
             raise InvalidInputError(
                 "render needs a camera, got image_size={}. Make one with image_size={'front': 224}."
             )
-        return self.world.picture(_PICTURE_SIZE)
+        return self.world.picture(PICTURE_SIZE)
 
     def privileged_state(self) -> dict[str, Any]:
         """Returns what no camera tells.
@@ -266,18 +230,8 @@ class SimplerEnvironment(Environment):
         return state
 
     def _info(self) -> Info:
-        success = self.world.succeeds()
-        position, rotation = self.world.end_effector()
-        return {
-            "task": self.instruction,
-            "success": success,
-            "success_any_step": self._ever,
-            "success_by_task": {self._task: success},
-            "end_effector_position": position,
-            "end_effector_rotation": rotation,
-            "step_index": len(self._actions),
-            "seed": self._seed,
-        }
+        by_task = {self._task: self.world.succeeds()}
+        return self._told(len(self._actions), self.world.end_effector(), by_task, self._ever)
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, whether scattered, and every action since the episode began."""

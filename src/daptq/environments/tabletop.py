@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from daptq.environments._base import Environment, Info, Observation
+from daptq.environments._base import Info, Observation
 from daptq.environments._kinematics import POINTING_DOWN, euler_from_matrix, matrix_from_euler
 from daptq.environments._rendering import CameraRenderer
 from daptq.environments._tabletop_objects import SCENES, TASKS, scene_of, tasks_of
 from daptq.environments._tabletop_scene import CAMERAS, FINGER_OPEN, MAX_IMAGE_SIZE
 from daptq.environments._tabletop_variants import VARIANTS, find_variant
 from daptq.environments._tabletop_world import HOME_POSITION, PushedBody, TabletopWorld
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
 from daptq.errors import InvalidInputError
 
 __all__ = ["TASKS", "VARIANTS", "TabletopEnvironment", "make"]
@@ -42,7 +42,7 @@ _FIRST_PUSH, _LAST_PUSH = 4, 19  # control steps; an episode that succeeds does 
 _OBSERVATION_NOISE, _ACTION_NOISE, _PUSH = 1, 2, 3  # streams of random numbers, beside that of the placement
 
 
-class TabletopEnvironment(Environment):
+class TabletopEnvironment(TaskEnvironment):
     """Tabletop manipulation with a six-joint arm.
 
     Actions (float32, 7) change the *commanded* end-effector pose, not the measured one: position [m] and intrinsic XYZ
@@ -76,51 +76,30 @@ class TabletopEnvironment(Environment):
         horizon: int = 60,
         variant: str | None = None,
     ) -> None:
-        sizes = {"front": 128, "wrist": 64} if image_size is None else dict(image_size)
-        for camera, size in sizes.items():
-            if camera not in CAMERAS:
-                raise InvalidInputError(f"camera must be one of {', '.join(CAMERAS)}, got {camera!r}.")
-            if not 1 <= size <= MAX_IMAGE_SIZE:
-                raise InvalidInputError(f"image size of {camera} must be in 1..{MAX_IMAGE_SIZE}, got {size}.")
-        if horizon < 1:
-            raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
+        super().__init__(
+            task,
+            image_size={"front": 128, "wrist": 64} if image_size is None else image_size,
+            cameras=CAMERAS,
+            largest_image=MAX_IMAGE_SIZE,
+            horizon=horizon,
+            state_size=7,
+            largest_move=_MAX_DELTA,
+        )
         self.variant: Final = find_variant(variant)
-        self.image_size: Final = sizes
         self.horizon = horizon
-        self.render_mode = "rgb_array"
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
         self._worlds: dict[str, TabletopWorld] = {}
         self._renderers: dict[str, CameraRenderer] = {}
-        self._task = self._check_task(task)
-        self._default_task = task
-        self._ready = False
-        self._seed = 0
         self._step = 0
         self._position: NDArray[np.float64] = np.array(HOME_POSITION)
         self._angles: NDArray[np.float64] = np.zeros(3)
         self._gripper_open = True
         self._ever: dict[str, bool] = {}
 
-        unbounded = np.full(7, np.inf, dtype=np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            f"observation.images.{camera}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-            for camera, size in sizes.items()
-        }
-        spaces["observation.state"] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
-        bound = np.append(_MAX_DELTA, 1.0).astype(np.float32)
-        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
-
     @staticmethod
     def _check_task(task: str) -> str:
         if task not in TASKS:
             raise InvalidInputError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
         return task
-
-    @property
-    def task(self) -> str:
-        """Name of the asked task."""
-        return self._task
 
     @property
     def scene(self) -> str:
@@ -172,15 +151,7 @@ class TabletopEnvironment(Environment):
         Raises:
             InvalidInputError: If the task or an option is unknown or the seed is negative.
         """
-        chosen = dict(options or {})
-        task = chosen.pop("task", self._default_task)
-        if chosen:
-            raise InvalidInputError(f"reset options must be 'task' only, got {', '.join(map(repr, chosen))}.")
-        if seed is not None and seed < 0:
-            raise InvalidInputError(f"seed must be 0 or more, got {seed}.")
-        super().reset(seed=seed)
-        self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        self._task = self._check_task(task)
+        self._start(seed, options)
         self.world.reset(np.random.default_rng([list(SCENES).index(self.scene), self._seed]))
         self._position = np.array(HOME_POSITION)
         self._angles = np.zeros(3)
@@ -199,7 +170,7 @@ class TabletopEnvironment(Environment):
         Raises:
             InvalidInputError: If the action is not 7 finite numbers, or `reset` was not called.
         """
-        values = self._check_action(action)
+        values = self._checked(action)
         world = self.world
         deltas = np.clip(values[:6] + self._action_noise(), -_MAX_DELTA, _MAX_DELTA)
         self._position = np.clip(self._position + deltas[:3], _POSITION_LOW, _POSITION_HIGH)
@@ -218,16 +189,6 @@ class TabletopEnvironment(Environment):
         for name in self._ever:
             self._ever[name] |= world.succeeds(world.tasks[name])
         return self._info()
-
-    def _check_action(self, action: Float32[np.ndarray, "7"]) -> NDArray[np.float64]:
-        if not self._ready:
-            raise InvalidInputError("step must follow reset, got an environment never reset. Call reset first.")
-        values: NDArray[np.float64] = np.asarray(action, dtype=np.float64)
-        if values.shape != (7,):
-            raise InvalidInputError(f"action must have shape (7,), got {values.shape}.")
-        if not np.isfinite(values).all():
-            raise InvalidInputError(f"action must be finite, got {values}. Check the policy's un-normalisation.")
-        return values
 
     def _stream(self, purpose: int, step: int) -> np.random.Generator:
         """Random numbers that depend on the episode's seed and the step alone: every policy meets the same."""
@@ -279,12 +240,12 @@ class TabletopEnvironment(Environment):
 
     def render(self) -> NDArray[np.uint8]:
         """Returns a 384 x 384 picture of the front camera."""
-        return self._picture("front", 384)
+        return self._picture("front", PICTURE_SIZE)
 
     def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
         scene = self.scene
         if scene not in self._renderers:
-            self._renderers[scene] = CameraRenderer(self.world.model, max([384, *self.image_size.values()]))
+            self._renderers[scene] = CameraRenderer(self.world.model, max([PICTURE_SIZE, *self.image_size.values()]))
         return self._renderers[scene].render(self.world.data, camera, size)
 
     def privileged_state(self) -> dict[str, Any]:
@@ -308,17 +269,7 @@ class TabletopEnvironment(Environment):
     def _info(self) -> Info:
         world = self.world
         by_task = {name: world.succeeds(world.tasks[name]) for name in self._ever}
-        position, rotation = world.end_effector()
-        return {
-            "task": self.instruction,
-            "success": by_task[self._task],
-            "success_any_step": self._ever[self._task],
-            "success_by_task": by_task,
-            "end_effector_position": position,
-            "end_effector_rotation": rotation,
-            "step_index": self._step,
-            "seed": self._seed,
-        }
+        return self._told(self._step, world.end_effector(), by_task, self._ever[self._task])
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, step, success flags, commanded pose, and MuJoCo's integration state."""

@@ -1,0 +1,140 @@
+"""What the environments share: their arguments, the spaces that follow from them, the asked task, and `info`.
+
+It knows no physics: a class adds a world, what is seen of it, and what an action does.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float, Float32
+from numpy.typing import NDArray
+
+from daptq.environments._base import IMAGE_PREFIX, STATE_KEY, Environment, Info
+from daptq.errors import InvalidInputError
+
+__all__ = ["PICTURE_SIZE", "TaskEnvironment"]
+
+PICTURE_SIZE: Final = 384  # edge [px] of what `render` returns
+
+
+class TaskEnvironment(Environment):
+    """An environment that is asked tasks by name, and draws square pictures.
+
+    Args:
+        task: Task asked when `reset` names none.
+        image_size: Edge length [px] of each camera's picture.
+        cameras: Names of the cameras that there are.
+        largest_image: Largest edge length [px].
+        horizon: Steps until truncation; None where every task has its own.
+        state_size: Numbers of `observation.state`.
+        largest_move: Largest move of an action along each axis [m, rad].
+
+    Raises:
+        InvalidInputError: If a task, camera, size or horizon is not usable.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        image_size: Mapping[str, int],
+        cameras: Sequence[str],
+        largest_image: int,
+        horizon: int | None,
+        state_size: int,
+        largest_move: Float[np.ndarray, "6"],
+    ) -> None:
+        for camera, size in image_size.items():
+            if camera not in cameras:
+                known = f"{'one of ' if len(cameras) > 1 else ''}{', '.join(cameras)}"
+                raise InvalidInputError(f"camera must be {known}, got {camera!r}.")
+            if not 1 <= size <= largest_image:
+                raise InvalidInputError(f"image size of {camera} must be in 1..{largest_image}, got {size}.")
+        if horizon is not None and horizon < 1:
+            raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
+        self._task = self._default_task = self._check_task(task)
+        self._ready = False
+        self._seed = 0
+        self.image_size: Final = dict(image_size)
+        self.render_mode = "rgb_array"
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(self.control_frequency)}
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            IMAGE_PREFIX + camera: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+            for camera, size in image_size.items()
+        }
+        unbounded = np.full(state_size, np.inf, dtype=np.float32)
+        spaces[STATE_KEY] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+        bound = np.append(largest_move, 1.0).astype(np.float32)
+        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
+
+    @staticmethod
+    @abstractmethod
+    def _check_task(task: str) -> str:
+        """Returns a task that there is; refuses any other."""
+
+    @property
+    def task(self) -> str:
+        """Name of the asked task."""
+        return self._task
+
+    def _start(
+        self, seed: int | None, options: Mapping[str, Any] | None, allowed: Sequence[str] = ("task",)
+    ) -> dict[str, Any]:
+        """Checks what `reset` was given and makes the task and the seed those of the new episode.
+
+        Args:
+            seed: Seed of the episode; None draws one.
+            options: Options of the reset.
+            allowed: Names of the options that there are.
+
+        Returns:
+            The options.
+        """
+        chosen = dict(options or {})
+        unknown = [name for name in chosen if name not in allowed]
+        if unknown:
+            known = " and ".join(map(repr, allowed))
+            raise InvalidInputError(f"reset options must be {known} only, got {', '.join(map(repr, unknown))}.")
+        if seed is not None and seed < 0:
+            raise InvalidInputError(f"seed must be 0 or more, got {seed}.")
+        gymnasium.Env.reset(self, seed=seed)
+        self._task = self._check_task(chosen.get("task", self._default_task))
+        self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        return chosen
+
+    def _checked(self, action: Float32[np.ndarray, "7"]) -> NDArray[np.float64]:
+        """An action as float64 (7,)."""
+        if not self._ready:
+            raise InvalidInputError("step must follow reset, got an environment never reset. Call reset first.")
+        values: NDArray[np.float64] = np.asarray(action, dtype=np.float64)
+        if values.shape != (7,):
+            raise InvalidInputError(f"action must have shape (7,), got {values.shape}.")
+        if not np.isfinite(values).all():
+            raise InvalidInputError(f"action must be finite, got {values}. Check the policy's un-normalisation.")
+        return values
+
+    def _told(
+        self,
+        step: int,
+        pose: tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]],
+        success_by_task: Mapping[str, bool],
+        ever: bool,
+    ) -> Info:
+        """The info after `step` control steps, with the end-effector's pose and whether the task ever succeeded."""
+        position, rotation = pose
+        return {
+            "task": self.instruction,
+            "success": success_by_task[self._task],
+            "success_any_step": ever,
+            "success_by_task": dict(success_by_task),
+            "end_effector_position": position,
+            "end_effector_rotation": rotation,
+            "step_index": step,
+            "seed": self._seed,
+        }
