@@ -37,8 +37,9 @@ from daptq.evaluation.describe import single_observation
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
 from daptq.policies._base import TASK, Batch, Policy
 from daptq.policies._execution import noise_generator
+from daptq.policies._prismatic_config import PrismaticConfig
 from daptq.policies._tokenizer import train_tokenizer
-from daptq.policies.cogact_prismatic import PrismaticCogACTPolicy, PrismaticConfig
+from daptq.policies.cogact_prismatic import PrismaticCogACTPolicy
 from daptq.recipes import da_ptq, quantize
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -16,9 +16,10 @@ from daptq.artifacts import read_json
 from daptq.calibration._demonstrations import CHUNK_SIZE, Course
 from daptq.policies._base import STATE, Batch
 from daptq.policies._cogact_config import CogACTConfig
+from daptq.policies._cogact_family import TOKENIZER_FILE
 from daptq.policies._diffusion import add_noise
 from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
-from daptq.policies.cogact import TOKENIZER_FILE, CogACTPolicy
+from daptq.policies.cogact import CogACTPolicy
 
 SEED = 20261123
 

@@ -66,6 +66,7 @@ class CognitionPolicy(Policy):
     """A policy whose action head is CogACT's.
 
     Attributes:
+        settings: The configuration of the action side.
         action_model: The diffusion transformer.
         alphas: Cumulative products of the training schedule.
         tokenizer: Of the instruction.
@@ -74,17 +75,13 @@ class CognitionPolicy(Policy):
         action_mask: bool (action_dim,), dimensions mapped from [-1, 1] to [low, high]; the others are on-off.
     """
 
+    settings: ActionSettings
     action_model: ActionModel
     alphas: NDArray[float64]
     tokenizer: Tokenizer
     action_low: Tensor
     action_high: Tensor
     action_mask: Tensor
-
-    @property
-    @abstractmethod
-    def action_settings(self) -> ActionSettings:
-        """The configuration of the action side."""
 
     @abstractmethod
     def cognition(self, batch: Batch) -> Float[Tensor, "b language"]:
@@ -93,7 +90,7 @@ class CognitionPolicy(Policy):
     def action_blocks(self) -> tuple[Block, ...]:
         """The blocks of the action head, in execution order."""
         embedders = [f"{ACTION_NET}.x_embedder", f"{ACTION_NET}.t_embedder", f"{ACTION_NET}.z_embedder"]
-        stack = [f"{ACTION_NET}.blocks.{i}" for i in range(self.action_settings.action_depth)]
+        stack = [f"{ACTION_NET}.blocks.{i}" for i in range(self.settings.action_depth)]
         return tuple(Block(name=name, role="action_head") for name in (*embedders, *stack, f"{ACTION_NET}.final_layer"))
 
     def predict_chunk(
@@ -133,7 +130,7 @@ class CognitionPolicy(Policy):
     ) -> Float[Tensor, "b chunk action"]:
         """Normalised action chunk from the cognition feature and the start of the diffusion."""
         condition = cognition.unsqueeze(1)
-        net, scale = self.action_model.net, self.action_settings.guidance_scale
+        net, scale = self.action_model.net, self.settings.guidance_scale
 
         def predict(sample: Tensor, timestep: int, step: int) -> Tensor:
             self.denoising_step.index = step
@@ -142,7 +139,7 @@ class CognitionPolicy(Policy):
                 return net.forward(sample, timesteps, condition)
             return net.guided(sample, timesteps, condition, scale)
 
-        steps = ddim_steps(self.alphas, self.action_settings.denoising_steps)
+        steps = ddim_steps(self.alphas, self.settings.denoising_steps)
         self.denoising_step.index = 0
         fused = net.denoise(noise, condition, scale, steps)
         return ddim_sample(predict, noise, steps) if fused is None else fused
@@ -152,7 +149,7 @@ class CognitionPolicy(Policy):
         cognition = self.cognition(batch)
         actions = self.normalize(batch[ACTION])
         noise = torch.randn(actions.shape, generator=generator).to(actions)
-        timesteps = torch.randint(0, self.action_settings.diffusion_steps, (len(actions),), generator=generator).to(
+        timesteps = torch.randint(0, self.settings.diffusion_steps, (len(actions),), generator=generator).to(
             actions.device
         )
         noisy = add_noise(actions, noise, timesteps, self.alphas)
@@ -171,7 +168,7 @@ class CognitionPolicy(Policy):
 
     def prompt_ids(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids int64 (b, length), padded behind, and the index of the last real token of each row."""
-        settings = self.action_settings
+        settings = self.settings
         rows = [
             [*settings.prompt_prefix, *self.tokenizer.encode(prompt(text)).ids, *settings.prompt_suffix]
             for text in instructions

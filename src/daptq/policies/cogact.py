@@ -7,19 +7,15 @@ nothing of quantization; it only names the layers and the interface between perc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from typing_extensions import Self
 
-from daptq.errors import InvalidInputError
 from daptq.kernels.transformer._stack import PreNormBlock, Stack
 from daptq.policies._base import (
     ACTION,
@@ -28,17 +24,12 @@ from daptq.policies._base import (
     TASK,
     Batch,
     Block,
-    DenoisingStep,
-    Interface,
 )
 from daptq.policies._cogact_config import CogACTConfig
-from daptq.policies._cognition import CONDITION, UNCONDITION, ActionModel, CognitionPolicy, register_action_buffers
-from daptq.policies._diffusion import squared_cosine_alphas
-from daptq.policies._dit import DiT
+from daptq.policies._cogact_family import CogACTFamily
+from daptq.policies._cognition import register_action_buffers
 from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
 from daptq.policies._vision import VisionTower, pixel_shuffle
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class Projector(nn.Module):
@@ -57,22 +48,17 @@ class Projector(nn.Module):
         return projected
 
 
-class CogACTPolicy(CognitionPolicy):
+class CogACTPolicy(CogACTFamily):
     """A CogACT policy; see `CogACTConfig` for its sizes."""
 
     family: ClassVar[str] = "cogact"
+    settings_type = CogACTConfig
+    settings: CogACTConfig
     state_mean: Tensor
     state_std: Tensor
 
     def __init__(self, config: CogACTConfig, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.settings = config
-        self.tokenizer = tokenizer
-        self.name = config.name
-        self.cameras = dict(config.cameras)
-        self.action_dim, self.chunk_size = config.action_dim, config.chunk_size
-        self.n_action_steps = config.n_action_steps
-        self.denoising_steps, self.denoising_step = config.denoising_steps, DenoisingStep()
+        super().__init__(config, tokenizer)
         width = config.language_width
         self.vision_backbone = nn.ModuleDict(
             {
@@ -92,18 +78,7 @@ class CogACTPolicy(CognitionPolicy):
             {camera: nn.Linear(2 * config.keypoints, width) for camera in config.cameras}
         )
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
-        self.llm_config = LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=width,
-            intermediate_size=config.language_mlp,
-            num_hidden_layers=config.language_depth,
-            num_attention_heads=config.language_heads,
-            num_key_value_heads=config.language_heads,
-            max_position_embeddings=2048,
-            use_cache=False,
-        )
-        self.llm_config._attn_implementation = "sdpa"
-        self.llm_backbone = LlamaModel(self.llm_config)
+        self.llm_backbone = self._language_model(rms_norm_eps=1e-6)
         self._language_stack = Stack(
             blocks=self._language_parts,
             heads=config.language_heads,
@@ -111,52 +86,22 @@ class CogACTPolicy(CognitionPolicy):
             centered=False,
             causal=True,
         )
-        self.action_model = ActionModel(
-            DiT(
-                action_dim=config.action_dim,
-                chunk_size=config.chunk_size,
-                condition_size=width,
-                hidden_size=config.action_width,
-                depth=config.action_depth,
-                num_heads=config.action_heads,
-            )
-        )
-        self.alphas = squared_cosine_alphas(config.diffusion_steps)
+        self.action_model = self._action_side()
         self._create_buffers()
         self.eval()
 
     def _create_buffers(self) -> None:
-        """(Re)creates what is not a parameter; after construction on the meta device these must become real."""
+        """See `CogACTFamily`."""
         self.llm_backbone.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config)
         labels = ("action_low", "action_high", "state_mean", "state_std")
         values = {label: getattr(self.settings, label) for label in labels}
         register_action_buffers(self, values, self.settings.action_mask)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
-        """See `Policy.from_config`."""
-        settings = CogACTConfig.from_json(config)
-        if TOKENIZER_FILE not in files:
-            raise InvalidInputError(
-                f"a CogACT policy must come with {TOKENIZER_FILE}, got {sorted(files)}. Add the file."
-            )
-        tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode())
-        if not empty:
-            policy = cls(settings, tokenizer)
-            initialize(policy)
-            return policy
-        with torch.device("meta"):
-            policy = cls(settings, tokenizer)
-        policy._create_buffers()
-        return policy
-
-    def config(self) -> dict[str, Any]:
-        """See `Policy.config`."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.settings).items()}
-
-    def files(self) -> dict[str, bytes]:
-        """See `Policy.files`."""
-        return {TOKENIZER_FILE: self.tokenizer.to_str().encode()}
+    def _initialize(self) -> None:
+        """See `CogACTFamily`."""
+        self.action_model.net.initialize()
+        for tower in self.towers().values():
+            nn.init.normal_(tower.position_embedding, std=0.02)
 
     def blocks(self) -> tuple[Block, ...]:
         """See `Policy.blocks`."""
@@ -169,18 +114,6 @@ class CogACTPolicy(CognitionPolicy):
             Block(name=f"llm_backbone.layers.{i}", role="language") for i in range(self.settings.language_depth)
         ]
         return (*vision, *connector, *language, *self.action_blocks())
-
-    def interfaces(self) -> tuple[Interface, ...]:
-        """The cognition feature: last language layer (through residual and norm) to the DiT's condition embedder."""
-        return (
-            Interface(
-                producer=f"llm_backbone.layers.{self.settings.language_depth - 1}.mlp.down_proj",
-                observed=CONDITION,
-                consumer=CONDITION,
-                exact_producer=False,
-                constants=(UNCONDITION,),
-            ),
-        )
 
     def perceive(self, batch: Batch) -> tuple[Float[Tensor, "b language"], Float[Tensor, "b image_tokens language"]]:
         """The cognition feature, and the projected image tokens that the language model read."""
@@ -221,11 +154,6 @@ class CogACTPolicy(CognitionPolicy):
                 parents=(self.llm_backbone, block, attention, perceptron),
             )
 
-    @property
-    def action_settings(self) -> CogACTConfig:
-        """See `CognitionPolicy.action_settings`."""
-        return self.settings
-
     def cognition(self, batch: Batch) -> Float[Tensor, "b language"]:
         """See `CognitionPolicy.cognition`."""
         return self.perceive(batch)[0]
@@ -248,13 +176,7 @@ class CogACTPolicy(CognitionPolicy):
     def _image_tokens(self, batch: Batch) -> Float[Tensor, "b image_tokens language"]:
         tokens = []
         for camera, tower in self.towers().items():
-            image, size = batch[IMAGE_PREFIX + camera], self.cameras[camera]
-            if image.shape[1:] != (3, size, size):
-                raise InvalidInputError(
-                    f"images of camera {camera!r} must have shape (b, 3, {size}, {size}), got {tuple(image.shape)}. "
-                    "Render or resize them to the policy's size."
-                )
-            features, keypoints = tower(image)
+            features, keypoints = tower(self._image(batch, camera))
             tokens.append(self.projector(pixel_shuffle(features, tower.grid)))
             tokens.append(self.keypoint_projector[camera](keypoints).unsqueeze(1))
         return torch.cat(tokens, dim=1)
@@ -293,14 +215,7 @@ def tiny(seed: int = 0) -> CogACTPolicy:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = CogACTPolicy(config, tokenizer)
-        initialize(policy)
+        policy._initialize()
         # A trained head's last layer is not zero: give the random one something to say.
         nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
     return policy
-
-
-def initialize(policy: CogACTPolicy) -> None:
-    """Initialises the parameters that torch and transformers leave unset, from torch's global generator."""
-    policy.action_model.net.initialize()
-    for tower in policy.towers().values():
-        nn.init.normal_(tower.position_embedding, std=0.02)
