@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["W4A8", "W4A16"]
+__all__ = ["W4A8", "W4A16", "like_product"]
 
 W4A8 = "daptq::linear_w4a8"
 W4A16 = "daptq::linear_w4a16"
@@ -32,7 +32,8 @@ torch.library.define(W4A16, f"(Tensor x, {_WEIGHT}, {_GRID}) -> Tensor", tags=_T
 
 @torch.library.register_fake(W4A8)  # type: ignore[untyped-decorator]
 @torch.library.register_fake(W4A16)  # type: ignore[untyped-decorator]
-def _shape(
+def like_product(
     x: Float[Tensor, "m in"], weight_packed: UInt8[Tensor, "out bytes"], *_: object, **__: object
 ) -> Float[Tensor, "m out"]:
+    """An empty product, float32 (m, out): what tracing needs to know of an operation that reads the packed weight."""
     return x.new_empty((x.shape[0], weight_packed.shape[0]), dtype=torch.float32)

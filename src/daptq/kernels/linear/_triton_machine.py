@@ -7,7 +7,7 @@ import os
 
 import torch
 
-__all__ = ["interpreted", "runs_on", "why_unavailable"]
+__all__ = ["interpreted", "runs_on", "unavailable"]
 
 
 def interpreted() -> bool:
@@ -15,7 +15,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def why_unavailable() -> str | None:
+def unavailable() -> str | None:
     """Why Triton's kernels cannot run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"

@@ -13,8 +13,10 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, quantize_activations
-from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
-from daptq.kernels.linear._triton_machine import runs_on, why_unavailable
+from daptq.kernels.linear._op import like_product
+from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear._triton_linear import TritonLinear
+from daptq.kernels.linear._triton_machine import runs_on, unavailable
 
 __all__ = ["NAME", "prepare", "unavailable", "unsupported"]
 
@@ -26,13 +28,7 @@ torch.library.define(
     "int group_size=0, int activation_bits=8, Tensor? activation_scale=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-
-@torch.library.register_fake(NAME)  # type: ignore[untyped-decorator]
-def _shape(
-    x: Float[Tensor, "m in"], weight_packed: UInt8[Tensor, "out bytes"], *_: object, **__: object
-) -> Float[Tensor, "m out"]:
-    return x.new_empty((x.shape[0], weight_packed.shape[0]), dtype=torch.float32)
+torch.library.register_fake(NAME, like_product)
 
 
 @torch.library.impl(NAME, "default")
@@ -55,12 +51,8 @@ def _multiply(
     )
 
 
-class TritonW4A8Linear(PreparedLinear):
-    """The packed weight, with zero points as int8."""
-
-    def __init__(self, weight: PackedWeight) -> None:
-        self._weight = weight
-        self._zero_point = weight.zero_points()
+class TritonW4A8Linear(TritonLinear):
+    """The packed weight, multiplied with integers."""
 
     def run(
         self,
@@ -77,19 +69,6 @@ class TritonW4A8Linear(PreparedLinear):
             activation_bits, activation_scale,
         )  # fmt: skip
         return result
-
-    def weight(self) -> PackedWeight:
-        """See `PreparedLinear.weight`."""
-        return self._weight
-
-    def resident_bytes(self) -> int:
-        """See `PreparedLinear.resident_bytes`."""
-        return self._weight.nbytes() + (0 if self._zero_point is None else self._zero_point.nbytes)
-
-
-def unavailable() -> str | None:
-    """Why Triton cannot run here, or None."""
-    return why_unavailable()
 
 
 def unsupported(weight: PackedWeight, activation_bits: int) -> str | None:
