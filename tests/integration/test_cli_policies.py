@@ -123,6 +123,30 @@ def test_a_monitor_makes_its_reference_once_and_says_when_perception_changed(
     assert read_artifact(normal, kind="interface-reference").metadata["episodes"] == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--batch", "0"], ["batch must be at least 1, got 0"]),
+        (["--episodes", "1"], ["episodes must be between", "got 1"]),
+        (["--task", "pick_upp"], ["task must be one of", "'pick_upp'"]),
+        (["--variant", "lighting-drak"], ["variant must be one of", "lighting-dark"]),
+    ],
+)
+def test_what_an_evaluation_refuses_is_refused_before_a_reference_is_made(
+    tiny: Path,
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str | Path],
+    fragments: list[str],
+) -> None:
+    def work(*args: object, **kwargs: object) -> None:
+        raise AssertionError("long work began")
+
+    monkeypatch.setattr(watched_drive, "take_reference", work)
+    refused(["evaluate", tiny, "--monitor", tmp_path / "normal", *options], *fragments)
+
+
 def test_an_unknown_variant_is_refused(tiny: Path, refused: Refused) -> None:
     refused(["evaluate", str(tiny), "--variant", "lighting-drak"], "variant must be one of", "lighting-dark")
 

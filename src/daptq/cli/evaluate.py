@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from daptq.cli._console import json_option, reported_progress
 if TYPE_CHECKING:
     from daptq.evaluation.gate import Gate
     from daptq.evaluation.interface_reference import InterfaceReference
+    from daptq.evaluation.schedule import Progress
 
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -103,9 +105,8 @@ def evaluate(
     with reported_progress() as progress:
         reference = None
         if normal is not None:
-            reference = _reference(
-                normal, policy, environment=environment, tasks=tasks or None, batch=batch, progress=progress
-            )
+            counts = {"episodes": episodes, "seed": seed, "batch": batch}
+            reference = _reference(normal, policy, environment, tasks or None, variants, counts, progress)
         settings: dict[str, Any] = {
             "against": against,
             "environment": environment,
@@ -147,15 +148,33 @@ def _limits(gate: str | None, against: str | None) -> Gate | None:
     return limits
 
 
-def _reference(directory: Path, policy: str, **settings: Any) -> InterfaceReference:
-    """What is normal for the policy: what the folder holds, or what nominal episodes show, which are kept there."""
+def _reference(
+    directory: Path,
+    policy: str,
+    environment: str,
+    tasks: tuple[str, ...] | None,
+    variants: tuple[str, ...],
+    counts: Mapping[str, int],
+    progress: Progress,
+) -> InterfaceReference:
+    """What is normal for the policy: what the folder holds, or what nominal episodes show, which are kept there.
+
+    What the evaluation would refuse is refused before they are run.
+    """
     from daptq.evaluation.interface_reference import InterfaceReference
+    from daptq.evaluation.paired import check_request
+    from daptq.evaluation.robustness import named_variants
     from daptq.evaluation.watched_drive import REFERENCE_SEED, take_reference
     from daptq.evaluation.workers import open_policy
 
     if directory.exists():
         return InterfaceReference.load(directory)
-    reference = take_reference(open_policy(policy), **settings)
+    asked = check_request(environment, tasks, **counts)
+    if variants:
+        named_variants(variants, environment)
+    reference = take_reference(
+        open_policy(policy), environment=environment, tasks=asked, batch=counts["batch"], progress=progress
+    )
     reference.save(directory, seed=REFERENCE_SEED)
     return reference
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daptq.catalog import ENVIRONMENTS
+from daptq.environments._base import Environment
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation._result import SCHEMA_VERSION, put_together
 from daptq.evaluation.crew import hire
@@ -26,7 +27,7 @@ from daptq.evaluation.workers import PolicySource, Workplace, one_thread, open_p
 from daptq.packing._source import locate
 from daptq.policies._base import Policy
 
-__all__ = ["SCHEMA_VERSION", "Progress", "check_variants", "evaluate", "evaluate_many"]
+__all__ = ["SCHEMA_VERSION", "Progress", "check_request", "check_variants", "evaluate", "evaluate_many"]
 
 
 def evaluate(
@@ -120,15 +121,11 @@ def evaluate_many(
     Raises:
         UnknownNameError: The environment, its variant, a task or a policy is not known.
         InvalidInputError: A count is out of range, no policy was given, two policies need different picture sizes, or
-            the monitor's reference is of another interface.
+            the monitor's reference is of another interface or does not hold the instruction of a task.
         DaptqError: An episode could not be run to its end.
     """
-    module = ENVIRONMENTS.load(environment)
-    asked = _checked_tasks(tasks, module.TASKS)
-    check_variants([] if variant is None else [variant], module)
-    plan_episodes(asked, episodes=episodes, seed=seed)  # Refuse bad counts before policies are loaded.
-    if batch < 1:
-        raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
+    asked = check_request(environment, tasks, episodes=episodes, seed=seed, batch=batch)
+    check_variants([] if variant is None else [variant], ENVIRONMENTS.load(environment))
     sources, baseline = _labelled(candidates, against)
     stop = _early_stop(stop_margin, episodes, len(asked), paired=baseline is not None and closed_loop)
     loaded = {label: open_policy(source) for label, source in sources.items()}
@@ -176,6 +173,8 @@ def evaluate_many(
         plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
     )
     try:
+        for reference in watched.values():
+            _check_instructions(reference, first, asked)
         with crew:  # A crew that cannot be had leaves no file behind.
             records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
             done = schedule.run(crew, records, progress)
@@ -203,6 +202,39 @@ def _watched(
         raise InvalidInputError("a monitor must have whole episodes to watch, got states alone. Leave one of them out.")
     monitor.require_interface(loaded[candidates[0]])
     return {candidates[0]: monitor}
+
+
+def _check_instructions(reference: InterfaceReference, environment: Environment, tasks: Sequence[str]) -> None:
+    """Refuses a reference without the instruction of a task before any episode is run."""
+    for task in tasks:
+        environment.reset(seed=0, options={"task": task})
+        reference.require(environment.instruction)
+
+
+def check_request(
+    environment: str, tasks: Sequence[str] | None, *, episodes: int, seed: int, batch: int
+) -> tuple[str, ...]:
+    """Refuses counts and tasks that no evaluation can have; call it before policies are loaded and before long work.
+
+    Args:
+        environment: Name of the environment in the catalog.
+        tasks: Tasks to ask, None for all of the environment.
+        episodes: Number of episodes over all tasks together.
+        seed: Seed of the episodes.
+        batch: Episodes that run side by side.
+
+    Returns:
+        The tasks, each once.
+
+    Raises:
+        UnknownNameError: The environment or a task is not known.
+        InvalidInputError: A count is out of range.
+    """
+    asked = _checked_tasks(tasks, ENVIRONMENTS.load(environment).TASKS)
+    plan_episodes(asked, episodes=episodes, seed=seed)
+    if batch < 1:
+        raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
+    return asked
 
 
 def _checked_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

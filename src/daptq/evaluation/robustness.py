@@ -67,22 +67,16 @@ def evaluate_variants(
     Returns:
         What `evaluate_many` returns for the nominal scene, and `variants`, one entry per variant with `variant`,
         `description`, `policies` (success), `comparisons` as for the nominal scene, `robustness_gap`, and `monitor`
-        where one was given; and, with a
-        baseline, `robustness_gap` over all variants, one entry per candidate: `policy`, `against`, `value`, `low` and
-        `high` (95 %) in percentage points, `n` episodes per condition, `variants`.
+        where one was given; and, with a baseline, `robustness_gap` over all variants, one entry per candidate:
+        `policy`, `against`, `value`, `low` and `high` (95 %) in percentage points, `n` episodes per condition,
+        `variants`.
 
     Raises:
         UnknownNameError: As in `evaluate_many`, or a variant is not known.
         InvalidInputError: As in `evaluate_many`, or no variant is named, or there are fewer than two episodes.
         DaptqError: An episode could not be run to its end.
     """
-    module = ENVIRONMENTS.load(environment)
-    known = getattr(module, "VARIANTS", {})
-    names = list(dict.fromkeys(name for given in variants for name in (known if given == ALL else [given])))
-    check_variants(names, module)
-    if not names:
-        message = f"variants must name at least one variant of {environment}, got none."
-        raise InvalidInputError(message + " Evaluate without variants for the nominal scene.")
+    known = named_variants(variants, environment)
     if episodes < 2:
         message = f"episodes must be at least 2 for an interval over episodes, got {episodes}."
         raise InvalidInputError(message + " Ask for more.")
@@ -107,7 +101,28 @@ def evaluate_variants(
         )
 
     nominal = run(None)
-    return with_variants(nominal, {name: run(name) for name in names}, {n: known[n].description for n in names})
+    return with_variants(nominal, {name: run(name) for name in known}, known)
+
+
+def named_variants(variants: Sequence[str], environment: str) -> dict[str, str]:
+    """Descriptions of variants by name, each once.
+
+    Args:
+        variants: Names; `ALL` stands for every variant.
+        environment: Name of the environment in the catalog.
+
+    Raises:
+        UnknownNameError: The environment or a variant is not known.
+        InvalidInputError: No variant is named.
+    """
+    module = ENVIRONMENTS.load(environment)
+    known = getattr(module, "VARIANTS", {})
+    names = dict.fromkeys(name for given in variants for name in (known if given == ALL else [given]))
+    check_variants(list(names), module)
+    if not names:
+        message = f"variants must name at least one variant of {environment}, got none."
+        raise InvalidInputError(message + " Evaluate without variants for the nominal scene.")
+    return {name: known[name].description for name in names}
 
 
 def with_variants(

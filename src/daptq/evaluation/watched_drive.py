@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from daptq.catalog import ENVIRONMENTS
 from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.evaluation.interface_reference import InterfaceReference
+from daptq.evaluation.paired import check_request
 from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.schedule import Progress
@@ -41,7 +41,9 @@ def take_reference(
         progress: Called after every `batch` episodes with how many are done, how many there are, and what was done.
 
     Raises:
-        InvalidInputError: The policy has no interface or several, or there are fewer than four episodes per task.
+        UnknownNameError: The environment or a task is not known.
+        InvalidInputError: The policy has no interface or several, a count is out of range, or there are fewer than
+            four episodes per task.
     """
     interface = only_interface(policy)
 
@@ -84,8 +86,12 @@ def drive(
 
     Yields:
         Records and streams of each group of episodes that ran side by side, in order.
+
+    Raises:
+        UnknownNameError: The environment or a task is not known.
+        InvalidInputError: A count is out of range.
     """
-    asked = tuple(ENVIRONMENTS.load(environment).TASKS) if tasks is None else tuple(tasks)
+    asked = check_request(environment, tasks, episodes=episodes, seed=seed, batch=batch)
     place = Workplace(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
     try:
         (first,) = place.environments(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from daptq.compensation._affine import AffineMap
-from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError
+from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError, UnknownNameError
 from daptq.evaluation._interface_stream import EpisodeStream, watch_episodes
 from daptq.evaluation.interface_reference import RIDGE, InterfaceReference
 from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
@@ -250,6 +250,26 @@ def test_a_killed_run_judges_the_same_episodes(reader: Reader, reference: Interf
     assert again["monitor"] == evaluate(reader, monitor=reference, **EVALUATION)["monitor"]
 
 
+@pytest.mark.slow
+def test_what_a_monitor_says_does_not_depend_on_the_number_of_workers(
+    plugged_in: Path, reader: Reader, reference: InterfaceReference
+) -> None:
+    settings: dict[str, Any] = {"monitor": reference, "environment": "point", "episodes": 6, "seed": 1}
+    assert evaluate(reader, workers=2, **settings)["monitor"] == evaluate(reader, **settings)["monitor"]
+
+
+def test_a_task_that_the_reference_does_not_hold_is_refused_before_any_episode(
+    reader: Reader, point_world: list[PointWorld], tmp_path: Path
+) -> None:
+    left = take_reference(reader, environment="point", tasks=["left"], episodes=8, seed=7)
+    journal = tmp_path / "episodes.jsonl"
+    with pytest.raises(InvalidInputError, match="instruction must be one of the reference, 'go left', got 'go right'"):
+        evaluate(reader, against=Pusher(), monitor=left, journal=journal, **EVALUATION)
+    assert not journal.exists()
+    assert all(one.closed for one in point_world)
+    assert len(evaluate(reader, monitor=left, tasks=["left"], **EVALUATION)["monitor"]["episodes"]) == 30
+
+
 def test_episodes_of_different_lengths_are_watched_side_by_side(
     reader: Reader, reference: InterfaceReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +395,10 @@ def test_what_cannot_be_monitored_is_refused(
         evaluate(reader, monitor=other, **EVALUATION)
     with pytest.raises(InvalidInputError, match="whole episodes to watch"):
         evaluate_many([reader], against=reader, closed_loop=False, monitor=reference, **EVALUATION)
+    with pytest.raises(InvalidInputError, match="batch must be at least 1"):
+        take_reference(reader, environment="point", batch=0)
+    with pytest.raises(UnknownNameError, match="task must be one of"):
+        take_reference(reader, environment="point", tasks=["lefft"])
     monitor = InterfaceMonitor(reader, reference)
     with pytest.raises(InvalidInputError, match="'go left', 'go right', got 'dance'"), monitor.watch(["dance"]):
         pass
