@@ -102,7 +102,8 @@ class InterfaceReference:
             InvalidInputError: No episode of the reference had this instruction.
         """
         score = self.score(episode)
-        moved = (episode.moments.mean - self.moments[episode.instruction].mean) / self.spread
+        change = episode.moments.mean - self.moments[episode.instruction].mean
+        moved = torch.where(change == 0, 0.0, change / self.spread)  # a channel that never varies has not moved
         channel = int(moved.abs().argmax())
         return Reading(instruction=episode.instruction, score=score, channel=channel, moved=float(moved[channel]))
 

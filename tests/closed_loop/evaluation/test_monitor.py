@@ -149,6 +149,17 @@ def stream(rows: Any, instruction: str = "a") -> EpisodeStream:
     return EpisodeStream(instruction=instruction, moments=moments)
 
 
+def test_a_channel_that_never_varies_is_not_the_one_that_moved_most() -> None:
+    generator = np.random.default_rng(0)
+    varied = generator.normal(size=(9, 5, 3)) * [1.0, 0.0, 1.0]
+    reference = InterfaceReference.of("interface", [stream(rows) for rows in varied[:8]])
+    reading = reference.reading(stream(varied[8] + [0.0, 0.0, 4.0]))
+    assert reading.channel == 2
+    assert reading.moved > 4
+    stirred = reference.reading(stream(varied[8] + [0.0, 1e-3, 4.0]))
+    assert (stirred.channel, stirred.moved) == (1, np.inf)
+
+
 def test_a_reference_survives_the_disk(reference: InterfaceReference, reader: Reader, tmp_path: Path) -> None:
     again = InterfaceReference.load(reference.save(tmp_path / "reference", seed=7))
     one, other = (InterfaceMonitor(reader, each) for each in (reference, again))
