@@ -66,6 +66,44 @@ def test_a_later_process_takes_the_choice_without_measuring(
     assert chosen() == "reference"
 
 
+def test_of_processes_that_measure_side_by_side_the_first_to_finish_decides(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = f"{NAME}{torch.get_num_threads()}.json"
+
+    def another_process_finishes(prepared: PreparedLinear, _: object) -> float:
+        document = {
+            "schema_version": 2,
+            "kernel": "reference",
+            "milliseconds": {"reference": 3.0, "float32-carried": 4.0},
+            "bfloat16_milliseconds": 2.0,
+        }
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(document))
+        return 1e-3 if type(prepared).__name__ == "Float32CarriedLinear" else 1.0
+
+    monkeypatch.setattr(_picker, "_time", another_process_finishes)
+    assert chosen() == "reference"
+    assert "is reference (measured by another process on this machine at the same time)" in caplog.text
+    assert json.loads((folder / file).read_text())["milliseconds"]["reference"] == 3.0
+    assert [path.name for path in folder.iterdir()] == [file]
+    assert chosen() == "reference"
+
+
+def test_what_was_measured_is_asked_without_preparing_the_weight_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        PackedWeight.from_integers(torch.ones(64, 512, dtype=torch.int8), 4),
+        torch.ones(64, 1),
+        None,
+        torch.randn(2, 512),
+    )
+    first = _picker.measured(*arguments)
+    monkeypatch.setattr(_picker, "prepare", None)
+    assert _picker.measured(*arguments) is first
+
+
 def test_another_shape_or_number_of_threads_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen()
     threads = torch.get_num_threads()

@@ -2,6 +2,9 @@
 
 The times of all candidates and of bfloat16 are kept with the choice: whoever recalls it can tell what it costs.
 
+A choice that is kept stays: of processes that measure a shape side by side the first to finish decides for all, so that
+they multiply with the same kernel.
+
 The files lie in the user's cache, in a folder named after the processor, torch's version and the source of every
 backend, so that a new kernel or another machine starts without any. A file that cannot be read or written costs a
 measurement and a warning. Delete the folder to have everything measured again.
@@ -9,13 +12,16 @@ measurement and a warning. Delete the folder to have everything measured again.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import logging
 import math
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,18 +98,38 @@ def recall(shape: str) -> Choice | None:
         return None
 
 
-def remember(shape: str, choice: Choice) -> None:
-    """Keeps a choice and the times behind it for later processes.
+def remember(shape: str, choice: Choice) -> Choice:
+    """Keeps a choice and the times behind it for later processes, unless another process was quicker.
 
     Args:
         shape: As in `recall`.
         choice: What was measured.
+
+    Returns:
+        The choice that is kept: that of another process where its kernel is a candidate of this one.
     """
     document = {"schema_version": SCHEMA_VERSION, **asdict(choice)}
     try:
-        write_bytes(choices_folder() / f"{shape}.json", json.dumps(document, indent=1).encode())
-    except OutputWriteError as error:
+        with _alone(choices_folder()):
+            kept = recall(shape)
+            if kept is not None and kept.kernel in choice.milliseconds:
+                return kept
+            write_bytes(choices_folder() / f"{shape}.json", json.dumps(document, indent=1).encode())
+    except (OSError, OutputWriteError) as error:
         _log.warning("the choice of a kernel is not kept for later processes: %s", error)
+    return choice
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process keeps a choice in the folder; the lock of one that dies is released."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def choices_folder() -> Path:

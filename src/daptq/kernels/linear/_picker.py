@@ -3,8 +3,9 @@
 Every candidate is timed on the real activations, after its result was compared with the reference bit by bit; one that
 differs is never taken, so a choice that falls differently on a busy machine changes the time and nothing else. Where
 activations are not quantized there are no bits to agree on: a result must lie within the rounding of its arithmetic. A
-shape is measured once on each machine: later processes take the kept choice after the same comparison. A form that
-needs more memory than the bfloat16 weight it replaces is taken only when asked for by name.
+shape is measured once on each machine: later processes, and those that measure it at the same time and finish later,
+take the kept choice after the same comparison. A form that needs more memory than the bfloat16 weight it replaces is
+taken only when asked for by name.
 
 What the layer would take in bfloat16 is measured and kept as well. A quantized layer has no float copy to go back to,
 so where bfloat16 is faster the picker says so, as a warning in every process, and takes the fastest low-bit kernel;
@@ -163,7 +164,10 @@ def choose(
     fastest = min(times, key=lambda name: times[name])
     milliseconds = {name: 1e3 * seconds for name, seconds in times.items()}
     choice = Choice(kernel=fastest, milliseconds=milliseconds, bfloat16_milliseconds=1e3 * floats)
-    remember(shape.file_name(), choice)
+    kept = remember(shape.file_name(), choice)
+    if kept is not choice:
+        _settle(shape, kept, "measured by another process on this machine at the same time")
+        return kept.kernel, candidates[kept.kernel]
     remarks |= {name: f"{taken:.3f} ms" for name, taken in milliseconds.items()}
     _settle(shape, choice, "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items())))
     return fastest, candidates[fastest]
@@ -181,8 +185,10 @@ def measured(
 
     Args: As in `choose`.
     """
-    choose(weight, weight_scale, bias, x, activation_bits, activation_scale)
-    return _choices[_shape(weight, x, activation_bits, activation_scale)]
+    shape = _shape(weight, x, activation_bits, activation_scale)
+    if shape not in _choices:
+        choose(weight, weight_scale, bias, x, activation_bits, activation_scale)
+    return _choices[shape]
 
 
 def _shape(
