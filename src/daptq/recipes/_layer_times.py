@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from daptq.allocation._plan import BFLOAT16
+from daptq.kernels.linear._choices import MARGIN
 from daptq.kernels.linear._timing import measure_layer_times
 from daptq.policies._base import ACTION, Policy
 from daptq.recipes._recipe import Recipe
@@ -22,8 +23,6 @@ __all__ = ["FASTER", "TIMES_KIND", "faster_in_float", "layer_times", "rows_of_la
 
 TIMES_KIND = "layer-times"
 FASTER = "faster"
-# A smaller difference is noise of the measurement.
-MARGIN = 1.05
 
 
 def layer_times(policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, float]]:
