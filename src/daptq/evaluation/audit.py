@@ -56,7 +56,8 @@ class AuditedLayer:
         bytes_read_per_call: Bytes of the layer's memory, and of temporary copies of its weight, that a call read.
         resident_bytes: Bytes that the layer keeps: weight with padding, scales, bias, and whatever else it holds.
         ratio_to_bfloat16: Time of a call with the layer's kernel divided by that of the layer in bfloat16, as this
-            machine measured them; None for a layer that is not quantized or was not called.
+            machine measured them; None for a layer that is not quantized or was not called, and where the kernel was no
+            candidate.
     """
 
     name: str

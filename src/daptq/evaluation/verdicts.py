@@ -1,7 +1,8 @@
 """One verdict per watched episode: has what passes the interface shifted from what is normal?
 
-The false-alarm rate is a guarantee, see `daptq.numerics.change_detector`. The module does not know where the readings
-come from: from a policy that runs now, or from the records of an evaluation.
+The false-alarm rate is a guarantee for episodes whose initial states are drawn at random, see
+`daptq.numerics.change_detector`; those of a fixed list taken in turn are no such sample. The module does not know where
+the readings come from: from a policy that runs now, or from the records of an evaluation.
 """
 
 from __future__ import annotations

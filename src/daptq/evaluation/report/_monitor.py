@@ -22,8 +22,8 @@ def monitor_section(result: Json, policies: Policies) -> str:
     caption = f"Interface of {policies.labels.get(first['policy'], first['policy'])}, {first['observed']}"
     about = note(
         f"Compared with {first['reference_episodes']} nominal episodes. While nothing changes, a flag is raised within "
-        f"{first['horizon']} episodes with probability {first['false_alarm_rate']:.0%} at most. A flag says that what "
-        "the policy perceives has changed, not that it fails."
+        f"{first['horizon']} episodes with probability {first['false_alarm_rate']:.0%} at most, where initial states "
+        "are drawn at random. A flag says that what the policy perceives has changed, not that it fails."
     )
     listed = "".join(_episodes(name, one) for name, one in watched)
     return section("monitor", _TITLE, table(caption, ("condition", "flag", "what was measured"), rows) + about + listed)
