@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.evaluation._control_step import control_step
-from daptq.evaluation._float_paths import FLOAT_PATHS, float_paths
+from daptq.evaluation._float_paths import _BLOCK, _GROUP, _ROWS, _TILE, FLOAT_PATHS, _fitting, float_paths
 from daptq.evaluation.benchmark import benchmark
-from daptq.packing.checkpoint import save_policy
+from daptq.packing.checkpoint import load_policy, save_policy
 from daptq.policies import cogact
 
 pytestmark = pytest.mark.benchmark
@@ -66,6 +66,19 @@ def test_layers_of_other_libraries_multiply_4_bit_weights(name: str) -> None:
     assert sum(operations.seen[product] for product in PRODUCTS[name]) >= 10
     # The float policy that it was built from is left as it was.
     assert all(type(policy.get_submodule(layer)) is nn.Linear for layer in policy.linear_layers())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_three_layers_of_the_reference_policy_stay_in_bfloat16_beside_either_library() -> None:
+    policy = load_policy("reference")
+    layers = set(policy.linear_layers())
+    assert len(layers) == 87
+    for inputs, outputs in ((_GROUP, _ROWS), (_BLOCK, _TILE)):
+        assert layers - set(_fitting(policy, inputs=inputs, outputs=outputs)) == {
+            "state_projector",
+            "action_model.net.x_embedder.linear",
+            "action_model.net.final_layer.linear",
+        }
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCTS))
