@@ -4,7 +4,8 @@
 
 The JSON is that of ``daptq benchmark``; a page beside it is written from it. Quantized policies are kept in ``--work``.
 ``--also`` adds DA-PTQ with fewer layers of the action head kept in bfloat16 than by its defaults, by name or ``all``.
-Measure on a machine that does nothing else. ``make .venv/benchmark`` installs the float runtimes and the rivals.
+``--device cuda`` measures on a GPU; policies are quantized on the CPU. Measure on a machine that does nothing else.
+``make .venv/benchmark`` installs the float runtimes and the rivals.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import click
 import daptq
 from daptq.artifacts import write_json
 from daptq.cli._console import reported_progress
+from daptq.evaluation._device import find_device
 from daptq.evaluation.benchmark import benchmark
 
 METHODS: Mapping[str, Callable[[], daptq.recipes.Recipe]] = {
@@ -43,8 +45,8 @@ def page(result: Mapping[str, Any]) -> str:
     columns += ["weights [MiB]", "saved", "peak [MiB]", "/ float path", "/ eager"]
     measured = (
         f"`reference` by each method at its defaults, {origin['threads']} threads, n = {origin['repeats']} interleaved "
-        f"repetitions, {origin['cpu']}, {origin['time'][:10]}. `fraction-F-last-N` stands for DA-PTQ with F of the "
-        "action head's layers, and its N last blocks, kept in bfloat16. Written by `benchmarks/control_step.py`."
+        f"repetitions, {result['device_name']}, {origin['time'][:10]}. `fraction-F-last-N` stands for DA-PTQ with F of "
+        "the action head's layers, and its N last blocks, kept in bfloat16. Written by `benchmarks/control_step.py`."
     )
     lines = [
         "# One control step",
@@ -88,11 +90,13 @@ def _interval(ratio: Mapping[str, float]) -> str:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file; the page gets its name.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/control-step"), show_default=True)
 @click.option("--also", multiple=True, type=click.Choice([*FEWER_KEPT, EVERY]), help="May be repeated.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--repeats", default=30, show_default=True, help="Measured repetitions, each runs everything once.")
 @click.option("--threads", default=2, show_default=True, help="Threads of every runtime.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the observation, the order and the bootstrap.")
-def main(output: Path, work: Path, also: tuple[str, ...], repeats: int, threads: int, seed: int) -> None:
+def main(output: Path, work: Path, also: tuple[str, ...], device: str, repeats: int, threads: int, seed: int) -> None:
     """Measures and writes the result."""
+    find_device(device)  # Quantizing takes minutes: a device that is missing is said before.
     policy = daptq.load_policy("reference")
     asked = {name: recipe for name, recipe in FEWER_KEPT.items() if name in also or EVERY in also}
     recipes = {**METHODS, **asked}
@@ -101,7 +105,15 @@ def main(output: Path, work: Path, also: tuple[str, ...], repeats: int, threads:
             if not (work / name).exists():
                 daptq.quantize(policy, recipe(), data="tabletop:train", output=work / name, progress=progress)
         folders = [str(work / name) for name in recipes]
-        result = benchmark(folders, against="reference", repeats=repeats, threads=threads, seed=seed, progress=progress)
+        result = benchmark(
+            folders,
+            against="reference",
+            device=device,
+            repeats=repeats,
+            threads=threads,
+            seed=seed,
+            progress=progress,
+        )
     write_json(output, result)
     output.with_suffix(".md").write_text(page(result), encoding="utf-8")
     click.echo(page(result))

@@ -4,13 +4,15 @@
     python benchmarks/public_size.py quantize
     python benchmarks/public_size.py quantize --kill round:112 --kill write:0
     python benchmarks/public_size.py step
+    python benchmarks/public_size.py step --device cuda
     python benchmarks/public_size.py report
 
 Weights are random (the public ones cannot be had everywhere), of the public shapes: DINOv2 ViT-L/14 with registers,
 SigLIP So400M/14, Llama-2 7B, DiT-B. `write` makes the bfloat16 checkpoint shard by shard; `quantize` runs `da_ptq` with
 four random calibration states on the streamed policy; with `--kill` its process is killed five seconds after a stage
 has come so far, and started again. `report` compares the files of both runs and writes results/<date>-public-size.json
-and .md beside this file. What the steps measure is kept in the working folder.
+and .md beside this file. What the steps measure is kept in the working folder. On a CUDA device `step` also measures
+what torch allocates there at most, and replays the denoising loop as a CUDA graph, recorded in the first step.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ from torch import Tensor, nn
 
 from daptq.artifacts import provenance, read_json, write_artifact, write_bytes, write_json
 from daptq.calibration._base import CalibrationSource
+from daptq.evaluation._device import DEVICES, device_name, find_device
 from daptq.evaluation.describe import single_observation
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
 from daptq.policies._base import TASK, Batch, Policy
+from daptq.policies._captured import capture_denoising
 from daptq.policies._execution import noise_generator
 from daptq.policies._prismatic_config import PrismaticConfig
 from daptq.policies._tokenizer import train_tokenizer
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("step", choices=["write", "quantize", "step", "report", "quantize-here", "step-here"])
     parser.add_argument("--folder", type=Path, default=Path("runs/public-size"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what step runs on")
     parser.add_argument("--kill", action="append", default=[], metavar="STAGE:DONE", help="may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -82,13 +87,13 @@ def main() -> None:
     elif options.step == "quantize-here":
         quantize_here(folder, options.kill[0] if options.kill else "straight")
     elif options.step == "step-here":
-        step_here(folder / "straight")
+        step_here(folder / "straight", find_device(options.device))
     elif options.step == "quantize":
         measured = [run(["quantize-here", "--kill", name], folder, options.threads, kill) for kill in options.kill]
         measured.append(run(["quantize-here", "--kill", name], folder, options.threads, None))
         write_json(folder / f"{name}.json", {"runs": measured, "threads": options.threads})
     elif options.step == "step":
-        write_json(folder / "step.json", run(["step-here"], folder, options.threads, None))
+        write_json(folder / "step.json", run(["step-here", "--device", options.device], folder, options.threads, None))
     else:
         report(folder)
 
@@ -180,20 +185,25 @@ def quantize_here(folder: Path, name: str) -> None:
     print(json.dumps({"peak_bytes": peak_of("self")}))
 
 
-def step_here(packed: Path) -> None:
+def step_here(packed: Path, device: torch.device) -> None:
     """Loads the packed folder in this process and runs control steps on one observation."""
     times = [time.monotonic()]
-    policy = load_policy(packed)
+    policy = load_policy(packed).to(device)
+    capture_denoising(policy)
     times.append(time.monotonic())
     print(f"loaded {times[1] - times[0]:.1f} s", flush=True)
     for step in range(3):
         with torch.inference_mode():
-            chunk = policy.predict_chunk(single_observation(policy, 0), noise_generator(0, step))
+            chunk = policy.predict_chunk(single_observation(policy, 0), noise_generator(0, step)).cpu()
         times.append(time.monotonic())
-        print(f"step {step} {times[-1] - times[-2]:.1f} s", flush=True)
+        print(f"step {step} {times[-1] - times[-2]:.2f} s", flush=True)
     assert bool(torch.isfinite(chunk).all())
     load, *steps = (later - earlier for earlier, later in pairwise(times))
-    print(json.dumps({"peak_bytes": peak_of("self"), "load_seconds": load, "step_seconds": steps}))
+    measured: dict[str, Any] = {"peak_bytes": peak_of("self"), "load_seconds": load, "step_seconds": steps}
+    measured["device_name"] = device_name(device)
+    if device.type == "cuda":
+        measured["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    print(json.dumps(measured))
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -245,7 +255,8 @@ def page(data: dict[str, Any], name: str) -> str:
     ]
     table = "\n".join(f"| {label} | {peak} | {minutes} |" for label, peak, minutes in rows)
     same = "the same bytes in every file" if data["identical"] else "**other bytes**"
-    steps = ", ".join(f"{seconds:.1f}" for seconds in step["step_seconds"])
+    steps = ", ".join(f"{seconds:.2f}" for seconds in step["step_seconds"])
+    on_device = f" ({step['peak_device_bytes'] / GIB:.2f} GiB of its memory)" if "peak_device_bytes" in step else ""
     return f"""# A CogACT of the public size
 
 {data["parameters"] / 1e9:.2f} billion random parameters, {data["checkpoint_bytes"] / GIB:.2f} GiB in bfloat16,
@@ -258,8 +269,9 @@ other work). Written by `benchmarks/public_size.py`; everything is in [{name}.js
 
 `da_ptq` with {STATES} calibration states writes {data["packed_bytes"] / GIB:.2f} GiB. The killed and continued run
 wrote {same} as the one that nobody killed ({len(data["digests"])} files; the time of the run is left out of the
-comparison). Loading took {step["load_seconds"]:.1f} s; control steps took {steps} s, the first of which chooses
-kernels. Each number is one measurement on a shared machine: memory repeats, times say no more than their order.
+comparison). Loading took {step["load_seconds"]:.1f} s; control steps on {step["device_name"]}{on_device} took
+{steps} s, the first of which chooses kernels. Each number is one measurement on a shared machine: memory repeats,
+times say no more than their order.
 """
 
 

@@ -54,6 +54,7 @@ FROZEN: dict[str, dict[str, Any]] = {
     "benchmark": {
         "--policy": "required",
         "--against": "required",
+        "--device": "cpu",
         "--repeats": 30,
         "--threads": None,
         "--float-path": None,

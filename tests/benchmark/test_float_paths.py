@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,6 +49,21 @@ def test_every_float32_runtime_says_what_torch_says() -> None:
     assert [path.name for path in built] == RUNTIMES
     # float32 sums in another order, through ten denoising steps of a policy whose actions are below 1.
     assert all(path.max_abs_difference < 1e-4 for path in built)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bfloat16_compiles_and_rounds_as_it_does_in_eager_mode(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "torch-compile-bfloat16"
+    monkeypatch.setitem(FLOAT_PATHS, name, replace(FLOAT_PATHS[name], devices=("cpu", "cuda")))
+    policy = cogact.tiny().to(device)
+    (compiled, eager), skipped = float_paths(policy, control_step(policy), [name, "torch-bfloat16"], lambda name: None)
+    assert skipped == []
+    assert compiled.captured == (device.type == "cuda")
+    # Compiled code rounds fewer intermediate results; actions are below 0.2, the gripper opens or closes at random.
+    assert (compiled.run() - eager.run())[:, :-1].abs().mean() < 0.01
+    assert torch.equal(compiled.run(), compiled.run())
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCTS))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from daptq.policies._base import ACTION, Batch
-from daptq.policies._captured import CapturedLoop, captured_denoising
+from daptq.policies._captured import CapturedLoop, capture_denoising, captured_denoising
 from daptq.policies.cogact import CogACTPolicy, tiny
 
 
@@ -96,6 +96,7 @@ def test_nothing_is_captured_on_a_cpu_and_an_error_leaves_the_policy_as_it_was(
     policy = tiny()
     with captured_denoising(policy):
         assert "denoise" not in vars(policy)
+    assert not capture_denoising(policy)
     inside = captured_denoising(policy, Eager)
     inside.__enter__()
     assert isinstance(policy.denoise, CapturedLoop)
@@ -105,3 +106,6 @@ def test_nothing_is_captured_on_a_cpu_and_an_error_leaves_the_policy_as_it_was(
     monkeypatch.setattr(type(policy), "device", torch.device("cuda"))
     with captured_denoising(policy):
         assert isinstance(policy.denoise, CapturedLoop)
+    assert "denoise" not in vars(policy)
+    assert capture_denoising(policy)
+    assert isinstance(policy.denoise, CapturedLoop)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--policy", "policies", metavar="POLICY", multiple=True, required=True, help="May be repeated.")
 @click.option("--against", metavar="POLICY", required=True, help="Float policy that the float path is built from.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What everything runs on."
+)
 @click.option("--repeats", metavar="N", type=int, default=30, help="Measured repetitions, each runs everything once.")
 @click.option("--threads", metavar="N", type=int, help="Threads of every runtime.  [default: torch's]")
 @click.option("--float-path", "paths", metavar="NAME", multiple=True, help="May be repeated.  [default: all]")
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 def benchmark(
     policies: tuple[str, ...],
     against: str,
+    device: str,
     repeats: int,
     threads: int | None,
     paths: tuple[str, ...],
@@ -51,6 +55,7 @@ def benchmark(
         result = run(
             policies,
             against=against,
+            device=device,
             repeats=repeats,
             threads=threads,
             paths=paths or None,
@@ -75,7 +80,7 @@ def _policies(result: Mapping[str, Any]) -> Table:
     repeats = listed[0]["control_step_ms"]["n"]
     origin = result["provenance"]
     table = Table(
-        title=f"one control step, n = {repeats}, {origin['threads']} threads, {origin['cpu']}",
+        title=f"one control step, n = {repeats}, {origin['threads']} threads, {result['device_name']}",
         caption=f"ratios of times within a repetition, bootstrap 95 %; float path: {result['float_path']['name']}",
     )
     table.add_column("")

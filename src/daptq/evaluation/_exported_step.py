@@ -2,10 +2,12 @@
 
 The whole step is exported, denoising loop unrolled, with the images, the state and the diffusion noise as inputs; the
 instruction is a constant of the graph, which favours the runtime. What a runtime does with the graph is its own.
+The graph is traced on the CPU and then moved: tracing on another device would leave the constants behind.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,11 +15,13 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 from torch.overrides import TorchFunctionMode
 
 from daptq.errors import MissingDependencyError
 from daptq.evaluation._control_step import ControlStep
 from daptq.policies._base import TASK, Batch, Policy
+from daptq.policies._captured import CapturedLoop
 
 __all__ = ["Exported", "ExportedStep", "Run", "inductor", "onnx_runtime", "openvino"]
 
@@ -41,7 +45,7 @@ class ExportedStep:
     """A control step that was exported once.
 
     Args:
-        policy: A policy in floating point, on the CPU.
+        policy: A policy in floating point; the graph runs on its device.
         step: The control step.
 
     Attributes:
@@ -50,27 +54,38 @@ class ExportedStep:
 
     def __init__(self, policy: Policy, step: ControlStep) -> None:
         self._policy, self._step = policy, step
+        on_cpu = policy.device.type == "cpu"
+        traced = policy if on_cpu else copy.deepcopy(policy).cpu()
         with torch.no_grad():
-            noises = _drawn(policy, step)
+            noises = _drawn(traced, step)
             self._shapes = [noise.shape for noise in noises]
-            module = _Step(policy, step, len(noises))
-            self.program = torch.export.export(module.eval(), self.inputs(), strict=False)
+            module = _Step(traced, step, len(noises))
+            program = torch.export.export(module.eval(), self._inputs(traced), strict=False)
+        self.program = program if on_cpu else move_to_device_pass(program, policy.device)
 
     def inputs(self) -> tuple[Tensor, ...]:
         """The diffusion noise and the observation, made anew as in every control step."""
+        return self._inputs(self._policy)
+
+    def _inputs(self, policy: Policy) -> tuple[Tensor, ...]:
         generator = self._step.generator()
-        noises = [torch.randn(shape, generator=generator) for shape in self._shapes]
-        return (*noises, *_tensors(self._step.batch(self._policy)))
+        noises = [torch.randn(shape, generator=generator).to(policy.device) for shape in self._shapes]
+        return (*noises, *_tensors(self._step.batch(policy)))
 
 
 def inductor(exported: Exported) -> Run:
-    """Compiles the graph with torch.compile's default backend."""
-    compiled = torch.compile(exported.program.module())
+    """Compiles the graph with torch.compile's default backend; on a CUDA device all of it is one CUDA graph.
+
+    There it also tries several kernels for every product. Torch would leave a graph that it cannot record to Python
+    without an error, so it is not asked to record.
+    """
+    on_cuda = exported.inputs()[0].device.type == "cuda"
+    compiled = torch.compile(exported.program.module(), mode="max-autotune-no-cudagraphs" if on_cuda else None)
+    step: Callable[..., Tensor] = CapturedLoop(compiled) if on_cuda else compiled
 
     def run() -> Float[Tensor, "chunk action"]:
         with torch.inference_mode():
-            chunk: Tensor = compiled(*exported.inputs())[0]
-            return chunk
+            return step(*exported.inputs())[0].float().cpu()
 
     return run
 

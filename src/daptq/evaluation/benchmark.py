@@ -3,7 +3,8 @@
 Every repetition runs each policy and each floating-point candidate once, in an order drawn anew, so a machine that
 slows down slows all of them down; ratios are taken within repetitions. One control step is timed: from an observation
 to an action chunk, without rendering, physics and the robot. The times hold for this machine and this number of
-threads; whatever else the machine does meanwhile is in them.
+threads; whatever else the machine does meanwhile is in them. On a CUDA device a step ends when its answer is on the
+CPU, and the denoising loop of every policy but the baseline is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from daptq.artifacts import provenance
 from daptq.errors import InvalidInputError
 from daptq.evaluation._control_step import ControlStep, control_step
+from daptq.evaluation._device import device_name, find_device
 from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, float_paths
 from daptq.evaluation._peak_memory import peak_bytes
 from daptq.evaluation._stages import STAGES, stage_times
@@ -30,6 +32,7 @@ from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
 from daptq.policies._base import Policy
+from daptq.policies._captured import capture_denoising
 
 __all__ = ["benchmark", "interleaved_times", "percentiles", "ratio_interval"]
 
@@ -43,6 +46,7 @@ def benchmark(
     policies: Sequence[str],
     *,
     against: str,
+    device: str = "cpu",
     repeats: int = 30,
     warmup: int = 3,
     threads: int | None = None,
@@ -55,6 +59,7 @@ def benchmark(
     Args:
         policies: Names or folders of policies.
         against: Name or folder of the float policy that candidates for the float path are built from.
+        device: ``"cpu"`` or ``"cuda"``, what policies and candidates run on.
         repeats: Measured repetitions, at least 1.
         warmup: Repetitions before the measured ones.
         threads: Threads of torch and of every runtime; None for as many as torch is set to.
@@ -63,26 +68,28 @@ def benchmark(
         progress: Called after every step of the work with how many are done, how many there are, and what was done.
 
     Returns:
-        JSON object: `schema_version`; `device`; `policies`, those that were named and the baseline, each with `name`,
-        `weight_bytes` (resident after a step), `peak_bytes`, `control_step_ms` (`p50`, `p95`, `p99`, `n`) and
-        `stages_ms` (medians); `float_path` (`name`, `p50`), the fastest floating-point candidate by its median;
+        JSON object: `schema_version`; `device` and its `device_name`; `policies`, those that were named and the
+        baseline, each with `name`, `captured` (whether the denoising loop is a CUDA graph), `weight_bytes` (resident
+        after a step), `peak_bytes`, `control_step_ms` (`p50`, `p95`, `p99`, `n`) and `stages_ms` (medians);
+        `float_path` (`name`, `p50`), the fastest floating-point candidate by its median;
         `ratio_to_float_path` and `ratio_to_eager`, by policy: median over repetitions of the policy's time divided by
         the other's, less than 1 where the policy is faster (`value`, `low`, `high`: bootstrap, 95 %); `float_paths`,
-        every candidate with `name`, `kind`, `control_step_ms` and `max_abs_difference`; `skipped`, candidates that were
-        left out, with a `reason`; `provenance`.
+        every candidate with `name`, `kind`, `captured`, `control_step_ms` and `max_abs_difference`; `skipped`,
+        candidates that were left out, with a `reason`; `provenance`.
 
     Raises:
-        InvalidInputError: There is no policy, repetition or thread, a policy is named twice, or the baseline is not in
-            floating point.
-        UnknownNameError: There is no such policy or candidate.
+        InvalidInputError: There is no policy, repetition or thread, a policy is named twice, the baseline is not in
+            floating point, or torch finds no such device here.
+        UnknownNameError: There is no such policy, candidate or kind of device.
         ArtifactError: A folder holds no policy, or is damaged.
     """
     _check(policies, against, repeats, warmup, threads)
+    place = find_device(device)
     names = list(dict.fromkeys((EAGER, *(FLOAT_PATHS if paths is None else paths))))
     total = 2 * (len(policies) + 1) + len(names) + warmup + repeats
     done = _counted(progress, total)
     with _threads(threads):
-        loaded = {name: load_policy(name) for name in (*policies, against)}
+        loaded = {name: load_policy(name).to(place) for name in (*policies, against)}
         _require_float(loaded[against], against)
         steps = {name: control_step(policy, seed) for name, policy in loaded.items()}
         built, skipped = float_paths(loaded[against], steps[against], names, done)
@@ -91,15 +98,17 @@ def benchmark(
             name: partial(steps[name].run, loaded[name]) for name in policies
         }
         candidates |= {path.name: path.run for path in built}
+        captured = {name: capture_denoising(loaded[name]) for name in policies} | {against: False}
         times = interleaved_times(candidates, repeats=repeats, warmup=warmup, seed=seed, progress=done)
         times[against] = times[EAGER]
         measured = []
         for name, policy in loaded.items():
             stages = _stages(policy, steps[name], repeats)
             done(f"stages of {name}")
-            peak = peak_bytes(name, threads=torch.get_num_threads(), seed=seed)
+            peak = peak_bytes(name, device=device, threads=torch.get_num_threads(), seed=seed)
             done(f"memory of {name}")
-            entry = {"name": name, "weight_bytes": weight_bytes_resident(policy), "peak_bytes": peak}
+            entry = {"name": name, "captured": captured[name], "weight_bytes": weight_bytes_resident(policy)}
+            entry["peak_bytes"] = peak
             measured.append({**entry, "control_step_ms": percentiles(times[name]), "stages_ms": stages})
         fastest = min((path.name for path in built if path.kind == "float"), key=lambda name: np.median(times[name]))
         origin = {
@@ -112,6 +121,7 @@ def benchmark(
     return {
         "schema_version": SCHEMA_VERSION,
         "device": str(loaded[against].device),
+        "device_name": device_name(place),
         "policies": measured,
         "float_path": {"name": fastest, "p50": float(np.median(times[fastest]))},
         "ratio_to_float_path": {name: ratio_interval(times[name] / times[fastest], seed) for name in loaded},
@@ -120,6 +130,7 @@ def benchmark(
             {
                 "name": path.name,
                 "kind": path.kind,
+                "captured": path.captured,
                 "control_step_ms": percentiles(times[path.name]),
                 "max_abs_difference": path.max_abs_difference,
             }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from daptq.policies._base import Policy
 
-__all__ = ["CapturedLoop", "CudaRecording", "Recording", "captured_denoising"]
+__all__ = ["CapturedLoop", "CudaRecording", "Recording", "capture_denoising", "captured_denoising"]
 
 # What a call does for the first time, such as choosing a kernel or a library's workspace, cannot be recorded.
 WARM_UPS = 3
@@ -81,23 +81,32 @@ class CapturedLoop:
         return result.clone()
 
 
-@contextmanager
-def captured_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> Iterator[None]:
-    """Replays the policy's denoising loop inside, if it is on a CUDA device; on others nothing changes.
+def capture_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> bool:
+    """Replays the policy's denoising loop from now on, if it is on a CUDA device; on others nothing changes.
 
     A family whose action head iterates has a method `denoise(condition, noise)` that its `predict_chunk` calls; one
-    without is left as it is. Predictions inside must be without gradient.
+    without is left as it is. Predictions from now on must be without gradient.
 
     Args:
-        policy: The policy. Its layers must stay what they are for as long as the context lasts.
+        policy: The policy. Its layers must stay what they are from now on.
         make: Makes recordings, on any device; by default CUDA graphs, on a CUDA device only.
+
+    Returns:
+        Whether the loop is replayed.
     """
     denoise = getattr(policy, "denoise", None)
     if denoise is None or (make is None and policy.device.type != "cuda"):
-        yield
-        return
+        return False
     policy.denoise = CapturedLoop(denoise, make or CudaRecording)  # type: ignore[assignment]
+    return True
+
+
+@contextmanager
+def captured_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> Iterator[None]:
+    """Replays the policy's denoising loop inside, and leaves the policy as it was: see `capture_denoising`."""
+    replayed = capture_denoising(policy, make)
     try:
         yield
     finally:
-        del policy.denoise
+        if replayed:
+            del policy.denoise

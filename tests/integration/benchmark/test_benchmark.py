@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.artifacts import provenance
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, UnknownNameError
 from daptq.evaluation import _float_paths
 from daptq.evaluation import benchmark as module
 from daptq.evaluation._control_step import control_step
-from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, float_paths
+from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, Candidate, float_paths
 from daptq.evaluation._peak_memory import peak_bytes
 from daptq.evaluation._stages import STAGES, stage_times
 from daptq.evaluation.benchmark import benchmark, interleaved_times
 from daptq.kernels.linear._layer import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, save_quantized
 from daptq.policies import cogact
+from daptq.policies._captured import CapturedLoop, capture_denoising
 from daptq.rounding.nearest import round_weight
 from tests.integration.conftest import Refused, Run
 
 KEYS = {
     "schema_version",
     "device",
+    "device_name",
     "policies",
     "float_path",
     "ratio_to_float_path",
@@ -63,6 +68,8 @@ def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Pa
     written = json.loads(file.read_text())
     assert set(written) == KEYS
     assert (written["schema_version"], written["device"], written["skipped"]) == (1, "cpu", [])
+    assert written["device_name"] == provenance()["cpu"]
+    assert not any(entry["captured"] for entry in (*written["policies"], *written["float_paths"]))
     low, full = written["policies"]
     assert (low["name"], full["name"]) == (str(quantized), str(tiny))
     for entry in (low, full):
@@ -115,29 +122,82 @@ def failing(error: Exception) -> Callable[[Any], Callable[[], Tensor]]:
 @pytest.fixture
 def candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates that are right, wrong, missing and broken."""
-    made: dict[str, Any] = {
-        "right": ("float", True, constant(np.nan)),
-        "rival": ("4-bit", False, constant(0.0)),
-        "wrong": ("float", True, constant(7.0)),
-        "not-a-number": ("float", True, constant(np.inf)),
-        "missing": ("float", True, failing(MissingDependencyError("package x must be installed"))),
-        "broken": ("float", True, failing(RuntimeError("cannot\n translate"))),
+    made = {
+        "right": Candidate(build=constant(np.nan), exact=True),
+        "rival": Candidate(build=constant(0.0), kind="4-bit"),
+        "wrong": Candidate(build=constant(7.0), exact=True),
+        "not-a-number": Candidate(build=constant(np.inf), exact=True),
+        "missing": Candidate(build=failing(MissingDependencyError("package x must be installed")), exact=True),
+        "broken": Candidate(build=failing(RuntimeError("cannot\n translate")), exact=True),
+        "elsewhere": Candidate(build=constant(np.nan), exact=True, devices=("tpu", "npu")),
     }
     for name, entry in made.items():
         monkeypatch.setitem(_float_paths.FLOAT_PATHS, name, entry)
 
 
+class Replayed:
+    """A recording without a GPU, which says what it said when it was recorded."""
+
+    def record(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()
+
+    def replay(self) -> None:
+        """The result is there already."""
+
+
+def test_policies_are_captured_and_the_eager_baseline_is_not(
+    tiny: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "capture_denoising", partial(capture_denoising, make=Replayed))
+    monkeypatch.setattr(module, "peak_bytes", lambda name, **settings: 1)
+    result = benchmark([str(quantized)], against=str(tiny), paths=["torch-bfloat16"], repeats=1, warmup=0)
+    assert [entry["captured"] for entry in result["policies"]] == [True, False]
+    assert not any(path["captured"] for path in result["float_paths"])
+    assert all(milliseconds > 0 for entry in result["policies"] for milliseconds in entry["stages_ms"].values())
+
+
+CAPTURED = ["torch-float32-captured", "torch-bfloat16-captured"]
+
+
+def test_captured_candidates_say_what_eager_ones_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = cogact.tiny()
+    step = control_step(policy)
+    _, skipped = float_paths(policy, step, CAPTURED, lambda name: None)
+    assert [left_out.reason for left_out in skipped] == ["runs on cuda only, got cpu"] * 2
+    for name in CAPTURED:
+        monkeypatch.setitem(FLOAT_PATHS, name, replace(FLOAT_PATHS[name], devices=("cpu",)))
+    _, skipped = float_paths(policy, step, CAPTURED, lambda name: None)
+    assert all("must have a denoising loop on a CUDA device" in left_out.reason for left_out in skipped)
+    monkeypatch.setattr(_float_paths, "capture_denoising", partial(capture_denoising, make=Replayed))
+    (full, low), _ = float_paths(policy, step, CAPTURED, lambda name: None)
+    (eager, rounded), _ = float_paths(policy, step, [EAGER, "torch-bfloat16"], lambda name: None)
+    assert torch.equal(full.run(), eager.run())
+    assert torch.equal(low.run(), rounded.run())
+    assert "denoise" not in vars(policy)  # It is the eager baseline, too.
+
+
+def test_every_candidate_of_this_library_runs_on_its_device(device: torch.device) -> None:
+    """On a CUDA device with real graphs."""
+    policy = cogact.tiny().to(device)
+    names = [EAGER, "torch-bfloat16", *CAPTURED]
+    built, skipped = float_paths(policy, control_step(policy), names, lambda name: None)
+    on_cuda = device.type == "cuda"
+    assert [path.captured for path in built] == ([False, False, True, True] if on_cuda else [False, False])
+    assert [left_out.name for left_out in skipped] == ([] if on_cuda else CAPTURED)
+
+
 @pytest.mark.usefixtures("candidates")
 def test_candidates_that_are_wrong_or_fail_are_left_out_with_a_reason() -> None:
     policy = cogact.tiny()
-    names = [EAGER, "right", "wrong", "not-a-number", "missing", "broken", "rival"]
+    names = [EAGER, "right", "wrong", "not-a-number", "missing", "broken", "elsewhere", "rival"]
     built, skipped = float_paths(policy, control_step(policy), names, lambda name: None)
     assert [(path.name, path.kind) for path in built] == [(EAGER, "float"), ("right", "float"), ("rival", "4-bit")]
     reasons = {left_out.name: left_out.reason for left_out in skipped}
-    assert list(reasons) == ["wrong", "not-a-number", "missing", "broken"]
+    assert list(reasons) == ["wrong", "not-a-number", "missing", "broken", "elsewhere"]
     assert reasons["wrong"].startswith("must equal torch-float32 to 0.001, got a difference of")
     assert reasons["missing"] == "package x must be installed"
     assert reasons["broken"] == "cannot run here: RuntimeError: cannot translate"
+    assert reasons["elsewhere"] == "runs on tpu and npu only, got cpu"
 
 
 @pytest.mark.usefixtures("candidates")
@@ -194,8 +254,13 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
     policy.get_submodule("llm_backbone.layers.1").register_forward_pre_hook(wait)
     hooks = sum(len(inner._forward_pre_hooks) for inner in policy.modules())
     monkeypatch.setattr("daptq.evaluation._stages.time.perf_counter", clock)
-    times = stage_times(policy, control_step(policy))
+    step = control_step(policy)
+    times = stage_times(policy, step)
     assert times == {"preprocessing": 1e3, "vision": 1e3, "language": 6e3, "action_head": 1e3}
+    # A loop that is replayed calls no blocks, from the second time on.
+    capture_denoising(policy, Replayed)
+    assert [stage_times(policy, step) for _ in range(2)] == [times] * 2
+    assert isinstance(vars(policy)["denoise"], CapturedLoop)
     assert sum(len(inner._forward_pre_hooks) for inner in policy.modules()) == hooks
 
 
@@ -203,12 +268,12 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
 def test_peak_memory_holds_at_least_the_weights() -> None:
     """Of the packaged policy, whose weights are larger than what a process does by itself."""
     parameters = sum(parameter.numel() for parameter in load_policy("reference").parameters())
-    assert 4 * parameters < peak_bytes("reference", threads=1, seed=0) < 20 * parameters
+    assert 4 * parameters < peak_bytes("reference", device="cpu", threads=1, seed=0) < 20 * parameters
 
 
 def test_a_process_that_fails_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DaptqError, match="peak memory of .*nowhere must be measurable"):
-        peak_bytes(str(tmp_path / "nowhere"), threads=1, seed=0)
+        peak_bytes(str(tmp_path / "nowhere"), device="cpu", threads=1, seed=0)
 
 
 def test_an_observation_is_made_up_where_no_camera_fits() -> None:
@@ -244,4 +309,14 @@ def test_bad_arguments_are_refused(tiny: Path) -> None:
         benchmark([], against=str(tiny))
     with pytest.raises(UnknownNameError, match="float path must be one of"):
         benchmark([str(tiny)], against="reference", paths=["colour"])
-    assert all(kind in ("float", "4-bit") for kind, _, _ in FLOAT_PATHS.values())
+    with pytest.raises(UnknownNameError, match="device must be one of cpu, cuda"):
+        benchmark([str(tiny)], against="reference", device="gpu")
+    assert all(candidate.kind in ("float", "4-bit") for candidate in FLOAT_PATHS.values())
+
+
+def test_a_device_that_is_not_there_exits_with_2(
+    refused: Refused, tiny: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["benchmark", "--policy", quantized, "--against", tiny, "--device"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused([*command, "cuda"], "device must be one that torch finds, got 'cuda'")

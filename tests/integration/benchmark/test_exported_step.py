@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.export.passes import move_to_device_pass
 
 from daptq.errors import MissingDependencyError
 from daptq.evaluation._control_step import control_step
 from daptq.evaluation._exported_step import ExportedStep, required
 from daptq.policies import cogact
+
+
+def devices(program: torch.export.ExportedProgram) -> set[str]:
+    """Where its tensors are, and where its operations make new ones."""
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    made = (node.kwargs["device"] for node in program.graph.nodes if "device" in node.kwargs)
+    return {str(tensor.device) for tensor in tensors} | {str(device) for device in made}
 
 
 @pytest.mark.slow
@@ -25,6 +33,16 @@ def test_the_exported_step_is_the_policy() -> None:
     for changed in range(len(inputs)):
         others = [tensor + 0.3 if index == changed else tensor for index, tensor in enumerate(inputs)]
         assert not torch.allclose(graph(*others)[0], expected, atol=1e-4), changed
+
+
+def test_the_exported_step_leaves_nothing_on_the_device_that_it_is_moved_from() -> None:
+    policy = cogact.tiny()
+    exported = ExportedStep(policy, control_step(policy))
+    inputs = [tensor.to("meta") for tensor in exported.inputs()]
+    assert devices(exported.program) == {"cpu"}
+    moved = move_to_device_pass(exported.program, "meta")
+    assert devices(moved) == {"meta"}
+    assert moved.module()(*inputs).device.type == "meta"
 
 
 def test_a_package_that_is_not_there_is_named() -> None:

@@ -179,9 +179,11 @@ def synthetic_benchmark() -> dict[str, Any]:
     return {
         "schema_version": 1,
         "device": "cpu",
+        "device_name": "a processor",
         "policies": [
             {
                 "name": name,
+                "captured": False,
                 "weight_bytes": 17 * 2**20,
                 "peak_bytes": 133 * 2**20,
                 "control_step_ms": {"p50": times[name], "p95": 1.1 * times[name], "p99": 1.2 * times[name], "n": 30},

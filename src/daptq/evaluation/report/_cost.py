@@ -71,11 +71,17 @@ def _benchmark(benchmark: Json, policies: Policies) -> str:
         + table("Stages of a control step [ms], medians", ("policy", *names), stages)
         + note(
             f"daptq benchmark: {count_of(about['repeats'], 'repetition')} in turns, on "
-            f"{count_of(about['threads'], 'thread')}, {benchmark['device']}. The fastest way to run the "
+            f"{count_of(about['threads'], 'thread')}, {_device(benchmark)}. The fastest way to run the "
             f"baseline in floating point is {fastest['name']}, of "
             f"{count_of(len(benchmark['float_paths']), 'candidate')}; a ratio below 1 is faster than it."
         )
     )
+
+
+def _device(benchmark: Json) -> str:
+    """The device and, where the JSON has it, which one."""
+    name = benchmark.get("device_name")
+    return escape(benchmark["device"] if name is None else f"{benchmark['device']} ({name})")
 
 
 def _latency(latency: Json, policies: Policies) -> str:
