@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from daptq.catalog import ENVIRONMENTS
+from daptq.evaluation.interface_reference import InterfaceReference
+from daptq.evaluation.watched_drive import take_reference
 from daptq.policies._base import Policy
 from tests.closed_loop.evaluation import point_world as toy
-from tests.closed_loop.evaluation.point_world import TASKS, VARIANTS, PointWorld, Pusher
+from tests.closed_loop.evaluation.point_world import TASKS, VARIANTS, PointWorld, Pusher, Reader
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,3 +55,13 @@ def plugged_in(tmp_path: Path, point_world: list[PointWorld], monkeypatch: pytes
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.syspath_prepend(str(folder))
     return folder
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def reference(reader: Reader) -> InterfaceReference:
+    return take_reference(reader, environment="point", episodes=48, seed=7)

@@ -26,6 +26,7 @@ VARIANTS = {
     "offset": SimpleNamespace(description="the sensor reads 9.5 mm too little", wind=0.0, reading=-0.0095),
 }
 GOAL = {"left": 0.1, "right": -0.1}
+STEPS = 3
 
 
 class PointWorld(Environment):
@@ -216,3 +217,39 @@ class Deadly(Pusher):
             (self.marks / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().predict_chunk(batch, generator)
+
+
+class Reader(Pusher):
+    """Walks by what the consumer makes of z = (10 mm to the asked side + reading, x), in three denoising steps.
+
+    The consumer also reads a constant behind z, as guidance does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("reader")
+        self.consumer: nn.Module = nn.Linear(2, 1)
+        self.constant = nn.Parameter(torch.tensor([[0.3, -0.2]]))
+        with torch.no_grad():
+            self.consumer.weight.copy_(torch.tensor([[1.0, 0.0]]))
+            self.consumer.bias.zero_()
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return (
+            Interface(
+                producer="gain",
+                observed="consumer",
+                consumer="consumer",
+                exact_producer=False,
+                constants=("constant",),
+            ),
+        )
+
+    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        sides = torch.tensor([0.01 if "left" in task else -0.01 for task in batch["task"]])
+        z = torch.stack([sides + batch[STATE][:, 1], batch[STATE][:, 0]], dim=1)
+        for step in range(STEPS):
+            self.denoising_step.index = step
+            read = self.consumer(torch.cat([z, self.constant.expand(len(z), 2)]).unsqueeze(1))[: len(z), 0]
+        chunk = torch.zeros(len(z), self.chunk_size, 7)
+        chunk[:, :, 0] = read
+        return chunk

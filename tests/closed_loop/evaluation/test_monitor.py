@@ -18,63 +18,13 @@ from daptq.evaluation.interface_reference import RIDGE, InterfaceReference
 from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
-from daptq.evaluation.robustness import evaluate_variants
-from daptq.evaluation.table import monitor_rows
 from daptq.evaluation.watched_drive import drive, take_reference
 from daptq.kernels.linear._bfloat16 import BFloat16Linear
 from daptq.numerics.moments import Moments
-from daptq.policies._base import STATE, Batch, Interface, Policy
-from tests.closed_loop.evaluation.point_world import PointWorld, Pusher
+from daptq.policies._base import Policy
+from tests.closed_loop.evaluation.point_world import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")
-
-STEPS = 3
-
-
-class Reader(Pusher):
-    """Walks by what the consumer makes of z = (10 mm to the asked side + reading, x), in three denoising steps.
-
-    The consumer also reads a constant behind z, as guidance does.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("reader")
-        self.consumer: nn.Module = nn.Linear(2, 1)
-        self.constant = nn.Parameter(torch.tensor([[0.3, -0.2]]))
-        with torch.no_grad():
-            self.consumer.weight.copy_(torch.tensor([[1.0, 0.0]]))
-            self.consumer.bias.zero_()
-
-    def interfaces(self) -> tuple[Interface, ...]:
-        return (
-            Interface(
-                producer="gain",
-                observed="consumer",
-                consumer="consumer",
-                exact_producer=False,
-                constants=("constant",),
-            ),
-        )
-
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        sides = torch.tensor([0.01 if "left" in task else -0.01 for task in batch["task"]])
-        z = torch.stack([sides + batch[STATE][:, 1], batch[STATE][:, 0]], dim=1)
-        for step in range(STEPS):
-            self.denoising_step.index = step
-            read = self.consumer(torch.cat([z, self.constant.expand(len(z), 2)]).unsqueeze(1))[: len(z), 0]
-        chunk = torch.zeros(len(z), self.chunk_size, 7)
-        chunk[:, :, 0] = read
-        return chunk
-
-
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
-
-
-@pytest.fixture
-def reference(reader: Reader) -> InterfaceReference:
-    return take_reference(reader, environment="point", episodes=48, seed=7)
 
 
 def run(policy: Policy, monitor: InterfaceMonitor, variant: str | None, episodes: int, seed: int = 1) -> float:
@@ -204,100 +154,6 @@ def test_a_changed_sensor_is_flagged_and_explained(reader: Reader, reference: In
     assert not monitor.shifted
 
 
-# --- within an evaluation ---------------------------------------------------------------------------------------------
-
-EVALUATION: dict[str, Any] = {"environment": "point", "episodes": 30, "seed": 1}
-
-
-def test_an_evaluation_says_in_which_condition_and_when_a_shift_was_flagged(
-    reader: Reader, reference: InterfaceReference
-) -> None:
-    conditions: dict[str, Any] = {"variants": ["offset", "breeze"], "monitor": reference}
-    result = evaluate_variants([reader], **conditions, **EVALUATION)
-    offset, breeze = result["variants"]
-    assert result["monitor"]["flagged_at"] is None
-    assert breeze["monitor"]["flagged_at"] is None  # the wind moves the point, and the reading stays right
-    flagged = offset["monitor"]["flagged_at"]
-    assert 4 < flagged < 20
-    assert [one["shifted"] for one in offset["monitor"]["episodes"]] == [False] * flagged + [True] * (30 - flagged)
-    # P(a flag among the episodes that were planned | nothing changed) <= 5 %.
-    assert offset["monitor"]["threshold"] == 30 / 0.05
-    assert [name for name, _ in monitor_rows(result)] == ["nominal", "offset", "breeze"]
-    assert [said.split(" (")[0] for _, said in monitor_rows(result)] == [
-        "no shift in 30 episodes",
-        f"shift flagged after {flagged + 1} of 30 episodes",
-        "no shift in 30 episodes",
-    ]
-
-
-def test_an_evaluation_judges_as_the_monitor_on_the_robot_does(reader: Reader, reference: InterfaceReference) -> None:
-    result = evaluate(reader, monitor=reference, **EVALUATION)
-    monitor = InterfaceMonitor(reader, reference, MonitorConfig(horizon=30, seed=1))
-    for _ in drive(reader, monitor.watch, environment="point", episodes=30, seed=1, batch=1):
-        pass
-    for entry, verdict in zip(result["monitor"]["episodes"], monitor.verdicts, strict=True):
-        assert (entry["score"], entry["p_value"]) == (verdict.score, verdict.p_value)
-    assert result["monitor"]["explanation"] == monitor.verdicts[-1].explanation
-
-
-def test_watching_leaves_the_rest_of_the_result_as_it_is(reader: Reader, reference: InterfaceReference) -> None:
-    settings = {"against": reader, **EVALUATION}
-    plain, watched = evaluate(reader, **settings), evaluate(reader, monitor=reference, batch=1, **settings)
-    del watched["monitor"]
-    assert {**plain, "provenance": None} == {**watched, "provenance": None}
-
-
-def test_a_killed_run_judges_the_same_episodes(reader: Reader, reference: InterfaceReference, tmp_path: Path) -> None:
-    def kill(done: int, *_: object) -> None:
-        if done == 11:
-            raise KeyboardInterrupt
-
-    settings = {"monitor": reference, "journal": tmp_path / "episodes.jsonl", **EVALUATION}
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(reader, progress=kill, **settings)
-    with pytest.raises(InvalidInputError, match="must belong to the same evaluation"):
-        evaluate(reader, **{**settings, "monitor": None})
-    again = evaluate(reader, **settings)
-    assert again["monitor"] == evaluate(reader, monitor=reference, **EVALUATION)["monitor"]
-
-
-@pytest.mark.slow
-def test_what_a_monitor_says_does_not_depend_on_the_number_of_workers(
-    plugged_in: Path, reader: Reader, reference: InterfaceReference
-) -> None:
-    settings: dict[str, Any] = {"monitor": reference, "environment": "point", "episodes": 6, "seed": 1}
-    assert evaluate(reader, workers=2, **settings)["monitor"] == evaluate(reader, **settings)["monitor"]
-
-
-def test_a_task_that_the_reference_does_not_hold_is_refused_before_any_episode(
-    reader: Reader, point_world: list[PointWorld], tmp_path: Path
-) -> None:
-    left = take_reference(reader, environment="point", tasks=["left"], episodes=8, seed=7)
-    journal = tmp_path / "episodes.jsonl"
-    with pytest.raises(InvalidInputError, match="instruction must be one of the reference, 'go left', got 'go right'"):
-        evaluate(reader, against=Pusher(), monitor=left, journal=journal, **EVALUATION)
-    assert not journal.exists()
-    assert all(one.closed for one in point_world)
-    assert len(evaluate(reader, monitor=left, tasks=["left"], **EVALUATION)["monitor"]["episodes"]) == 30
-
-
-def test_episodes_of_different_lengths_are_watched_side_by_side(
-    reader: Reader, reference: InterfaceReference, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PointWorld, "horizon_of", lambda _, task: 24 if task == "right" else 12)
-    driven = drive(
-        reader,
-        lambda instructions: watch_episodes(reader, reader.interfaces()[0], instructions),
-        environment="point",
-        episodes=4,
-        seed=3,
-        batch=4,
-    )
-    ((records, streams),) = driven
-    assert [record.index for record in records] == [0, 1, 2, 3]
-    assert [(one.instruction, one.moments.count) for one in streams] == [("go left", 3), ("go right", 6)] * 2
-
-
 # --- the refresh -----------------------------------------------------------------------------------------------------
 
 
@@ -403,9 +259,9 @@ def test_what_cannot_be_monitored_is_refused(
     with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
         InterfaceMonitor(reader, other)
     with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
-        evaluate(reader, monitor=other, **EVALUATION)
+        evaluate(reader, monitor=other, environment="point", episodes=30)
     with pytest.raises(InvalidInputError, match="whole episodes to watch"):
-        evaluate_many([reader], against=reader, closed_loop=False, monitor=reference, **EVALUATION)
+        evaluate_many([reader], against=reader, closed_loop=False, monitor=reference, environment="point")
     with pytest.raises(InvalidInputError, match="batch must be at least 1"):
         take_reference(reader, environment="point", batch=0)
     with pytest.raises(UnknownNameError, match="task must be one of"):
