@@ -17,7 +17,7 @@ from daptq.evaluation.latency import measure_latency
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.robustness import evaluate_variants
 from daptq.evaluation.watched_drive import take_reference
-from tests.closed_loop.evaluation.test_monitor import Reader
+from tests.closed_loop.evaluation.point_world import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 4}
