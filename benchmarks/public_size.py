@@ -260,8 +260,8 @@ def page(data: dict[str, Any], name: str) -> str:
     return f"""# A CogACT of the public size
 
 {data["parameters"] / 1e9:.2f} billion random parameters, {data["checkpoint_bytes"] / GIB:.2f} GiB in bfloat16,
-{origin["time"][:10]}, {origin["cpu"]} ({origin["cpu_count"]} CPUs, threads of torch: {data["straight"]["threads"]}, shared with
-other work). Written by `benchmarks/public_size.py`; everything is in [{name}.json]({name}.json).
+{origin["time"][:10]}, {origin["cpu"]} ({origin["cpu_count"]} CPUs, threads of torch: {data["straight"]["threads"]},
+shared with other work). Written by `benchmarks/public_size.py`; everything is in [{name}.json]({name}.json).
 
 | process | peak resident memory [GiB] | minutes |
 | --- | ---: | ---: |
