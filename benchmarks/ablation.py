@@ -21,12 +21,12 @@ from scipy.stats import wilcoxon
 
 import daptq
 from daptq.artifacts import hash_tensors, read_artifact, read_json, write_bytes, write_json
-from daptq.calibration._base import open_named_source
-from daptq.cli._console import reported_progress
-from daptq.cli._policy_folder import describe
-from daptq.evaluation.drift import headline_drift
+from daptq.calibration.contract import open_named_source
+from daptq.cli.console import reported_progress
+from daptq.cli.policy_folder import describe
 from daptq.evaluation.paired import evaluate_many
-from daptq.policies._base import Policy
+from daptq.metrics.drift import headline_drift
+from daptq.policies.contract import Policy
 from daptq.recipes import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -13,14 +13,14 @@ from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
-from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
-from daptq.drift.sensitivity import SensitivityConfig
+from daptq.quantization.recipe import RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
-from daptq.recipes._recipe import RoleBits
-from daptq.rounding._activations import ActivationConfig
-from daptq.rounding._transform import TransformConfig
+from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
+from daptq.rounding.transform import TransformConfig
+from daptq.sensitivity.phi import SensitivityConfig
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
 __all__ = ["MATCHED", "SETTINGS", "Setting", "arms", "choices", "match"]
 

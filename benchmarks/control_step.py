@@ -19,9 +19,9 @@ import click
 
 import daptq
 from daptq.artifacts import write_json
-from daptq.cli._console import reported_progress
-from daptq.evaluation._device import find_device
-from daptq.evaluation.benchmark import benchmark
+from daptq.benchmarking.benchmark import benchmark
+from daptq.benchmarking.device import find_device
+from daptq.cli.console import reported_progress
 
 METHODS: Mapping[str, Callable[[], daptq.recipes.Recipe]] = {
     "round-to-nearest": daptq.recipes.round_to_nearest,

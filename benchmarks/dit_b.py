@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_json
-from daptq.evaluation._exported_step import Run, inductor, onnx_runtime, openvino
-from daptq.evaluation._float_paths import Skipped
-from daptq.evaluation.benchmark import interleaved_times, percentiles, ratio_interval
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.benchmarking.benchmark import interleaved_times, percentiles, ratio_interval
+from daptq.benchmarking.exported_step import Run, inductor, onnx_runtime, openvino
+from daptq.benchmarking.float_paths import Skipped
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.packing.size import weight_bytes_resident
-from daptq.policies._diffusion import ddim_sample, ddim_steps, squared_cosine_alphas
-from daptq.policies._dit import DiT
+from daptq.policies.diffusion import ddim_sample, ddim_steps, squared_cosine_alphas
+from daptq.policies.dit import DiT
 from daptq.rounding.nearest import round_weight
 
 OURS, EAGER = "daptq-w4a8", "torch-float32"

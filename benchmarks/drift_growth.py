@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 import daptq
 from daptq.artifacts import write_bytes, write_json
+from daptq.closed_loop.rollout import BranchRecord
 from daptq.errors import InvalidInputError
-from daptq.evaluation.drift import branch_drift
-from daptq.evaluation.rollout import BranchRecord
+from daptq.metrics.drift import branch_drift
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "reference"

@@ -16,10 +16,10 @@ from typing import Any
 
 import daptq
 from daptq.artifacts import write_bytes, write_json
-from daptq.cli._console import reported_progress
-from daptq.evaluation.latency import measure_latency
+from daptq.benchmarking.latency import measure_latency
+from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.table import markdown_table, task_table
+from daptq.report.table import markdown_table, task_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_json
-from daptq.evaluation._control_step import control_step
-from daptq.evaluation._exported_step import required
-from daptq.evaluation.benchmark import interleaved_times, percentiles, ratio_interval
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.benchmarking.benchmark import interleaved_times, percentiles, ratio_interval
+from daptq.benchmarking.control_step import control_step
+from daptq.benchmarking.exported_step import required
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
 
 OURS = "low-bit"
 CALLS = 5  # in a row: a single one is too short for the clock

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from daptq.artifacts import provenance, write_json
 from daptq.catalog import KERNELS
-from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, quantize_activations, rescale, rounding_bound
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._picker import REFERENCE
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, quantize_activations, rescale, rounding_bound
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.picker import REFERENCE
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
 

@@ -22,19 +22,19 @@ import numpy as np
 
 import daptq
 from daptq.artifacts import provenance, read_artifact, write_artifact, write_bytes, write_json
-from daptq.compensation._affine import AffineMap
-from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
-from daptq.evaluation.drift import episode_drift
-from daptq.evaluation.interface_reference import InterfaceReference
-from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
-from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
-from daptq.evaluation.rollout import EpisodeRecord
-from daptq.evaluation.summary import paired_summary, success_summary
-from daptq.evaluation.table import rate_text
-from daptq.evaluation.verdicts import Verdict
+from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.closed_loop.rollout import EpisodeRecord
+from daptq.compensation.affine import AffineMap
 from daptq.evaluation.watched_drive import drive
+from daptq.metrics.drift import episode_drift
+from daptq.metrics.summary import paired_summary, success_summary
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
+from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.monitoring.verdicts import Verdict
 from daptq.numerics.moments import Moments
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
+from daptq.report.table import rate_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REFERENCE_SEED, JUDGED_SEED, REFRESH_SEED = 1000, 0, 2000

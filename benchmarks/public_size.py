@@ -34,16 +34,16 @@ import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, read_json, write_artifact, write_bytes, write_json
-from daptq.calibration._base import CalibrationSource
-from daptq.evaluation._device import DEVICES, device_name, find_device
+from daptq.benchmarking.device import DEVICES, device_name, find_device
+from daptq.calibration.contract import CalibrationSource
 from daptq.evaluation.describe import single_observation
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
-from daptq.policies._base import TASK, Batch, Policy
-from daptq.policies._captured import capture_denoising
-from daptq.policies._execution import noise_generator
-from daptq.policies._prismatic_config import PrismaticConfig
-from daptq.policies._tokenizer import train_tokenizer
-from daptq.policies.cogact_prismatic import PrismaticCogACTPolicy
+from daptq.policies.captured import capture_denoising
+from daptq.policies.cogact_public import PrismaticCogACTPolicy
+from daptq.policies.contract import TASK, Batch, Policy
+from daptq.policies.execution import noise_generator
+from daptq.policies.prismatic_config import PrismaticConfig
+from daptq.policies.tokenizer import train_tokenizer
 from daptq.recipes import da_ptq, quantize
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -17,9 +17,9 @@ from typing import Any
 
 import daptq
 from daptq.artifacts import write_bytes, write_json
-from daptq.cli._console import reported_progress
+from daptq.cli.console import reported_progress
 from daptq.evaluation.robustness import evaluate_variants
-from daptq.evaluation.table import gap_text, variant_markdown
+from daptq.report.table import gap_text, variant_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -19,10 +19,10 @@ from simpler_expert import stage_hashes
 
 import daptq
 from daptq.artifacts import provenance, write_bytes, write_json
-from daptq.cli._console import reported_progress
-from daptq.environments._simpler_tasks import TASKS
+from daptq.cli.console import reported_progress
+from daptq.environments.simpler.tasks import TASKS
 from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from daptq.artifacts import provenance, write_bytes, write_json
-from daptq.environments._simpler_expert import SimplerExpert
-from daptq.environments._simpler_tasks import TASKS
-from daptq.environments._simpler_world import asset_folder
 from daptq.environments.simpler import SimplerEnvironment
-from daptq.evaluation.statistics import wilson_interval
+from daptq.environments.simpler.expert import SimplerExpert
+from daptq.environments.simpler.tasks import TASKS
+from daptq.environments.simpler.world import asset_folder
+from daptq.statistics.intervals import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STAGES = "tasks/bridge_v2_real2sim_dataset/stages"

@@ -15,11 +15,11 @@ import click
 import numpy as np
 
 from daptq.artifacts import provenance, write_json
-from daptq.calibration._demonstrations import Disturbance, record_episode
+from daptq.calibration.demonstrations import Disturbance, record_episode
 from daptq.calibration.tabletop import COURSE
-from daptq.environments._tabletop_expert import TabletopExpert
 from daptq.environments.tabletop import TabletopEnvironment
-from daptq.evaluation.statistics import wilson_interval
+from daptq.environments.tabletop.expert import TabletopExpert
+from daptq.statistics.intervals import wilson_interval
 
 FIRST_SEED = 20_000_000
 IMAGES: dict[str, dict[str, int]] = {

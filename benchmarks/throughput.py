@@ -21,9 +21,9 @@ from typing import Any
 import daptq
 from daptq.artifacts import provenance, write_bytes, write_json
 from daptq.catalog import ENVIRONMENTS
+from daptq.closed_loop.plan import Episode, plan_episodes
 from daptq.errors import InvalidInputError
 from daptq.evaluation.crew import Crew, hire
-from daptq.evaluation.plan import Episode, plan_episodes
 from daptq.evaluation.workers import EpisodeJob, Workplace, open_policy
 
 RESULTS = Path(__file__).resolve().parent / "results"

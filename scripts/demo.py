@@ -17,11 +17,11 @@ from rich.console import Console
 
 import daptq
 from daptq.artifacts import write_json
-from daptq.cli._console import reported_progress
-from daptq.evaluation.films import film_discordant
-from daptq.evaluation.latency import measure_latency
+from daptq.benchmarking.latency import measure_latency
+from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.table import result_table
+from daptq.report.films import film_discordant
+from daptq.report.table import result_table
 
 DA_PTQ = "DA-PTQ W4A8"
 ROUND_TO_NEAREST = "round-to-nearest W4A8"

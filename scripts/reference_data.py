@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daptq.artifacts import Artifact, read_artifact
-from daptq.calibration._demonstrations import CHUNK_SIZE, Course, Episode, LeadIn, record_episode
+from daptq.calibration.demonstrations import CHUNK_SIZE, Course, Episode, LeadIn, record_episode
 from daptq.calibration.tabletop import COURSE as TABLETOP
-from daptq.environments._base import Environment
-from daptq.policies._base import IMAGE_PREFIX, STATE, TASK, Batch, Policy
-from daptq.policies._execution import ChunkExecutor
+from daptq.environments.contract import Environment
+from daptq.policies.contract import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.policies.execution import ChunkExecutor
 
 SHIFT = 2
 FIRST_RECOVERY_SEED = 200_000

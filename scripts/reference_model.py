@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from daptq.artifacts import read_json
-from daptq.calibration._demonstrations import CHUNK_SIZE, Course
-from daptq.policies._base import STATE, Batch
-from daptq.policies._cogact_config import CogACTConfig
-from daptq.policies._cogact_family import TOKENIZER_FILE
-from daptq.policies._diffusion import add_noise
-from daptq.policies._tokenizer import SPECIAL_TOKENS, train_tokenizer
-from daptq.policies.cogact import CogACTPolicy
+from daptq.calibration.demonstrations import CHUNK_SIZE, Course
+from daptq.policies.cogact_config import CogACTConfig
+from daptq.policies.cogact_family import TOKENIZER_FILE
+from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.contract import STATE, Batch
+from daptq.policies.diffusion import add_noise
+from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 SEED = 20261123
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from daptq.environments._tabletop_expert import TabletopExpert
 from daptq.environments.tabletop import TabletopEnvironment
+from daptq.environments.tabletop.expert import TabletopExpert
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = 384

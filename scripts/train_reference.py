@@ -34,11 +34,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_artifact, write_json
-from daptq.calibration._demonstrations import CHUNK_SIZE, KIND, Course, DemonstrationSet, shard_tensors
+from daptq.calibration.demonstrations import CHUNK_SIZE, KIND, Course, DemonstrationSet, shard_tensors
 from daptq.calibration.simpler import COURSE as SIMPLER
 from daptq.calibration.tabletop import COURSE as TABLETOP
 from daptq.packing.checkpoint import load_policy, save_policy
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
 
 BATCH = 64
 ACTION_BATCH = 256

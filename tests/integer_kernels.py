@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from daptq.catalog import KERNELS
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.contract import PackedWeight
 
 _PLAIN = PackedWeight.from_integers(torch.zeros(32, 32, dtype=torch.int8), 4)
 

@@ -18,12 +18,12 @@ from daptq.errors import CheckFailedError, DaptqError
 
 if TYPE_CHECKING:
     from daptq import recipes
-    from daptq.environments._base import check_environment
+    from daptq.environments.contract import check_environment
     from daptq.evaluation.paired import evaluate
-    from daptq.evaluation.report import write_report
     from daptq.packing.checkpoint import load_policy
-    from daptq.policies._conformance import check_policy
-    from daptq.recipes._pipeline import quantize
+    from daptq.policies.conformance import check_policy
+    from daptq.quantization.pipeline import quantize
+    from daptq.report import write_report
 
 __version__ = "0.1.0"
 
@@ -41,12 +41,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "check_environment": "daptq.environments._base",
-    "check_policy": "daptq.policies._conformance",
+    "check_environment": "daptq.environments.contract",
+    "check_policy": "daptq.policies.conformance",
     "evaluate": "daptq.evaluation.paired",
     "load_policy": "daptq.packing.checkpoint",
-    "quantize": "daptq.recipes._pipeline",
-    "write_report": "daptq.evaluation.report",
+    "quantize": "daptq.quantization.pipeline",
+    "write_report": "daptq.report",
 }
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from daptq._atomic import flush, new_directory, require_new_output, write_bytes, writing
 from daptq._provenance import provenance
-from daptq._tensor_files import StoredTensor, read_safetensors_directory
 from daptq.errors import (
     CorruptArtifactError,
     ForeignArtifactError,
@@ -35,6 +34,7 @@ from daptq.errors import (
     SchemaVersionError,
     UnknownNameError,
 )
+from daptq.tensor_files import StoredTensor, read_safetensors_directory
 
 __all__ = [
     "MANIFEST",

@@ -6,6 +6,9 @@ points of the group ``daptq.<kind>`` (``drift_model`` for a drift model) whose v
 
     [project.entry-points."daptq.policy"]
     my-policy = "my_package.my_policy"
+
+A module that was renamed says so with a literal ``FORMER_NAMES = ("old-name",)``: it is still found under the old name,
+so that checkpoints that name it keep loading, and is listed under the new one alone.
 """
 
 from __future__ import annotations
@@ -42,6 +45,24 @@ def _top_level_names(source: str) -> frozenset[str]:
 
 
 @functools.cache
+def _former_names(source: str) -> tuple[str, ...]:
+    """The literal that a module's source binds to ``FORMER_NAMES`` at top level."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "FORMER_NAMES" for t in node.targets
+        ):
+            names: tuple[str, ...] = ast.literal_eval(node.value)
+            return names
+    return ()
+
+
+def _source(folder: Path, module: pkgutil.ModuleInfo) -> str:
+    """Text of a module's file, of a package's ``__init__.py``."""
+    path = folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
 def _installed(find: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[EntryPoint, ...]:
     """Entry points of a group: `find` reads every installed distribution, which stay as they are in a process."""
     return tuple(find(group=group))
@@ -71,12 +92,13 @@ class Catalog:
         """Imports the module called `name`.
 
         Args:
-            name: A name of `names()`.
+            name: A name of `names()`, or a former one.
 
         Raises:
             UnknownNameError: Nothing has this name; the message suggests near names.
             InvalidInputError: Two distributions provide this name.
         """
+        name = self._renamed().get(name, name)
         providers = [modules[name] for modules in (self._own(), self._foreign()) if name in modules]
         paths = {path for found in providers for path in found}
         if not paths:
@@ -90,21 +112,26 @@ class Catalog:
 
     def _own(self) -> dict[str, tuple[str, ...]]:
         """Name to module path of the files in the package's folder."""
+        return {name: (path,) for name, (path, _) in self._files().items()}
+
+    def _renamed(self) -> dict[str, str]:
+        """Present name by former name."""
+        return {old: name for name, (_, source) in self._files().items() for old in _former_names(source)}
+
+    def _files(self) -> dict[str, tuple[str, str]]:
+        """Name to module path and source of the files in the package's folder that define the factory."""
         spec = importlib.util.find_spec(self.package)
         if spec is None:
             raise ModuleNotFoundError(f"No module named {self.package!r}", name=self.package)
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, tuple[str, str]] = {}
         for folder in spec.submodule_search_locations or ():
             for module in pkgutil.iter_modules([folder]):
-                if not module.name.startswith("_") and self._defines_factory(Path(folder), module):
-                    found[module.name.replace("_", "-")] = (f"{self.package}.{module.name}",)
+                source = _source(Path(folder), module)
+                if not module.name.startswith("_") and self.provides.format(module=module.name) in _top_level_names(
+                    source
+                ):
+                    found[module.name.replace("_", "-")] = (f"{self.package}.{module.name}", source)
         return found
-
-    def _defines_factory(self, folder: Path, module: pkgutil.ModuleInfo) -> bool:
-        """Whether the module's source binds the name that `provides` asks for."""
-        path = folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
-        factory = self.provides.format(module=module.name)
-        return factory in _top_level_names(path.read_text(encoding="utf-8"))
 
     def _foreign(self) -> dict[str, tuple[str, ...]]:
         """Name to module paths of other distributions' entry points."""
@@ -118,5 +145,5 @@ POLICIES = Catalog("policy", "daptq.policies", provides="POLICY")
 ENVIRONMENTS = Catalog("environment", "daptq.environments", provides="make")
 SOURCES = Catalog("source", "daptq.calibration", provides="open_source")
 METHODS = Catalog("method", "daptq.recipes", provides="{module}")
-DRIFT_MODELS = Catalog("drift model", "daptq.drift", provides="DRIFT_MODEL")
-KERNELS = Catalog("kernel", "daptq.kernels.linear", provides="unavailable")
+DRIFT_MODELS = Catalog("drift model", "daptq.drift.models", provides="DRIFT_MODEL")
+KERNELS = Catalog("kernel", "daptq.kernels.linear.backends", provides="unavailable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,11 @@ from pathlib import Path
 import grimp
 import pytest
 
+from daptq import catalog
+
 ROOT = Path(__file__).parents[2]
-STAGES = ("policies", "environments", "drift", "compensation", "allocation", "rounding", "packing", "recipes", "cli")
+FOLDERS = ("src", "tests", "scripts", "benchmarks")
+CATALOGS = [value for value in vars(catalog).values() if isinstance(value, catalog.Catalog)]
 
 
 def lint_imports(source: Path) -> subprocess.CompletedProcess[str]:
@@ -43,10 +48,14 @@ def test_layers() -> None:
     ("file", "line", "contract"),
     [
         ("errors.py", "from daptq import catalog", "Every layer imports only layers below it"),
-        ("artifacts.py", "import daptq.policies.cogact", "Every layer imports only layers below it"),
-        ("drift/virtual_chain.py", "import daptq.allocation.top_fraction", "Every layer imports only layers below it"),
+        ("artifacts.py", "import daptq.policies.cogact_small", "Every layer imports only layers below it"),
         (
-            "drift/virtual_chain.py",
+            "drift/models/virtual_chain.py",
+            "import daptq.allocation.top_fraction",
+            "Every layer imports only layers below it",
+        ),
+        (
+            "drift/poses.py",
             "import mujoco",
             "Only calibration data, evaluation and their users know a simulator",
         ),
@@ -67,28 +76,64 @@ def test_a_new_module_must_have_a_layer(copied_source: Path) -> None:
 
 
 def siblings_that_import_each_other(graph: grimp.ImportGraph) -> list[tuple[str, str]]:
-    """Pairs of public modules of one stage of which the first imports the second."""
+    """Pairs of methods of one kind of which the first imports the second."""
     pairs: list[tuple[str, str]] = []
-    for stage in STAGES:
-        package = f"daptq.{stage}"
-        public = {m for m in graph.find_children(package) if not m.rpartition(".")[2].startswith("_")}
-        for module in sorted(public):
-            pairs += [(module, other) for other in sorted(public & graph.find_modules_directly_imported_by(module))]
+    for kind in CATALOGS:
+        methods = {f"{kind.package}.{name.replace('-', '_')}" for name in kind.names()}
+        for module in sorted(methods):
+            pairs += [(module, other) for other in sorted(methods & graph.find_modules_directly_imported_by(module))]
     return pairs
 
 
-# A stage whose file is a step that the others of the folder are built on, not a method among methods.
-ALLOWED: set[tuple[str, str]] = set()
-
-
-def test_methods_of_one_stage_ignore_each_other() -> None:
+def test_methods_of_one_kind_ignore_each_other() -> None:
     graph = grimp.build_graph("daptq", cache_dir=None)
-    assert all(f"daptq.{stage}" in graph.modules for stage in STAGES)
-    assert set(siblings_that_import_each_other(graph)) == ALLOWED
+    assert len(CATALOGS) > 4
+    assert siblings_that_import_each_other(graph) == []
 
 
 def test_the_independence_can_fail() -> None:
     graph = grimp.build_graph("daptq", cache_dir=None)
-    graph.add_module("daptq.rounding.other")
-    graph.add_import(importer="daptq.rounding.nearest", imported="daptq.rounding.other")
-    assert ("daptq.rounding.nearest", "daptq.rounding.other") in siblings_that_import_each_other(graph)
+    graph.add_import(importer="daptq.policies.cogact_small", imported="daptq.policies.cogact_public")
+    assert siblings_that_import_each_other(graph) == [("daptq.policies.cogact_small", "daptq.policies.cogact_public")]
+
+
+def private_imports(root: Path) -> list[str]:
+    """Imports of a module ``a.b._c`` from outside of ``a.b``, in files below `root`, as "file: module"."""
+    found: list[str] = []
+    for path in sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        importer = ".".join(parts[1:] if parts[0] == "src" else parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for name in names:
+                private = re.match(r"(daptq(?:\.[a-zA-Z0-9]\w*)*)\._[a-z]\w*", name)
+                if private and not f"{importer}.".startswith(f"{private[1]}."):
+                    found.append(f"{path.relative_to(root)}: {private[0]}")
+    return sorted(set(found))
+
+
+def test_what_is_private_stays_in_its_room() -> None:
+    assert private_imports(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("src/daptq/drift/x.py", "from daptq.policies import _vit"),
+        ("tests/x.py", "import daptq.policies._vit"),
+        ("benchmarks/x.py", "from daptq.audit.rules import _hidden"),
+    ],
+)
+def test_the_guard_of_privacy_can_fail(tmp_path: Path, file: str, line: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert len(private_imports(tmp_path)) == 1
+    (tmp_path / "src/daptq/policies").mkdir(parents=True, exist_ok=True)
+    path.write_text("from daptq.policies.contract import Policy")
+    assert private_imports(tmp_path) == []

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from daptq.evaluation._control_step import control_step
-from daptq.evaluation._float_paths import _BLOCK, _GROUP, _ROWS, _TILE, FLOAT_PATHS, _fitting, float_paths
-from daptq.evaluation.benchmark import benchmark
+from daptq.benchmarking.benchmark import benchmark
+from daptq.benchmarking.control_step import control_step
+from daptq.benchmarking.float_paths import _BLOCK, _GROUP, _ROWS, _TILE, FLOAT_PATHS, fitting, float_paths
 from daptq.packing.checkpoint import load_policy, save_policy
-from daptq.policies import cogact
+from daptq.policies import cogact_small as cogact
 
 pytestmark = pytest.mark.benchmark
 
@@ -91,7 +91,7 @@ def test_three_layers_of_the_reference_policy_stay_in_bfloat16_beside_either_lib
     layers = set(policy.linear_layers())
     assert len(layers) == 87
     for inputs, outputs in ((_GROUP, _ROWS), (_BLOCK, _TILE)):
-        assert layers - set(_fitting(policy, inputs=inputs, outputs=outputs)) == {
+        assert layers - set(fitting(policy, inputs=inputs, outputs=outputs)) == {
             "state_projector",
             "action_model.net.x_embedder.linear",
             "action_model.net.final_layer.linear",

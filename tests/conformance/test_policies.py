@@ -8,8 +8,8 @@ from torch import nn
 
 from daptq.catalog import POLICIES
 from daptq.errors import CheckFailedError
-from daptq.policies._conformance import check_policy
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.conformance import check_policy
 
 
 @pytest.mark.parametrize("family", POLICIES.names())

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from daptq.errors import InvalidInputError
-from daptq.kernels.linear import _picker
-from daptq.kernels.linear._arithmetic import quantize_activations
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._picker import REFERENCE, load_backend
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.arithmetic import quantize_activations
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers import picker
+from daptq.layers.picker import REFERENCE, load_backend
+from daptq.layers.quantized_linear import QuantizedLinear
 from tests.integer_kernels import NAMES
 
 
@@ -192,7 +192,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
 
 def test_state_and_casts_keep_static_scales(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(picker, "_choices", {})
     x, integers, scale, bias = example()
     layer = QuantizedLinear.from_integers(
         integers, scale, bias, activation_bits=4, activation_scale=torch.tensor([0.123456789])

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from daptq.calibration._activation_range import Histogram, observe_ranges
+from daptq.calibration.activation_range import Histogram, observe_ranges
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
-from daptq.kernels.linear._arithmetic import quantize_activations
-from daptq.policies._base import DenoisingStep
-from daptq.rounding._activations import ActivationConfig, static_scale
+from daptq.kernels.linear.arithmetic import quantize_activations
+from daptq.policies.contract import DenoisingStep
+from daptq.rounding.activations import ActivationConfig, static_scale
 
 magnitudes = st.floats(2.0**-40, 2.0**100, width=32)
 

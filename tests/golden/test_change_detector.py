@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from daptq.errors import InvalidInputError
-from daptq.numerics.change_detector import ChangeDetector
+from daptq.statistics.change_detector import ChangeDetector
 
 
 def test_equals_the_definition_written_out() -> None:

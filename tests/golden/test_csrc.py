@@ -10,7 +10,6 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from daptq.compensation._few_states import factor
 from daptq.compensation.csrc import (
     CsrcConfig,
     align_covariance,
@@ -20,6 +19,7 @@ from daptq.compensation.csrc import (
     solve,
     variance_ratio_weight,
 )
+from daptq.compensation.few_states import factor
 from daptq.errors import InvalidInputError, RecipeError
 
 

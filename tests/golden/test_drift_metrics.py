@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from daptq.evaluation.drift import branch_drift, episode_drift, position_deviation, rotation_deviation
-from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
+from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
+from daptq.metrics.drift import branch_drift, episode_drift, position_deviation, rotation_deviation
 
 
 def test_position_is_the_distance_in_millimetres() -> None:

@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from daptq.drift import _poses
-from daptq.drift._base import mean_square, normalised
-from daptq.drift._mjcf import read_chain
-from daptq.drift._serial_chain import damped_inverse
-from daptq.drift._widowx_250 import JOINTS, MJCF, SITE
-from daptq.drift.kinematic import KinematicConfig
-from daptq.drift.kinematic import displacement_jacobian as kinematic_jacobian
-from daptq.drift.se3 import Se3Config
-from daptq.drift.se3 import displacement_jacobian as se3_jacobian
-from daptq.drift.virtual_chain import VirtualChainConfig, drift_weights
-from daptq.environments._kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix
-from daptq.environments._tabletop_objects import SCENES
-from daptq.environments._tabletop_scene import FINGER_CLOSED, FINGER_OPEN, build_model
-from daptq.environments._tabletop_world import HOME_POSITION
+from daptq.drift import poses
+from daptq.drift.contract import mean_square, normalised
+from daptq.drift.mjcf import read_chain
+from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.kinematic import displacement_jacobian as kinematic_jacobian
+from daptq.drift.models.se3 import Se3Config
+from daptq.drift.models.se3 import displacement_jacobian as se3_jacobian
+from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights
+from daptq.drift.serial_chain import damped_inverse
+from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
+from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix
+from daptq.environments.tabletop.objects import SCENES
+from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
+from daptq.environments.tabletop.world import HOME_POSITION
 
 Array = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ def flying_points(chunk: Array, angles: Array, frame: str) -> Array:
 
 
 @pytest.mark.parametrize("frame", ["base", "tool"])
-def test_se3_jacobian_is_the_derivative_of_a_flying_gripper(frame: _poses.Frame) -> None:
+def test_se3_jacobian_is_the_derivative_of_a_flying_gripper(frame: poses.Frame) -> None:
     chunks = chunks_of(3)
     angles = chunks_of(3, 3, seed=1)[:, 0]
     exact = se3_jacobian(chunks, angles, frame=frame, lever=LEVER, gripper_travel=TRAVEL, half_gap=GAP)
@@ -157,14 +157,14 @@ def test_built_in_arm_is_the_simulated_one() -> None:
 
 
 def test_conventions_are_the_tabletops() -> None:
-    assert np.array_equal(_poses.pointing_down().numpy(), POINTING_DOWN)
+    assert np.array_equal(poses.pointing_down().numpy(), POINTING_DOWN)
     angles = chunks_of(5, 3, size=0.6)[:, 0]
-    matrices = _poses.matrix_from_euler(angles)
+    matrices = poses.matrix_from_euler(angles)
     for row, matrix in zip(angles.numpy(), matrices.numpy(), strict=True):
         np.testing.assert_allclose(euler_from_matrix(matrix), row, rtol=0, atol=1e-14)
     vectors = Rotation.from_matrix(matrices.numpy()).as_rotvec()
     # Both take the angle from sums of at most ten products of numbers below 2.
-    np.testing.assert_allclose(_poses.rotation_vector(matrices).numpy(), vectors, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(poses.rotation_vector(matrices).numpy(), vectors, rtol=0, atol=1e-14)
     # The gripper's action runs from -1 to +1 while each fingertip travels from closed to open.
     assert pytest.approx((FINGER_OPEN - FINGER_CLOSED) / 2, rel=1e-12) == Se3Config().gripper_travel
     assert KinematicConfig().gripper_travel == Se3Config().gripper_travel
@@ -315,7 +315,7 @@ def loop_metric(jacobian: Array, steps: int) -> Array:
 
 
 def origin(state: Tensor) -> tuple[Tensor, Tensor]:
-    rotation = _poses.matrix_from_euler(state[None, 3:6]) @ _poses.pointing_down()
+    rotation = poses.matrix_from_euler(state[None, 3:6]) @ poses.pointing_down()
     return torch.zeros(1, 3, dtype=torch.float64), rotation
 
 
@@ -333,7 +333,7 @@ def test_metric_is_the_mean_square_of_the_displacement() -> None:
     moved = (jacobian @ error)[:, :3].numpy()
     across = np.stack(
         [
-            _poses.compose(c[None, :, :6], *origin(s), "base")[1][0, 1:4, :, 1]
+            poses.compose(c[None, :, :6], *origin(s), "base")[1][0, 1:4, :, 1]
             for c, s in zip(chunks, states, strict=True)
         ]
     )

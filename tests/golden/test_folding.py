@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap, interface_error
-from daptq.compensation._selection import select_map
+from daptq.compensation.affine import AffineMap, interface_error
 from daptq.compensation.folding import (
     fold_constant,
     fold_gain_into_producer,
     fold_into_consumer,
     fold_into_producer_weight,
 )
+from daptq.compensation.selection import select_map
 from daptq.errors import InvalidInputError
 from daptq.numerics.quantized_matrix import QuantizedMatrix
 

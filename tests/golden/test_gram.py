@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.calibration._gram import GramStatistics, observe_grams
+from daptq.calibration.gram import GramStatistics, observe_grams
 from daptq.errors import CalibrationDataError, InvalidInputError
 
 

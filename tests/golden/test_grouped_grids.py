@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import daptq.kernels.linear.reference as reference
+import daptq.kernels.linear.backends.reference as reference
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.kernels.linear._arithmetic import rounding_bound
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.arithmetic import rounding_bound
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import QuantizedMatrix, group_columns, quantize_matrix
 from daptq.rounding import gptq, nearest
 from daptq.rounding.gptq import GptqConfig

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.calibration._input_errors import observe_input_errors
-from daptq.drift.rounding_sensitivity import RoundingSensitivity
+from daptq.calibration.input_errors import observe_input_errors
+from daptq.sensitivity.rounding import RoundingSensitivity
 
 SEED = 5
 STEP = 1e-6

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daptq.kernels.linear import avx2
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.backends import avx2
+from daptq.kernels.linear.contract import PackedWeight
 
 pytestmark = pytest.mark.skipif(avx2.unavailable() is not None, reason=str(avx2.unavailable()))
 

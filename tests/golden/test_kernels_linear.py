@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import daptq.kernels.linear.reference as reference
-from daptq.kernels.linear._arithmetic import quantize_activations
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
+import daptq.kernels.linear.backends.reference as reference
+from daptq.kernels.linear.arithmetic import quantize_activations
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 
 
 def example(num_bits: int, rows: int, in_features: int, out_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daptq.kernels.linear import _bfloat16
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.transformer import _op
-from daptq.kernels.transformer._stack import PreNormBlock, Stack
-from daptq.policies._diffusion import ddim_sample, ddim_steps, squared_cosine_alphas
-from daptq.policies._dit import DiT
+from daptq.kernels.linear import bfloat16
+from daptq.kernels.transformer import op
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.layers.transformer_stack import PreNormBlock, Stack
+from daptq.policies.diffusion import ddim_sample, ddim_steps, squared_cosine_alphas
+from daptq.policies.dit import DiT
 from daptq.rounding.nearest import round_weight
 
-pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
+pytestmark = pytest.mark.skipif(op.unavailable() is not None, reason=str(op.unavailable()))
 
 EPS = torch.finfo(torch.float32).eps
 operations = torch.ops.daptq
@@ -230,4 +230,4 @@ def test_the_whole_denoising_loop_equals_its_modules(guidance: float) -> None:
 
 
 def test_the_kernels_of_kept_layers_are_there() -> None:
-    assert _bfloat16.unavailable() is None
+    assert bfloat16.unavailable() is None

@@ -13,13 +13,13 @@ import pytest
 from scipy.optimize import OptimizeResult, milp
 
 from daptq.allocation import knapsack
-from daptq.allocation._resources import layer_bytes, weight_bytes
 from daptq.allocation.knapsack import PRECISION, allocate
+from daptq.allocation.resources import layer_bytes, weight_bytes
 from daptq.artifacts import read_artifact
 from daptq.errors import InvalidInputError
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import QUANTIZED_KIND, save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 from daptq.rounding.nearest import round_weight
 
 BITS = (2, 3, 4, 8, 16)

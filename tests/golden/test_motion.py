@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from daptq.closed_loop.rollout import EpisodeRecord, Motion
 from daptq.errors import InvalidInputError
-from daptq.evaluation.motion import (
+from daptq.metrics.motion import (
     chunk_jump,
     high_frequency_share,
     motion_summary,
@@ -19,7 +20,6 @@ from daptq.evaluation.motion import (
     rms_jerk,
     spectral_arc_length,
 )
-from daptq.evaluation.rollout import EpisodeRecord, Motion
 
 FREQUENCY = 5.0
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap, interface_error
-from daptq.compensation._selection import select_map
+from daptq.compensation.affine import AffineMap, interface_error
 from daptq.compensation.paired import PairedConfig, candidates, solve, split
+from daptq.compensation.selection import select_map
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.numerics.moments import Moments
 

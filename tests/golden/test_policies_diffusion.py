@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
-from daptq.policies._diffusion import add_noise, ddim_sample, ddim_steps, ddim_timesteps, squared_cosine_alphas
-from daptq.policies._dit import DiT
+from daptq.policies.diffusion import add_noise, ddim_sample, ddim_steps, ddim_timesteps, squared_cosine_alphas
+from daptq.policies.dit import DiT
 
 Array = NDArray[np.float64]
 

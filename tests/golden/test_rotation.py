@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.rotation import fits, hadamard, rotate
-from daptq.rounding._smoothing import smoothing_scale
-from daptq.rounding._transform import TransformConfig, transform_gram
 from daptq.rounding.nearest import round_weight
+from daptq.rounding.smoothing import smoothing_scale
+from daptq.rounding.transform import TransformConfig, transform_gram
 
 blocks = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
 

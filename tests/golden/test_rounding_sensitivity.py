@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.drift.rounding_sensitivity import RoundingSensitivity, metric_root, probe
+from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
 
 BATCH, CHUNK, ACTION = 3, 2, 2
 SIZE = CHUNK * ACTION

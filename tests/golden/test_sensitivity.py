@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from daptq.drift.sensitivity import Reduction, Sensitivity, SensitivityConfig, gradient_magnitude, only_gradients_of
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+from daptq.sensitivity.phi import Reduction, Sensitivity, SensitivityConfig, gradient_magnitude, only_gradients_of
 
 GRADIENT = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

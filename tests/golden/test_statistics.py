@@ -11,9 +11,8 @@ import pytest
 from scipy import optimize, stats
 
 from daptq.errors import InvalidInputError
-from daptq.evaluation import statistics
-from daptq.evaluation.sequential import non_inferiority_power
-from daptq.evaluation.statistics import (
+from daptq.statistics import intervals as statistics
+from daptq.statistics.intervals import (
     bootstrap_interval,
     clustered_difference_interval,
     mcnemar_exact,
@@ -23,6 +22,7 @@ from daptq.evaluation.statistics import (
     root_mean_square,
     wilson_interval,
 )
+from daptq.statistics.sequential import non_inferiority_power
 
 
 class TestWilson:

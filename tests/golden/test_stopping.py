@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
-from daptq.evaluation import stopping
-from daptq.evaluation.sequential import anytime_interval, pairs_needed
-from daptq.evaluation.statistics import paired_difference_interval
-from daptq.evaluation.stopping import EarlyStop, looks
+from daptq.statistics import stopping
+from daptq.statistics.intervals import paired_difference_interval
+from daptq.statistics.sequential import anytime_interval, pairs_needed
+from daptq.statistics.stopping import EarlyStop, looks
 
 MARGIN = 0.1
 PAIRS = 400

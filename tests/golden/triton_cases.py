@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from daptq.kernels.linear import reference, triton_w4a8, triton_w4a16
-from daptq.kernels.linear._arithmetic import rounding_bound
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
-from daptq.kernels.linear._triton_machine import interpreted
+from daptq.kernels.linear.arithmetic import rounding_bound
+from daptq.kernels.linear.backends import reference, triton_w4a8, triton_w4a16
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.kernels.triton_machine import interpreted
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import group_count
 
 DEVICE = "cpu" if interpreted() else "cuda"

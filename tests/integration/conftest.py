@@ -14,11 +14,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from daptq import catalog
-from daptq.calibration._base import CalibrationSource
+from daptq.calibration.contract import CalibrationSource
 from daptq.cli import main
 from daptq.packing.checkpoint import save_policy
-from daptq.policies import cogact
-from daptq.policies._base import ACTION, Batch
+from daptq.policies import cogact_small as cogact
+from daptq.policies.contract import ACTION, Batch
 
 Run = Callable[..., Result]
 Refused = Callable[..., None]

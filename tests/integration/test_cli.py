@@ -12,7 +12,7 @@ import pytest
 
 import daptq
 from daptq.cli import main
-from daptq.cli._console import reported_progress
+from daptq.cli.console import reported_progress
 from daptq.errors import CheckFailedError, CorruptArtifactError, DaptqError, RecipeError
 from tests.integration.conftest import Refused, Run
 

@@ -13,7 +13,7 @@ import pytest
 
 import daptq
 from daptq.artifacts import read_artifact
-from daptq.environments._tabletop_objects import TASKS
+from daptq.environments.tabletop.objects import TASKS
 from daptq.evaluation import watched_drive
 from tests.integration.conftest import Refused, Run
 

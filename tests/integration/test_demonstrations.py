@@ -11,21 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.calibration import _demonstrations as demonstrations
-from daptq.calibration._base import check_batch, open_named_source
-from daptq.calibration._demonstrations import (
+from daptq.calibration import demonstrations
+from daptq.calibration.contract import check_batch, open_named_source
+from daptq.calibration.demonstrations import (
     CHUNK_SIZE,
     DemonstrationSet,
     Disturbance,
     action_chunks,
     record_episode,
 )
-from daptq.calibration._states import DemonstrationSource, open_course
+from daptq.calibration.states import DemonstrationSource, open_course
 from daptq.calibration.tabletop import COURSE, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
-from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK
 
 
 @pytest.fixture(scope="module")

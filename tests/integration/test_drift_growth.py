@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from daptq.closed_loop.rollout import BranchRecord, Motion
 from daptq.errors import InvalidInputError
-from daptq.evaluation.rollout import BranchRecord, Motion
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/drift_growth.py"
 STEPS = 4

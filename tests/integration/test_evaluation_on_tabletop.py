@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.rollout import Branch, run_branches, run_episode
 from daptq.environments import tabletop
 from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.plan import plan_episodes
-from daptq.evaluation.rollout import Branch, run_branches, run_episode
 from daptq.evaluation.workers import PolicySource
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 from daptq.rounding.nearest import round_weight
 
 TASKS = ("spoon_on_towel", "eggplant_in_basket")

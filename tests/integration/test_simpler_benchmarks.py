@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daptq.environments._simpler_tasks import TASKS
+from daptq.environments.simpler.tasks import TASKS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

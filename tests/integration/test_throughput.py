@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from daptq.closed_loop.plan import plan_episodes
 from daptq.errors import InvalidInputError
-from daptq.evaluation.plan import plan_episodes
 from tests.integration.test_evaluation_scripts import load
 
 

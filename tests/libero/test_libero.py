@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.environments._base import check_environment
-from daptq.environments._libero_expert import LiberoExpert
-from daptq.environments._libero_tasks import TASKS
+from daptq.environments.contract import check_environment
 from daptq.environments.libero import LiberoEnvironment
+from daptq.environments.libero.expert import LiberoExpert
+from daptq.environments.libero.tasks import TASKS
 from daptq.errors import InvalidInputError
 
 # robosuite and LIBERO warn of their own affairs.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.allocation._plan import BitPlan, LayerBits
+from daptq.allocation.plan import BitPlan, LayerBits
 from daptq.allocation.top_fraction import TopFractionConfig, allocate
 from daptq.errors import InvalidInputError, RecipeError
 

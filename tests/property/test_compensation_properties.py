@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.compensation._selection import select_map
 from daptq.compensation.csrc import CsrcConfig, align_covariance, low_rank, solve
+from daptq.compensation.selection import select_map
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.integers(1, 6)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from daptq.catalog import DRIFT_MODELS
-from daptq.drift._base import DriftModel
-from daptq.drift.kinematic import KinematicConfig
-from daptq.drift.rounding_sensitivity import RoundingSensitivity, metric_root, probe
-from daptq.drift.se3 import Se3Config
-from daptq.drift.virtual_chain import VirtualChainConfig
+from daptq.drift.contract import DriftModel
+from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.se3 import Se3Config
+from daptq.drift.models.virtual_chain import VirtualChainConfig
+from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
 
 SEEDS = st.integers(0, 10_000)
 CHUNK = 3

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.kernels.linear import avx2, reference
-from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
+from daptq.kernels.linear.backends import avx2, reference
+from daptq.kernels.linear.contract import WEIGHT_BITS, PackedWeight
 
 runs_here = pytest.mark.skipif(avx2.unavailable() is not None, reason=str(avx2.unavailable()))
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.transformer import _op
+from daptq.kernels.transformer import op
+from daptq.layers.bfloat16_linear import BFloat16Linear
 
-pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
+pytestmark = pytest.mark.skipif(op.unavailable() is not None, reason=str(op.unavailable()))
 
 operations = torch.ops.daptq
 sizes = st.integers(1, 70)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.allocation._plan import BitPlan, LayerBits
-from daptq.allocation._verification import promote
 from daptq.allocation.knapsack import PRECISION, allocate
+from daptq.allocation.plan import BitPlan, LayerBits
+from daptq.allocation.verification import promote
 
 BITS = (2, 3, 4, 8, 16)
 Table = dict[str, dict[int, float]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap, interface_error
+from daptq.compensation.affine import AffineMap, interface_error
 from daptq.compensation.paired import solve, split
 from daptq.numerics.moments import Moments
 

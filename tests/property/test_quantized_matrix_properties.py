@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.allocation._resources import weight_bytes
+from daptq.allocation.resources import weight_bytes
 from daptq.catalog import KERNELS
-from daptq.kernels.linear._arithmetic import FLOAT_ACTIVATIONS, rounding_bound
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._picker import REFERENCE, load_backend
-from daptq.kernels.linear._prepared import WEIGHT_BITS, PackedWeight
+from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, rounding_bound
+from daptq.kernels.linear.contract import WEIGHT_BITS, PackedWeight
+from daptq.layers.picker import REFERENCE, load_backend
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import GROUP_SIZES, group_count, spread
 from daptq.rounding.nearest import round_weight
 

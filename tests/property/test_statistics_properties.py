@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
 
 trials = st.integers(1, 500)
 

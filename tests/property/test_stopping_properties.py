@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daptq.evaluation.stopping import EarlyStop, looks
+from daptq.statistics.stopping import EarlyStop, looks
 
 OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=60, max_size=60)
 MARGINS = st.floats(0.02, 0.6)

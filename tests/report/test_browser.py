@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.evaluation.report import write_report
+from daptq.report import write_report
 from tests.report.browser import Browser, browser
 from tests.unit.evaluation.conftest import add_variants, film, synthetic_benchmark, synthetic_result
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.calibration._demonstrations import Disturbance, record_episode
+from daptq.calibration.demonstrations import Disturbance, record_episode
 from daptq.calibration.simpler import COURSE
-from daptq.environments._base import check_environment
-from daptq.environments._simpler_expert import SimplerExpert
-from daptq.environments._simpler_tasks import TASKS
+from daptq.environments.contract import check_environment
 from daptq.environments.simpler import SimplerEnvironment
+from daptq.environments.simpler.expert import SimplerExpert
+from daptq.environments.simpler.tasks import TASKS
 from daptq.errors import InvalidInputError
 
 # ManiSkill and SAPIEN warn of their own affairs.

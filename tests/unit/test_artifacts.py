@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from daptq import artifacts
-from daptq._tensor_files import read_safetensors_directory
 from daptq.artifacts import (
     hash_tensors,
     provenance,
@@ -34,6 +33,7 @@ from daptq.errors import (
     SchemaVersionError,
     UnknownNameError,
 )
+from daptq.tensor_files import read_safetensors_directory
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

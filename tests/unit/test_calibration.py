@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.calibration._base import (
+from daptq.calibration.contract import (
     CalibrationSource,
     batch_size,
     check_batch,
@@ -18,10 +18,10 @@ from daptq.calibration._base import (
     open_named_source,
     source_name,
 )
-from daptq.calibration._observers import InterfaceStatistics, observe_interfaces
+from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
 from daptq.errors import CalibrationDataError, UnknownNameError
-from daptq.policies._base import Batch
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import Batch
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.policies._base import ACTION, Batch
-from daptq.policies._captured import CapturedLoop, capture_denoising, captured_denoising
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.captured import CapturedLoop, capture_denoising, captured_denoising
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import ACTION, Batch
 
 
 class Eager:

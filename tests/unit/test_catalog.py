@@ -91,7 +91,9 @@ def test_a_name_provided_twice_is_refused(package: str, monkeypatch: pytest.Monk
 
 
 def test_what_ships() -> None:
-    assert "cogact" in POLICIES.names()
+    assert {"cogact-small", "cogact-public"} <= set(POLICIES.names())
+    assert "cogact" not in POLICIES.names()
+    assert POLICIES.load("cogact") is POLICIES.load("cogact-small")
     assert "tabletop" in ENVIRONMENTS.names()
     assert "tabletop" in SOURCES.names()
     assert {"da-ptq", "round-to-nearest"} <= set(METHODS.names())

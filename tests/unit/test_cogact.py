@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daptq.errors import InvalidInputError
-from daptq.policies._base import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
-from daptq.policies._cogact_config import CogACTConfig
-from daptq.policies._execution import ChunkExecutor, ensemble_weights, noise_generator
-from daptq.policies._tokenizer import prompt, train_tokenizer
-from daptq.policies._vision import Keypoints, pixel_shuffle
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.cogact_config import CogACTConfig
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.policies.execution import ChunkExecutor, ensemble_weights, noise_generator
+from daptq.policies.tokenizer import prompt, train_tokenizer
+from daptq.policies.vision_tower import Keypoints, pixel_shuffle
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from daptq.drift._base import DriftModel
-from daptq.drift._mjcf import read_chain
-from daptq.drift._widowx_250 import JOINTS, MJCF, SITE
-from daptq.drift.kinematic import KinematicConfig
-from daptq.drift.rounding_sensitivity import RoundingSensitivity, metric_root, probe
-from daptq.drift.se3 import Se3Config
-from daptq.drift.virtual_chain import VirtualChainConfig
+from daptq.drift.contract import DriftModel
+from daptq.drift.mjcf import read_chain
+from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.se3 import Se3Config
+from daptq.drift.models.virtual_chain import VirtualChainConfig
+from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
 
 MODELS: list[DriftModel] = [VirtualChainConfig(), Se3Config(), KinematicConfig()]
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from daptq.cli import main
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 from daptq.rounding.nearest import round_weight
 
 PATHS = list(tiny().linear_layers())

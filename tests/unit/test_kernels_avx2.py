@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from daptq.errors import BackendUnavailableError
-from daptq.kernels import _compiled
-from daptq.kernels.linear import avx2
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels import compiled
+from daptq.kernels.linear.backends import avx2
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers.quantized_linear import QuantizedLinear
 
 runs_here = pytest.mark.skipif(avx2.unavailable() is not None, reason=str(avx2.unavailable()))
 has_compiler = pytest.mark.skipif("no C++ compiler" in str(avx2.unavailable()), reason="there is no g++")
@@ -23,7 +23,7 @@ has_compiler = pytest.mark.skipif("no C++ compiler" in str(avx2.unavailable()), 
 LOAD = """
 import logging, sys
 from pathlib import Path
-from daptq.kernels._compiled import load_source
+from daptq.kernels.compiled import load_source
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 print(load_source(Path(sys.argv[1])))
 """
@@ -32,8 +32,9 @@ print(load_source(Path(sys.argv[1])))
 PLAIN_AVX2 = """
 import torch
 torch.cpu._is_vnni_supported = lambda: False
-from daptq.kernels.linear import avx2, reference
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.backends import avx2
+from daptq.kernels.linear.backends import reference
+from daptq.kernels.linear.contract import PackedWeight
 assert avx2._flags() == ("-mavx2",)
 assert avx2.unavailable() is None
 generator = torch.Generator().manual_seed(0)
@@ -58,9 +59,9 @@ print("equal")
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of compiled sources that nobody has used."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    _compiled.load_source.cache_clear()
-    yield _compiled.cache_folder()
-    _compiled.load_source.cache_clear()
+    compiled.load_source.cache_clear()
+    yield compiled.cache_folder()
+    compiled.load_source.cache_clear()
 
 
 def small_source(folder: Path, text: str = 'extern "C" int daptq_test() { return 3; }') -> Path:
@@ -159,7 +160,7 @@ def test_a_processor_without_avx2_is_named_and_an_explicit_choice_raises(monkeyp
 
 def test_a_machine_without_a_compiler_is_named(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(_compiled, "COMPILER", "g++-of-the-year-3000")
+    monkeypatch.setattr(compiled, "COMPILER", "g++-of-the-year-3000")
     with pytest.raises(BackendUnavailableError, match=r"there is no C\+\+ compiler called g\+\+-of-the-year-3000"):
         QuantizedLinear(packed(32, 16, 4), torch.ones(16, 1), backend="avx2")
 
@@ -169,7 +170,7 @@ def test_a_machine_without_a_compiler_is_named(empty_cache: Path, monkeypatch: p
 
 @has_compiler
 def test_a_compiler_error_is_the_reason_and_leaves_nothing(empty_cache: Path, tmp_path: Path) -> None:
-    reason = _compiled.load_source(small_source(tmp_path, "int f() { return no_such_name; }"))
+    reason = compiled.load_source(small_source(tmp_path, "int f() { return no_such_name; }"))
     assert reason is not None
     assert "could not compile small.cpp" in reason
     assert "no_such_name" in reason
@@ -179,10 +180,10 @@ def test_a_compiler_error_is_the_reason_and_leaves_nothing(empty_cache: Path, tm
 @has_compiler
 def test_a_cache_that_cannot_be_written_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(_compiled, "cache_folder", lambda: tmp_path / "file")
-    _compiled.load_source.cache_clear()
-    assert "could not be compiled and loaded" in str(_compiled.load_source(small_source(tmp_path)))
-    _compiled.load_source.cache_clear()
+    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path / "file")
+    compiled.load_source.cache_clear()
+    assert "could not be compiled and loaded" in str(compiled.load_source(small_source(tmp_path)))
+    compiled.load_source.cache_clear()
 
 
 @has_compiler
@@ -212,10 +213,10 @@ def test_flags_and_versions_are_part_of_the_name(
     empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = small_source(tmp_path)
-    assert _compiled.load_source(source) is None
-    assert _compiled.load_source(source, ("-DOTHER",)) is None
+    assert compiled.load_source(source) is None
+    assert compiled.load_source(source, ("-DOTHER",)) is None
     assert len(list(empty_cache.rglob("small.so"))) == 2
-    _compiled.load_source.cache_clear()
+    compiled.load_source.cache_clear()
     monkeypatch.setattr(torch, "__version__", "0.0.1")
-    assert _compiled.load_source(source) is None
+    assert compiled.load_source(source) is None
     assert len(list(empty_cache.rglob("small.so"))) == 3

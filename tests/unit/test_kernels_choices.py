@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import daptq.kernels.linear.float32_carried as carried
+import daptq.kernels.linear.backends.float32_carried as carried
 from daptq.errors import BackendUnavailableError
-from daptq.kernels.linear import _choices, _picker
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight, PreparedLinear
+from daptq.kernels.linear.contract import PackedWeight, PreparedLinear
+from daptq.layers import choices, picker
+from daptq.layers.quantized_linear import QuantizedLinear
 
 NAME = "2x512x64-w4a8-dynamic-cpu-"
 
@@ -21,7 +21,7 @@ NAME = "2x512x64-w4a8-dynamic-cpu-"
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     """The folder of the choices of a machine on which nothing was chosen yet; every kernel but one is slow there."""
-    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path / "choices")
+    monkeypatch.setattr(choices, "choices_folder", lambda: tmp_path / "choices")
     caplog.set_level(logging.INFO, logger="daptq.kernels")
     fresh_process(monkeypatch)
     pretend_fastest(monkeypatch, "Float32CarriedLinear")
@@ -29,14 +29,14 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCa
 
 
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_picker, "_choices", {})
+    monkeypatch.setattr(picker, "_choices", {})
 
 
 def pretend_fastest(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def time(prepared: PreparedLinear, _: object) -> float:
         return 1e-3 if type(prepared).__name__ == name else 1.0
 
-    monkeypatch.setattr(_picker, "_time", time)
+    monkeypatch.setattr(picker, "_time", time)
 
 
 def chosen() -> str | None:
@@ -82,7 +82,7 @@ def test_of_processes_that_measure_side_by_side_the_first_to_finish_decides(
         (folder / file).write_text(json.dumps(document))
         return 1e-3 if type(prepared).__name__ == "Float32CarriedLinear" else 1.0
 
-    monkeypatch.setattr(_picker, "_time", another_process_finishes)
+    monkeypatch.setattr(picker, "_time", another_process_finishes)
     assert chosen() == "reference"
     assert "is reference (measured by another process on this machine at the same time)" in caplog.text
     assert json.loads((folder / file).read_text())["milliseconds"]["reference"] == 3.0
@@ -99,9 +99,9 @@ def test_what_was_measured_is_asked_without_preparing_the_weight_again(
         None,
         torch.randn(2, 512),
     )
-    first = _picker.measured(*arguments)
-    monkeypatch.setattr(_picker, "prepare", None)
-    assert _picker.measured(*arguments) is first
+    first = picker.measured(*arguments)
+    monkeypatch.setattr(picker, "prepare", None)
+    assert picker.measured(*arguments) is first
 
 
 def test_another_shape_or_number_of_threads_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def test_another_schema_and_unknown_kernels_are_not_taken(folder: Path) -> None:
     }
     for document in (good | {"schema_version": 1}, good | {"kernel": "x"}):
         (folder / "shape.json").write_text(json.dumps(document))
-        assert _choices.recall("shape") is None
+        assert choices.recall("shape") is None
     (folder / "shape.json").write_text(json.dumps(good))
-    recalled = _choices.recall("shape")
+    recalled = choices.recall("shape")
     assert recalled is not None
     assert recalled.kernel == "reference"
     assert recalled.slower
@@ -189,8 +189,8 @@ def test_processor_torch_and_sources_are_part_of_the_folder(monkeypatch: pytest.
     seen = set()
 
     def machine() -> str:
-        _choices._machine.cache_clear()
-        return _choices.choices_folder().name
+        choices._machine.cache_clear()
+        return choices.choices_folder().name
 
     try:
         assert machine() == machine()
@@ -199,16 +199,16 @@ def test_processor_torch_and_sources_are_part_of_the_folder(monkeypatch: pytest.
         seen.add(machine())
         processor = tmp_path / "cpuinfo"
         processor.write_text("model name : made of wood\nflags : nails\n")
-        monkeypatch.setattr(_choices, "_PROCESSOR", processor)
+        monkeypatch.setattr(choices, "_PROCESSOR", processor)
         seen.add(machine())
         processor.write_text("model name : made of wood\nflags : screws\n")
         seen.add(machine())
-        (tmp_path / "_choices.py").write_text("")
+        (tmp_path / "choices.py").write_text("")
         (tmp_path / "kernel.cpp").write_text("int f();")
-        monkeypatch.setattr(_choices, "__file__", str(tmp_path / "_choices.py"))
+        monkeypatch.setattr(choices, "__file__", str(tmp_path / "choices.py"))
         seen.add(machine())
         (tmp_path / "kernel.cpp").write_text("int g();")
         seen.add(machine())
         assert len(seen) == 6
     finally:
-        _choices._machine.cache_clear()
+        choices._machine.cache_clear()

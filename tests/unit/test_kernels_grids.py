@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import daptq.kernels.linear.float32_carried as carried
-import daptq.kernels.linear.reference  # noqa: F401  (registers the operations)
+import daptq.kernels.linear.backends.float32_carried as carried
+import daptq.kernels.linear.backends.reference  # noqa: F401  (registers the operations)
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError, InvalidInputError
-from daptq.kernels.linear import _choices, _picker
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers import choices, picker
+from daptq.layers.quantized_linear import QuantizedLinear
 
 
 def make_layer(in_features: int = 24, out_features: int = 10) -> QuantizedLinear:
@@ -27,8 +27,8 @@ def make_layer(in_features: int = 24, out_features: int = 10) -> QuantizedLinear
 @pytest.fixture(autouse=True)
 def nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every test starts like the first process on a machine."""
-    monkeypatch.setattr(_picker, "_choices", {})
-    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path / "choices")
+    monkeypatch.setattr(picker, "_choices", {})
+    monkeypatch.setattr(choices, "choices_folder", lambda: tmp_path / "choices")
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import daptq.kernels.linear.fbgemm as fbgemm
-import daptq.kernels.linear.reference  # noqa: F401  (registers the operation)
+import daptq.kernels.linear.backends.fbgemm as fbgemm
+import daptq.kernels.linear.backends.reference  # noqa: F401  (registers the operation)
 from daptq.catalog import KERNELS
 from daptq.errors import BackendUnavailableError, InvalidInputError, UnknownNameError
-from daptq.kernels.linear import _choices, _picker
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers import choices, picker
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 from tests.integer_kernels import NAMES
 
 
@@ -37,8 +37,8 @@ def make_layer(
 @pytest.fixture(autouse=True)
 def nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every test starts like the first process on a machine."""
-    monkeypatch.setattr(_picker, "_choices", {})
-    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path / "choices")
+    monkeypatch.setattr(picker, "_choices", {})
+    monkeypatch.setattr(choices, "choices_folder", lambda: tmp_path / "choices")
 
 
 # --- the operation ---------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_auto_chooses_once_for_each_shape_and_logs_it(caplog: pytest.LogCaptureF
 
 def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"ReferenceLinear": 1.0, "Float32CarriedLinear": 2.0, "FbgemmLinear": 3.0, "Avx2Linear": 4.0}
-    monkeypatch.setattr(_picker, "_time", lambda prepared, *_: times[type(prepared).__name__])
+    monkeypatch.setattr(picker, "_time", lambda prepared, *_: times[type(prepared).__name__])
     layer, x = make_layer(in_features=512, out_features=64), torch.randn(2, 512)
     layer(x)
     assert layer.backend == "reference"
@@ -334,9 +334,7 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif("fbgemm" not in NAMES, reason="this processor or torch has no FBGEMM")
 def test_auto_takes_no_form_larger_than_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        _picker, "_time", lambda prepared, *_: 0.0 if type(prepared).__name__ == "FbgemmLinear" else 1.0
-    )
+    monkeypatch.setattr(picker, "_time", lambda prepared, *_: 0.0 if type(prepared).__name__ == "FbgemmLinear" else 1.0)
     narrow, wide = make_layer(in_features=64, out_features=64), make_layer(in_features=512, out_features=64)
     narrow(torch.randn(2, 64))
     wide(torch.randn(2, 512))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.transformer import _op
-from daptq.kernels.transformer._stack import need_not_be_called
-from daptq.policies._diffusion import ddim_steps, squared_cosine_alphas
-from daptq.policies._dit import DiT
+from daptq.kernels.transformer import op
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.layers.transformer_stack import need_not_be_called
+from daptq.policies.diffusion import ddim_steps, squared_cosine_alphas
+from daptq.policies.dit import DiT
 
-pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
+pytestmark = pytest.mark.skipif(op.unavailable() is not None, reason=str(op.unavailable()))
 
 operations = torch.ops.daptq
 TOKENS = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))

@@ -12,12 +12,12 @@ import pytest
 import scipy.optimize
 
 from daptq.allocation import knapsack
-from daptq.allocation._plan import BitPlan, LayerBits
-from daptq.allocation._verification import Verification, promote
 from daptq.allocation.knapsack import KnapsackConfig, allocate
+from daptq.allocation.plan import BitPlan, LayerBits
+from daptq.allocation.verification import Verification, promote
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.kernels.linear import _timing
-from daptq.kernels.linear._timing import measure_layer_times
+from daptq.layers import timing
+from daptq.layers.timing import measure_layer_times
 
 Table = dict[str, dict[int, float]]
 
@@ -236,8 +236,8 @@ def test_a_time_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -
         now[1] = not now[1]
         return now[0]
 
-    monkeypatch.setattr("daptq.kernels.linear._timing.time.perf_counter", clock)
-    monkeypatch.setattr(_timing, "_layer", lambda *_, **__: abs)
+    monkeypatch.setattr("daptq.layers.timing.time.perf_counter", clock)
+    monkeypatch.setattr(timing, "_layer", lambda *_, **__: abs)
     # The order of the calls is 16, 4, then 4, 16, then 16, 4.
     times = measure_layer_times([(8, 16)], [4, 16], 3, rounds=3)
     assert times == {(8, 16): {4: 20e3, 16: 2e3}}

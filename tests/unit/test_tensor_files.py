@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from daptq._tensor_files import read_safetensors_directory, read_torch_directory
 from daptq.errors import CorruptArtifactError, ForeignArtifactError
+from daptq.tensor_files import read_safetensors_directory, read_torch_directory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.uint8, torch.bool]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from daptq.errors import OutputWriteError
-from daptq.recipes._workspace import StageContent, Workspace, digest
+from daptq.quantization.workspace import StageContent, Workspace, digest
 
 
 def content(value: float, calls: list[float]) -> Any:

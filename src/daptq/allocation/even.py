@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from daptq.allocation._plan import BitPlan, LayerBits
+from daptq.allocation.plan import BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = ["EvenConfig", "allocate"]

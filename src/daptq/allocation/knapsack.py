@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from daptq.allocation._plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
+from daptq.allocation.plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = ["PRECISION", "KnapsackConfig", "allocate"]

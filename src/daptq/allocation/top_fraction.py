@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from daptq.allocation._plan import BFLOAT16, BitPlan, LayerBits
+from daptq.allocation.plan import BFLOAT16, BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = ["TopFractionConfig", "allocate"]

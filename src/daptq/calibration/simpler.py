@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daptq.calibration._demonstrations import Course
-from daptq.calibration._states import DemonstrationSource, open_course
-from daptq.environments._simpler_expert import SimplerExpert
-from daptq.environments._simpler_tasks import TASKS
+from daptq.calibration.demonstrations import Course
+from daptq.calibration.states import DemonstrationSource, open_course
 from daptq.environments.simpler import make
+from daptq.environments.simpler.expert import SimplerExpert
+from daptq.environments.simpler.tasks import TASKS
 
 __all__ = ["COURSE", "open_source"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daptq.calibration._demonstrations import Course
-from daptq.calibration._states import DemonstrationSource, open_course
-from daptq.environments._tabletop_expert import TabletopExpert
-from daptq.environments._tabletop_objects import SCENES, TASKS
+from daptq.calibration.demonstrations import Course
+from daptq.calibration.states import DemonstrationSource, open_course
 from daptq.environments.tabletop import make
+from daptq.environments.tabletop.expert import TabletopExpert
+from daptq.environments.tabletop.objects import SCENES, TASKS
 
 __all__ = ["COURSE", "open_source"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daptq.cli._console import json_option
+from daptq.cli.console import json_option
 from daptq.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from daptq.evaluation.audit import AuditReport
+    from daptq.audit.audit import AuditReport
 
 
 @click.command()
@@ -24,7 +24,7 @@ def audit(directory: str, seed: int, json_path: Path | None) -> None:
     Exits with 1 when anything differs.
     """
     from daptq.artifacts import provenance, write_json
-    from daptq.evaluation.audit import audit_checkpoint
+    from daptq.audit.audit import audit_checkpoint
 
     report = audit_checkpoint(directory, seed=seed)
     _print(report)

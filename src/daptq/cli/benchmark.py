@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daptq.cli._console import reported_progress
+from daptq.cli.console import reported_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +49,7 @@ def benchmark(
     from rich.console import Console
 
     from daptq.artifacts import write_json
-    from daptq.evaluation.benchmark import benchmark as run
+    from daptq.benchmarking.benchmark import benchmark as run
 
     with reported_progress() as progress:
         result = run(

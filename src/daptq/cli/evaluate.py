@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daptq.cli._console import json_option, reported_progress
+from daptq.cli.console import json_option, reported_progress
 
 if TYPE_CHECKING:
     from daptq.evaluation.gate import Gate
-    from daptq.evaluation.interface_reference import InterfaceReference
     from daptq.evaluation.schedule import Progress
+    from daptq.monitoring.interface_reference import InterfaceReference
 
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -89,7 +89,7 @@ def evaluate(
     from daptq.evaluation.gate import gate_summary
     from daptq.evaluation.paired import evaluate as run
     from daptq.evaluation.robustness import evaluate_variants
-    from daptq.evaluation.table import monitor_rows, result_table, variant_table
+    from daptq.report.table import monitor_rows, result_table, variant_table
 
     if plan:
         _print_plan(margin, policy)
@@ -161,11 +161,11 @@ def _reference(
 
     What the evaluation would refuse is refused before they are run.
     """
-    from daptq.evaluation.interface_reference import InterfaceReference
     from daptq.evaluation.paired import check_request
     from daptq.evaluation.robustness import named_variants
     from daptq.evaluation.watched_drive import REFERENCE_SEED, take_reference
     from daptq.evaluation.workers import open_policy
+    from daptq.monitoring.interface_reference import InterfaceReference
 
     if directory.exists():
         return InterfaceReference.load(directory)
@@ -215,7 +215,7 @@ def _print_verdict(comparison: dict[str, Any]) -> None:
 
 def _print_plan(margin: float | None, policy: str | None) -> None:
     """Prints the pairs that a margin needs, by how often the two policies disagree."""
-    from daptq.evaluation.sequential import POWER, pairs_needed
+    from daptq.statistics.sequential import POWER, pairs_needed
 
     if margin is None or policy is not None:
         raise click.UsageError("--plan must come with --margin and without POLICY. Write --plan --margin 0.05.")

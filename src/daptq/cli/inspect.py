@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daptq.cli._console import json_option
+from daptq.cli.console import json_option
 
 
 @click.command()
@@ -18,7 +18,7 @@ from daptq.cli._console import json_option
 def inspect(directory: str, json_path: Path | None) -> None:
     """Prints layers, bit-widths, sizes, folding plan and provenance of DIR, after verifying every byte of it."""
     from daptq.artifacts import write_json
-    from daptq.cli._policy_folder import describe
+    from daptq.cli.policy_folder import describe
 
     described = describe(directory)
     _print(described)

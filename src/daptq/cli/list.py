@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from daptq import catalog
-from daptq.cli._console import json_option
+from daptq.cli.console import json_option
 
 CATALOGS = {
     "environments": catalog.ENVIRONMENTS,
@@ -34,6 +34,6 @@ def list_names(kind: str, json_path: Path | None) -> None:
 
 def _packaged_policies() -> tuple[str, ...]:
     """Names that every command takes as POLICY without a folder."""
-    from daptq.packing._source import packaged_policies
+    from daptq.packing.source import packaged_policies
 
     return tuple(packaged_policies())

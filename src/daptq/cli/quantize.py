@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daptq.cli._console import json_option, reported_progress
+from daptq.cli.console import json_option, reported_progress
 from daptq.errors import RecipeError
 
 
@@ -52,7 +52,7 @@ def quantize(
     """
     from daptq.artifacts import require_new_output, write_json
     from daptq.packing.checkpoint import load_policy
-    from daptq.recipes._pipeline import quantize as run
+    from daptq.quantization.pipeline import quantize as run
 
     recipe = _recipe(method, {name: value for name, value in settings.items() if value is not None})
     require_new_output(output)
@@ -67,7 +67,7 @@ def quantize(
         )
     click.echo(output)
     if json_path is not None:
-        from daptq.cli._policy_folder import describe
+        from daptq.cli.policy_folder import describe
 
         write_json(json_path, describe(output))
 

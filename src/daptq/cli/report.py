@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daptq.cli._console import json_option, reported_progress
+from daptq.cli.console import json_option, reported_progress
 
 if TYPE_CHECKING:
-    from daptq.evaluation.films import Filming
+    from daptq.report.films import Filming
 
 ANIMATED = 4
 
@@ -31,7 +31,7 @@ ANIMATED = 4
 def report(file: Path, output: Path, benchmark_path: Path | None, animate: int | None, json_path: Path | None) -> None:
     """Writes the evaluation in FILE, as `daptq evaluate --json FILE` made it, as an HTML page with its figures."""
     from daptq.artifacts import read_json, write_json
-    from daptq.evaluation.report import check_inputs, write_report
+    from daptq.report import check_inputs, write_report
 
     result = read_json(file)
     benchmark = None if benchmark_path is None else read_json(benchmark_path)
@@ -45,7 +45,7 @@ def report(file: Path, output: Path, benchmark_path: Path | None, animate: int |
 def _filming(result: dict[str, Any], animate: int | None) -> Filming:
     """Animations; without a number that was asked for, what stands in their way is said on the page."""
     from daptq.errors import DaptqError
-    from daptq.evaluation.films import Filming, film_discordant
+    from daptq.report.films import Filming, film_discordant
 
     try:
         with reported_progress() as progress:

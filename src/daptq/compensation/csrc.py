@@ -18,10 +18,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap
 from daptq.compensation._alignment import Alignment
-from daptq.compensation._few_states import FewStatesAlignment, factor
 from daptq.compensation._symmetry import symmetric_part
+from daptq.compensation.affine import AffineMap
+from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
 
 __all__ = [

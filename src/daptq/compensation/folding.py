@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap
+from daptq.compensation.affine import AffineMap
 from daptq.errors import InvalidInputError
 from daptq.numerics.quantized_matrix import QuantizedMatrix
 

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation._affine import AffineMap
 from daptq.compensation._symmetry import symmetric_part
+from daptq.compensation.affine import AffineMap
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.numerics.moments import Moments
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from daptq.environments._base import IMAGE_PREFIX, STATE_KEY, Environment, Info
+from daptq.environments.contract import IMAGE_PREFIX, STATE_KEY, Environment, Info
 from daptq.errors import InvalidInputError
 
 __all__ = ["PICTURE_SIZE", "TaskEnvironment"]

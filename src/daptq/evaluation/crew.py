@@ -11,10 +11,10 @@ from typing import Protocol
 
 from typing_extensions import Self
 
+from daptq.closed_loop.rollout import Record
 from daptq.errors import InvalidInputError
-from daptq.evaluation._process_pool import ProcessPool
-from daptq.evaluation._ray_pool import RayPool
-from daptq.evaluation.rollout import Record
+from daptq.evaluation.process_pool import ProcessPool
+from daptq.evaluation.ray_pool import RayPool
 from daptq.evaluation.workers import Job, Workplace, one_thread
 
 

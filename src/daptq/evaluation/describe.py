@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from daptq.artifacts import MANIFEST, hash_tensors, read_json
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
-from daptq.policies._base import ACTION, Batch, Policy
-from daptq.policies._execution import noise_generator
+from daptq.policies.contract import ACTION, Batch, Policy
+from daptq.policies.execution import noise_generator
 
 
 def describe_policy(policy: Policy, directory: Path | None = None) -> dict[str, Any]:

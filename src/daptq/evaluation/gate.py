@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daptq.errors import InvalidInputError
-from daptq.evaluation.drift import headline_drift
+from daptq.metrics.drift import headline_drift
 
 EXAMPLE = "margin=0.05,drift=1.5,jerk=1.1"
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Record
 from daptq.errors import CorruptArtifactError, InvalidInputError, OutputWriteError
-from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Record
 
 _KINDS: dict[str, type[EpisodeRecord] | type[BranchRecord]] = {"episode": EpisodeRecord, "branch": BranchRecord}
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.environments._base import Environment
+from daptq.closed_loop.plan import plan_episodes
+from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError, UnknownNameError
-from daptq.evaluation._result import SCHEMA_VERSION, put_together
 from daptq.evaluation.crew import hire
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.drift import HEADLINE_STEPS, HORIZONS
-from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.plan import plan_episodes
+from daptq.evaluation.result import SCHEMA_VERSION, put_together
 from daptq.evaluation.schedule import Progress, Schedule
-from daptq.evaluation.stopping import EarlyStop, looks
 from daptq.evaluation.workers import PolicySource, Workplace, one_thread, open_policy
-from daptq.packing._source import locate
-from daptq.policies._base import Policy
+from daptq.metrics.drift import HEADLINE_STEPS, HORIZONS
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.packing.source import locate
+from daptq.policies.contract import Policy
+from daptq.statistics.stopping import EarlyStop, looks
 
 __all__ = ["SCHEMA_VERSION", "Progress", "check_request", "check_variants", "evaluate", "evaluate_many"]
 
@@ -100,7 +100,7 @@ def evaluate_many(
             changes actions by float rounding; a killed run loses at most these.
         ray: Address of a Ray cluster that the workers live on, as ``"host:6379"``; None for this machine.
         stop_margin: End as soon as it is settled, for every candidate, whether it loses more than this fraction of
-            success; None to run every episode. See `daptq.evaluation.stopping`.
+            success; None to run every episode. See `daptq.statistics.stopping`.
         drift_states: Number of states, saved along the baseline's episodes, from which every policy continues; None for
             one per episode.
         closed_loop: Whether candidates run whole episodes; otherwise they only continue from the baseline's states, at

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError
-from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.paired import Progress, check_variants, evaluate_many
-from daptq.evaluation.statistics import clustered_difference_interval, gap_interval
 from daptq.evaluation.workers import PolicySource
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.statistics.intervals import clustered_difference_interval, gap_interval
 
 __all__ = ["ALL", "evaluate_variants", "robustness_gap", "with_variants"]
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.rollout import Branch, EpisodeRecord
 from daptq.evaluation.crew import Crew
-from daptq.evaluation.drift import HORIZONS
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import Branch, EpisodeRecord
-from daptq.evaluation.stopping import Decision, EarlyStop
 from daptq.evaluation.workers import BranchJob, EpisodeJob, Job
+from daptq.metrics.drift import HORIZONS
+from daptq.statistics.stopping import Decision, EarlyStop
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")

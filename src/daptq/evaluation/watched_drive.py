@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from daptq.evaluation._interface_stream import EpisodeStream, only_interface, watch_episodes
-from daptq.evaluation.interface_reference import InterfaceReference
+from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.paired import check_request
-from daptq.evaluation.plan import plan_episodes
-from daptq.evaluation.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.schedule import Progress
 from daptq.evaluation.workers import Workplace, one_thread
-from daptq.policies._base import Policy
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.policies.contract import Policy
 
 __all__ = ["REFERENCE_SEED", "drive", "take_reference"]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.environments._base import Environment
+from daptq.closed_loop.interface_stream import only_interface, watch_episodes
+from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.rollout import Branch, Record, run_branches, run_episodes, run_watched
+from daptq.environments.contract import Environment
 from daptq.errors import DaptqError
-from daptq.evaluation._interface_stream import only_interface, watch_episodes
-from daptq.evaluation.interface_reference import InterfaceReference
-from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import Branch, Record, run_branches, run_episodes, run_watched
+from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.packing.checkpoint import load_policy
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
 
 PolicySource = str | Path | Policy
 

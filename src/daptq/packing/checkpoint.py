@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from daptq._tensor_files import StoredTensor
 from daptq.artifacts import Artifact, read_artifact, write_artifact
 from daptq.artifacts import provenance as make_provenance
 from daptq.catalog import POLICIES
 from daptq.errors import ForeignArtifactError, InvalidInputError
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.kernels.linear._prepared import PackedWeight
-from daptq.packing._cogact_public import FAMILY, is_public, read_public
-from daptq.packing._source import locate
-from daptq.policies._base import Policy
-from daptq.policies._streaming import StoredWeights, streamed_modules
-from daptq.policies._streaming import stream as stream_weights
+from daptq.kernels.linear.contract import PackedWeight
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.packing.source import locate
+from daptq.policies.cogact_public_files import FAMILY, is_public, read_public
+from daptq.policies.contract import Policy
+from daptq.policies.streaming import StoredWeights, streamed_modules
+from daptq.policies.streaming import stream as stream_weights
+from daptq.tensor_files import StoredTensor
 
 __all__ = ["POLICY_KIND", "QUANTIZED_KIND", "load_policy", "replace_module", "save_policy", "save_quantized"]
 
@@ -130,7 +130,7 @@ def load_policy(
             CogACT checkpoint, or a hub id (``"organisation/name"``) of either. A name in the package goes before a
             folder of that name: write ``"./reference"``.
         name: Name of the loaded policy; by default the one it was saved with.
-        stream: Leave the large weights of a float policy in its files, see `daptq.policies._streaming`: to quantize a
+        stream: Leave the large weights of a float policy in its files, see `daptq.policies.streaming`: to quantize a
             policy larger than memory. A quantized policy is loaded whole.
         dataset: Data set whose statistics un-normalise the actions of a public CogACT checkpoint; needed where it has
             those of several.

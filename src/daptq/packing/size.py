@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 
 __all__ = ["weight_bytes_on_disk", "weight_bytes_resident"]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.policies._base import ACTION, Batch, Block, NoisePrediction, Policy
-from daptq.policies._diffusion import add_noise, ddim_sample, ddim_steps
-from daptq.policies._dit import DiT
-from daptq.policies._tokenizer import prompt
+from daptq.policies.contract import ACTION, Batch, Block, NoisePrediction, Policy
+from daptq.policies.diffusion import add_noise, ddim_sample, ddim_steps
+from daptq.policies.dit import DiT
+from daptq.policies.tokenizer import prompt
 
 ACTION_NET = "action_model.net"
 CONDITION = f"{ACTION_NET}.z_embedder.linear"

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from daptq.errors import InvalidInputError
-from daptq.policies._diffusion import ddim_timesteps
+from daptq.policies.diffusion import ddim_timesteps
 
 Config = TypeVar("Config")
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from daptq.policies._dit import Attention
+from daptq.policies.dit import Attention
 
 NORM_EPSILON = 1e-6
 

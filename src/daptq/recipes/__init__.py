@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daptq.recipes._pipeline import quantize
-from daptq.recipes._recipe import Recipe
+from daptq.quantization.pipeline import quantize
+from daptq.quantization.recipe import Recipe
 from daptq.recipes.da_ptq import da_ptq
 from daptq.recipes.da_ptq_plus import da_ptq_plus
 from daptq.recipes.round_to_nearest import round_to_nearest

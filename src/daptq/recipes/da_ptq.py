@@ -12,8 +12,8 @@ from typing import Literal, get_args
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
 from daptq.errors import RecipeError
-from daptq.recipes._drift_models import DriftModelName, drift_model_config
-from daptq.recipes._recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
+from daptq.quantization.drift_models import DriftModelName, drift_model_config
+from daptq.quantization.recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
 __all__ = ["Compensation", "da_ptq"]

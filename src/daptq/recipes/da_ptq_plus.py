@@ -8,14 +8,14 @@ compensated by a least-squares map, folded into weights.
 
 from __future__ import annotations
 
-from daptq.allocation._verification import VerificationConfig
 from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.verification import VerificationConfig
 from daptq.compensation.paired import PairedConfig
-from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
-from daptq.recipes._drift_models import DriftModelName, drift_model_config
-from daptq.recipes._recipe import Recipe, RoleActivationBits, RoleBits
-from daptq.rounding._transform import TransformConfig
+from daptq.quantization.drift_models import DriftModelName, drift_model_config
+from daptq.quantization.recipe import Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.gptq import GptqConfig
+from daptq.rounding.transform import TransformConfig
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
 __all__ = ["da_ptq_plus"]
 

@@ -5,7 +5,7 @@ The baseline of every comparison. It reads no calibration data.
 
 from __future__ import annotations
 
-from daptq.recipes._recipe import Recipe, RoleActivationBits, RoleBits
+from daptq.quantization.recipe import Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
 __all__ = ["round_to_nearest"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.evaluation.interface_reference import InterfaceReference
 from daptq.evaluation.watched_drive import take_reference
-from daptq.policies._base import Policy
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.policies.contract import Policy
 from tests.closed_loop.evaluation import point_world as toy
 from tests.closed_loop.evaluation.point_world import TASKS, VARIANTS, PointWorld, Pusher, Reader
 

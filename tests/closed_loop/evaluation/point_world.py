@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from daptq.environments._base import Environment, Info, Observation
-from daptq.policies._base import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
+from daptq.environments.contract import Environment, Info, Observation
+from daptq.policies.contract import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
 
 TASKS = ("left", "right")
 VARIANTS = {

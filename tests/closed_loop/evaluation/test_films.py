@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daptq.errors import InvalidInputError, MissingDependencyError, UnknownNameError
-from daptq.evaluation import films
-from daptq.evaluation.films import EDGE, Film, film_discordant
 from daptq.evaluation.paired import evaluate_many
+from daptq.report import films
+from daptq.report.films import EDGE, Film, film_discordant
 from tests.closed_loop.evaluation.point_world import PointWorld
 
 Make = Callable[..., Any]

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.compensation._affine import AffineMap
+from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
+from daptq.compensation.affine import AffineMap
 from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError, UnknownNameError
-from daptq.evaluation._interface_stream import EpisodeStream, watch_episodes
-from daptq.evaluation.interface_reference import RIDGE, InterfaceReference
-from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
 from daptq.evaluation.paired import evaluate, evaluate_many
-from daptq.evaluation.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.evaluation.watched_drive import drive, take_reference
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.monitoring.interface_reference import RIDGE, InterfaceReference
+from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
+from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.numerics.moments import Moments
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
 from tests.closed_loop.evaluation.point_world import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from daptq.closed_loop.interface_stream import watch_episodes
 from daptq.errors import InvalidInputError
-from daptq.evaluation._interface_stream import watch_episodes
-from daptq.evaluation.interface_reference import InterfaceReference
-from daptq.evaluation.monitor import InterfaceMonitor, MonitorConfig
 from daptq.evaluation.paired import evaluate
 from daptq.evaluation.robustness import evaluate_variants
-from daptq.evaluation.table import monitor_rows
 from daptq.evaluation.watched_drive import drive, take_reference
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
+from daptq.report.table import monitor_rows
 from tests.closed_loop.evaluation.point_world import PointWorld, Pusher, Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")

@@ -11,8 +11,8 @@ import pytest
 
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate, evaluate_many
-from daptq.evaluation.sequential import anytime_interval
-from daptq.evaluation.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.sequential import anytime_interval
 from tests.closed_loop.evaluation.point_world import PointWorld
 
 pytestmark = pytest.mark.usefixtures("point_world")

@@ -17,8 +17,8 @@ from scipy import stats
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.robustness import evaluate_variants
-from daptq.evaluation.statistics import gap_interval
-from daptq.evaluation.table import variant_markdown, variant_rows, variant_table
+from daptq.report.table import variant_markdown, variant_rows, variant_table
+from daptq.statistics.intervals import gap_interval
 
 pytestmark = pytest.mark.usefixtures("point_world")
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.rollout import Branch, BranchRecord, run_branches, run_episode, run_episodes
 from daptq.errors import InvalidInputError
-from daptq.evaluation.drift import branch_drift, episode_drift
-from daptq.evaluation.plan import Episode
-from daptq.evaluation.rollout import Branch, BranchRecord, run_branches, run_episode, run_episodes
+from daptq.metrics.drift import branch_drift, episode_drift
 
 EPISODE = Episode(index=3, task="left", seed=10_000_003, branch_steps=(0, 8))
 

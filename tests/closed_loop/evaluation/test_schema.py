@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from daptq.benchmarking.latency import measure_latency
 from daptq.evaluation.gate import Gate, gate_summary
-from daptq.evaluation.latency import measure_latency
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.robustness import evaluate_variants
 from daptq.evaluation.watched_drive import take_reference

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from daptq.closed_loop.plan import plan_episodes
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.crew import hire
 from daptq.evaluation.paired import evaluate
-from daptq.evaluation.plan import plan_episodes
 from daptq.evaluation.workers import EpisodeJob, Workplace
 from tests.closed_loop.evaluation.conftest import ROOT
 from tests.closed_loop.evaluation.point_world import TASKS, Deadly, Pusher

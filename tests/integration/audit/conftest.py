@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 from daptq.rounding.nearest import round_weight
 
 LAYERS = tiny().linear_layers()

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from daptq.audit.audit import AuditReport, audit, audit_checkpoint
 from daptq.errors import BackendUnavailableError, ForeignArtifactError, UnknownNameError
-from daptq.evaluation.audit import AuditReport, audit, audit_checkpoint
-from daptq.kernels.linear import _choices, _picker
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers import choices, picker
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
 from tests.integration.audit.conftest import (
     BITS,
     FLOAT_INPUT,
@@ -345,9 +345,9 @@ def test_the_report_is_json(checkpoint: Path) -> None:
 def test_layers_that_are_slower_than_in_bfloat16_are_listed(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16: float, slower: bool
 ) -> None:
-    monkeypatch.setattr(_picker, "_choices", {})
-    monkeypatch.setattr(_choices, "choices_folder", lambda: tmp_path)
-    monkeypatch.setattr(_picker, "_float_time", lambda *_: bfloat16)
+    monkeypatch.setattr(picker, "_choices", {})
+    monkeypatch.setattr(choices, "choices_folder", lambda: tmp_path)
+    monkeypatch.setattr(picker, "_float_time", lambda *_: bfloat16)
     first = audit_checkpoint(checkpoint)
     ratios = {layer.name: layer.ratio_to_bfloat16 for layer in first.layers}
     assert {name for name, ratio in ratios.items() if ratio is None} == set(KEPT)
@@ -355,7 +355,7 @@ def test_layers_that_are_slower_than_in_bfloat16_are_listed(
     assert first.to_json()["slower_than_bfloat16"] == first.slower_than_bfloat16
     assert first.verdict == "as planned"
     # A later process recalls what was measured, and measures nothing itself.
-    monkeypatch.setattr(_picker, "_choices", {})
-    monkeypatch.setattr(_picker, "_float_time", None)
+    monkeypatch.setattr(picker, "_choices", {})
+    monkeypatch.setattr(picker, "_float_time", None)
     later = audit_checkpoint(checkpoint)
     assert {layer.name: layer.ratio_to_bfloat16 for layer in later.layers} == ratios

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from daptq.evaluation import _recorder
-from daptq.evaluation.audit import audit
-from daptq.kernels.transformer import _op, _stack
+from daptq.audit import recorder
+from daptq.audit.audit import audit
+from daptq.kernels.transformer import op
+from daptq.layers import transformer_stack
 from daptq.packing.checkpoint import load_policy
 from tests.integration.audit.conftest import FOUR_BIT_INPUT, KEPT, LAYERS, ROTATED, SPECIAL, write
 
-pytestmark = pytest.mark.skipif(_op.unavailable() is not None, reason=str(_op.unavailable()))
+pytestmark = pytest.mark.skipif(op.unavailable() is not None, reason=str(op.unavailable()))
 
 LAYER = "action_model.net.blocks.0.mlp.fc1"
 EMBEDDERS = ("t_embedder", "z_embedder")
@@ -45,13 +46,13 @@ def test_an_honest_policy_passes_with_every_call_inside_the_fused_operations(
     fusable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: Counter[str] = Counter()
-    taken_apart = _recorder._Recorder._taken_apart
+    taken_apart = recorder._Recorder._taken_apart
 
     def counting(self: Any, func: Any, args: Any, kwargs: Any) -> Any:
         seen[func.name()] += 1
         return taken_apart(self, func, args, kwargs)
 
-    monkeypatch.setattr(_recorder._Recorder, "_taken_apart", counting)
+    monkeypatch.setattr(recorder._Recorder, "_taken_apart", counting)
     policy = load_policy(fusable)
     for name in LAYERS:
         layer: Any = policy.get_submodule(name)
@@ -71,7 +72,7 @@ def test_an_honest_policy_passes_with_every_call_inside_the_fused_operations(
 
 
 def test_another_weight_in_place_of_the_layers_own_is_found(fusable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_layer = _stack._of_layer
+    of_layer = transformer_stack._of_layer
 
     policy = load_policy(fusable)
     swapped_layer = policy.get_submodule(LAYER)
@@ -84,21 +85,21 @@ def test_another_weight_in_place_of_the_layers_own_is_found(fusable: Path, monke
             found[0][0] = tiles.clone()
         return found
 
-    monkeypatch.setattr(_stack, "_of_layer", swapped)
+    monkeypatch.setattr(transformer_stack, "_of_layer", swapped)
     found = audit(policy, fusable).differences
     assert {(difference.layer, difference.kind) for difference in found} >= {(LAYER, "not called")}
 
 
 def test_a_block_that_is_left_out_is_found(fusable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = _stack.Stack._low_bit_blocks
-    monkeypatch.setattr(_stack.Stack, "_low_bit_blocks", lambda self: blocks(self)[1:])
+    blocks = transformer_stack.Stack._low_bit_blocks
+    monkeypatch.setattr(transformer_stack.Stack, "_low_bit_blocks", lambda self: blocks(self)[1:])
     found = kinds(fusable)
     assert found[LAYER] == {"not called"}
     assert "action_model.net.blocks.1.mlp.fc1" not in found
 
 
 def test_memory_that_is_read_beside_the_layers_call_is_found(fusable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = _stack._parts
+    parts = transformer_stack._parts
 
     def reading(*args: Any) -> Any:
         found = parts(*args)
@@ -107,5 +108,5 @@ def test_memory_that_is_read_beside_the_layers_call_is_found(fusable: Path, monk
             torch.add(tiles, 0)
         return found
 
-    monkeypatch.setattr(_stack, "_parts", reading)
+    monkeypatch.setattr(transformer_stack, "_parts", reading)
     assert {"bypassed"} in kinds(fusable).values()

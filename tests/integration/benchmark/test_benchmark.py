@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from daptq.artifacts import provenance
+from daptq.benchmarking import benchmark as module
+from daptq.benchmarking import float_paths as paths
+from daptq.benchmarking.benchmark import benchmark, interleaved_times
+from daptq.benchmarking.control_step import control_step
+from daptq.benchmarking.float_paths import EAGER, FLOAT_PATHS, Candidate, float_paths
+from daptq.benchmarking.peak_memory import peak_bytes
+from daptq.benchmarking.stages import STAGES, stage_times
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, UnknownNameError
-from daptq.evaluation import _float_paths
-from daptq.evaluation import benchmark as module
-from daptq.evaluation._control_step import control_step
-from daptq.evaluation._float_paths import EAGER, FLOAT_PATHS, Candidate, float_paths
-from daptq.evaluation._peak_memory import peak_bytes
-from daptq.evaluation._stages import STAGES, stage_times
-from daptq.evaluation.benchmark import benchmark, interleaved_times
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, save_quantized
-from daptq.policies import cogact
-from daptq.policies._captured import CapturedLoop, capture_denoising
+from daptq.policies import cogact_small as cogact
+from daptq.policies.captured import CapturedLoop, capture_denoising
 from daptq.rounding.nearest import round_weight
 from tests.integration.conftest import Refused, Run
 
@@ -132,7 +132,7 @@ def candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         "elsewhere": Candidate(build=constant(np.nan), exact=True, devices=("tpu", "npu")),
     }
     for name, entry in made.items():
-        monkeypatch.setitem(_float_paths.FLOAT_PATHS, name, entry)
+        monkeypatch.setitem(paths.FLOAT_PATHS, name, entry)
 
 
 class Replayed:
@@ -168,7 +168,7 @@ def test_captured_candidates_say_what_eager_ones_say(monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(FLOAT_PATHS, name, replace(FLOAT_PATHS[name], devices=("cpu",)))
     _, skipped = float_paths(policy, step, CAPTURED, lambda name: None)
     assert all("must have a denoising loop on a CUDA device" in left_out.reason for left_out in skipped)
-    monkeypatch.setattr(_float_paths, "capture_denoising", partial(capture_denoising, make=Replayed))
+    monkeypatch.setattr(paths, "capture_denoising", partial(capture_denoising, make=Replayed))
     (full, low), _ = float_paths(policy, step, CAPTURED, lambda name: None)
     (eager, rounded), _ = float_paths(policy, step, [EAGER, "torch-bfloat16"], lambda name: None)
     assert torch.equal(full.run(), eager.run())
@@ -253,7 +253,7 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
     policy = cogact.tiny()
     policy.get_submodule("llm_backbone.layers.1").register_forward_pre_hook(wait)
     hooks = sum(len(inner._forward_pre_hooks) for inner in policy.modules())
-    monkeypatch.setattr("daptq.evaluation._stages.time.perf_counter", clock)
+    monkeypatch.setattr("daptq.benchmarking.stages.time.perf_counter", clock)
     step = control_step(policy)
     times = stage_times(policy, step)
     assert times == {"preprocessing": 1e3, "vision": 1e3, "language": 6e3, "action_head": 1e3}

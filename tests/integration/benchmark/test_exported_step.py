@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.export.passes import move_to_device_pass
 
+from daptq.benchmarking.control_step import control_step
+from daptq.benchmarking.exported_step import ExportedStep, required
 from daptq.errors import MissingDependencyError
-from daptq.evaluation._control_step import control_step
-from daptq.evaluation._exported_step import ExportedStep, required
-from daptq.policies import cogact
+from daptq.policies import cogact_small as cogact
 
 
 def devices(program: torch.export.ExportedProgram) -> set[str]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
 from daptq.packing.checkpoint import save_policy, save_quantized
-from daptq.policies._base import ACTION, Policy
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
+from daptq.policies.contract import ACTION, Policy
 
 KEPT = "action_model.net.blocks.3."
 RECIPE = {"method": "round-to-nearest"}

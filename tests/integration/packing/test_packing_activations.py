@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from daptq.artifacts import read_artifact, write_artifact
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
-from daptq.policies._base import Policy
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
+from daptq.policies.contract import Policy
 from daptq.rounding.nearest import round_weight
 
 Layers = dict[str, QuantizedLinear]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
-from daptq.policies._base import ACTION
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
+from daptq.policies.contract import ACTION
 
 Quantize = Callable[..., dict[str, QuantizedLinear]]
 Predict = Callable[..., Tensor]

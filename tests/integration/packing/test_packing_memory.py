@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
-from daptq.policies._base import ACTION, Policy
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import ACTION, Policy
 
 Layers = dict[str, QuantizedLinear]
 Quantize = Callable[..., Layers]

@@ -23,10 +23,10 @@ from daptq.errors import (
     SchemaVersionError,
     UnknownNameError,
 )
-from daptq.kernels.linear._layer import QuantizedLinear
-from daptq.packing import _source
+from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.packing import source
 from daptq.packing.checkpoint import load_policy, replace_module, save_policy, save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 
 
 def test_a_flipped_byte_a_missing_shard_and_a_newer_schema_are_named(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -64,7 +64,7 @@ def test_folders_that_hold_no_policy_are_refused(tmp_path: Path) -> None:
 def test_tensors_of_another_family_version_are_refused(tmp_path: Path) -> None:
     policy = tiny()
     tensors = {name: parameter.bfloat16() for name, parameter in policy.named_parameters()}
-    metadata = {"family": "cogact", "name": "tiny", "config": policy.config()}
+    metadata = {"family": "cogact-small", "name": "tiny", "config": policy.config()}
 
     def write(directory: Path, content: dict[str, Tensor]) -> Path:
         write_artifact(directory, kind="policy", tensors=content, metadata=metadata, files=policy.files())
@@ -78,7 +78,7 @@ def test_tensors_of_another_family_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ForeignArtifactError, match=r"llm_backbone.norm.weight .* must have shape \(48,\), got \(47,\)"):
         load_policy(write(tmp_path / "short", tensors | {norm: tensors[norm][:47]}))
     metadata["family"] = "cogact-2"
-    with pytest.raises(UnknownNameError, match="Did you mean 'cogact'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'cogact-small'"):
         load_policy(write(tmp_path / "family", tensors))
 
 
@@ -111,7 +111,7 @@ def test_replacing_a_module_that_does_not_exist_is_refused() -> None:
 
 def test_a_packaged_policy_is_found_by_name(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
     monkeypatch.setattr("daptq.policies.__path__", [str(folders["float"].parent)])
-    assert set(_source.packaged_policies()) == {"float", "quantized"}
+    assert set(source.packaged_policies()) == {"float", "quantized"}
     assert load_policy("float").name == "tiny"
     with pytest.raises(UnknownNameError, match="Did you mean 'quantized'"):
         load_policy("quantised")

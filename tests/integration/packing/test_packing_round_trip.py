@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import read_artifact
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module, save_policy
 from daptq.packing.size import weight_bytes_on_disk
-from daptq.policies._base import Policy
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
+from daptq.policies.contract import Policy
 
 KEPT = "action_model.net.blocks.3."
 
@@ -83,7 +83,7 @@ def test_quantized_policy_comes_back_with_the_same_integers_and_actions(
 
 def test_metadata_says_what_was_done(folders: dict[str, Path]) -> None:
     metadata = read_artifact(folders["quantized"], kind="quantized-policy").metadata
-    assert (metadata["family"], metadata["name"]) == ("cogact", "tiny")
+    assert (metadata["family"], metadata["name"]) == ("cogact-small", "tiny")
     assert metadata["plan"] == [{"name": "x"}]
     assert metadata["folding"] == {"order": 1}
     assert metadata["recipe"] == {"method": "round-to-nearest"}

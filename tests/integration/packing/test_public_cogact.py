@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from daptq.errors import ForeignArtifactError, InvalidInputError, UnknownNameError
-from daptq.packing import _source
+from daptq.packing import source
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_prismatic import POLICY, PrismaticCogACTPolicy, tiny
+from daptq.policies.cogact_public import POLICY, PrismaticCogACTPolicy, tiny
 
 STATISTICS = {"q01": [-0.1] * 6 + [0.0], "q99": [0.2] * 6 + [1.0], "mask": [True] * 6 + [False], "mean": [0.0] * 7}
 
@@ -195,4 +195,4 @@ def test_a_hub_id_brings_the_weights_of_a_public_checkpoint_alone(
     assert load_policy("CogACT/CogACT-Tiny").name == "CogACT-Tiny"
     assert "*.pt" in asked[0]["ignore_patterns"]
     assert asked[1]["allow_patterns"] == ["*.json", "checkpoints/*.pt"]
-    assert _source.locate("CogACT/CogACT-Tiny") == folder
+    assert source.locate("CogACT/CogACT-Tiny") == folder

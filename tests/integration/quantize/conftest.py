@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from daptq.calibration._base import CalibrationSource
-from daptq.policies._base import ACTION, STATE, TASK, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
-from daptq.policies.cogact import CogACTPolicy, tiny
+from daptq.calibration.contract import CalibrationSource
+from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.contract import ACTION, STATE, TASK, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
 
 
 class HeldBatches(CalibrationSource):

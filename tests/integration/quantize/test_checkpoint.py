@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies._base import Policy
-from daptq.policies.cogact import CogACTPolicy
+from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize, round_to_nearest
 from daptq.rounding.nearest import round_weight
 

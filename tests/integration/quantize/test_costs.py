@@ -12,14 +12,14 @@ from torch import Tensor
 
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.artifacts import Artifact, read_artifact, write_artifact
-from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig, metric_root
-from daptq.policies._base import Policy
+from daptq.policies.contract import Policy
+from daptq.quantization.allocation import float_linear
+from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
+from daptq.quantization.profiling import Calibration, profile_policy
+from daptq.quantization.rounding import ROUNDED_KIND, RoundedLayers, Rounder
+from daptq.quantization.statistics import statistics_content
 from daptq.recipes import da_ptq_plus, round_to_nearest
-from daptq.recipes._allocation import float_linear
-from daptq.recipes._costs import COSTS_KIND, costs_content, read_costs
-from daptq.recipes._profiling import Calibration, profile_policy
-from daptq.recipes._rounding import ROUNDED_KIND, RoundedLayers, Rounder
-from daptq.recipes._statistics import statistics_content
+from daptq.sensitivity.rounding import RoundingSensitivityConfig, metric_root
 
 # Of a change of weights: float32 leaves 1e-7 / STEP of rounding beside STEP^2 of curvature.
 STEP = 1e-2

@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from daptq.allocation._verification import VerificationConfig
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.verification import VerificationConfig
 from daptq.artifacts import read_artifact
-from daptq.drift.rounding_sensitivity import RoundingSensitivityConfig
 from daptq.errors import RecipeError
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies._base import Interface
-from daptq.policies.cogact import CogACTPolicy
+from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.contract import Interface
+from daptq.quantization.allocation import float_linear, layer_resources
+from daptq.quantization.drift_models import DriftModelName
+from daptq.quantization.groups import groups
+from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_nearest
-from daptq.recipes._allocation import float_linear, layer_resources
-from daptq.recipes._drift_models import DriftModelName
-from daptq.recipes._groups import groups
-from daptq.recipes._recipe import RoleActivationBits, RoleBits
-from daptq.rounding._activations import ActivationConfig
-from daptq.rounding._transform import TransformConfig
+from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
+from daptq.rounding.transform import TransformConfig
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
 
 def silent(*_: object) -> None:
@@ -91,7 +91,7 @@ def test_a_budget_in_milliseconds_is_spent_by_measured_times(
 ) -> None:
     times = {2: 1.0, 3: 2.0, 4: 3.0, 8: 4.0, 16: 5.0}
     monkeypatch.setattr(
-        "daptq.recipes._layer_times.measure_layer_times",
+        "daptq.quantization.layer_times.measure_layer_times",
         lambda shapes, bits, _, **grid: {s: {b: times[b] for b in bits} for s in shapes},
     )
     count = len(cogact.linear_layers())
@@ -293,8 +293,8 @@ def test_many_passes_under_little_memory_give_the_policy_of_one_pass(
         passes.append(len(parts))
         return parts
 
-    monkeypatch.setattr("daptq.recipes._statistics.groups", tiny_groups)
-    monkeypatch.setattr("daptq.recipes._costs.groups", tiny_groups)
+    monkeypatch.setattr("daptq.quantization.statistics.groups", tiny_groups)
+    monkeypatch.setattr("daptq.quantization.costs.groups", tiny_groups)
     often = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 2), output=tmp_path / "often")
     assert len(passes) == 2
     assert min(passes) >= 3

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.allocation._plan import BitPlan, LayerBits
-from daptq.compensation._affine import AffineMap
+from daptq.allocation.plan import BitPlan, LayerBits
+from daptq.compensation.affine import AffineMap
 from daptq.errors import RecipeError
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
-from daptq.policies._base import Policy
-from daptq.policies.cogact import CogACTPolicy
+from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.contract import Policy
+from daptq.quantization.assembly import share_tensors
+from daptq.quantization.folding import fold
+from daptq.quantization.rounding import Rounder
 from daptq.recipes import Recipe, da_ptq, quantize
-from daptq.recipes._assembly import share_tensors
-from daptq.recipes._folding import fold
-from daptq.recipes._rounding import Rounder
 from daptq.rounding.nearest import round_weight
 
 ALL_BITS = 8

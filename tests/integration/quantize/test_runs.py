@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from daptq.errors import CalibrationDataError, InvalidInputError, OutputExistsError, OutputWriteError, UnknownNameError
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact import CogACTPolicy
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.recipes import da_ptq, quantize, round_to_nearest
 
 KILLED_RUN = textwrap.dedent(
@@ -27,8 +27,8 @@ KILLED_RUN = textwrap.dedent(
     import os, signal, sys
     import torch
     torch.set_num_threads(1)
-    from daptq.calibration._base import CalibrationSource
-    from daptq.policies.cogact import tiny
+    from daptq.calibration.contract import CalibrationSource
+    from daptq.policies.cogact_small import tiny
     from daptq.recipes import da_ptq, quantize
 
     policy = tiny()

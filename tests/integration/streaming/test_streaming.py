@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from daptq.calibration._base import CalibrationSource
+from daptq.calibration.contract import CalibrationSource
 from daptq.errors import RecipeError
 from daptq.packing.checkpoint import load_policy, save_policy
-from daptq.policies import cogact, cogact_prismatic
-from daptq.policies._base import Batch, Policy
-from daptq.policies._streaming import StoredWeights
+from daptq.policies import cogact_public as cogact_prismatic
+from daptq.policies import cogact_small as cogact
+from daptq.policies.contract import Batch, Policy
+from daptq.policies.streaming import StoredWeights
+from daptq.quantization.recipe import Recipe
 from daptq.recipes import da_ptq, quantize, round_to_nearest
-from daptq.recipes._recipe import Recipe
 from daptq.rounding.gptq import GptqConfig
 
 FAMILIES = [cogact, cogact_prismatic]
@@ -162,7 +163,7 @@ KILLED_RUN = textwrap.dedent(
     import os, signal, sys
     import torch
     torch.set_num_threads(1)
-    from daptq.calibration._base import CalibrationSource
+    from daptq.calibration.contract import CalibrationSource
     from daptq.packing.checkpoint import load_policy
     from daptq.recipes import da_ptq, quantize
 

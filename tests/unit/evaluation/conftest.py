@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daptq.evaluation.drift import branch_drift, episode_drift
-from daptq.evaluation.films import Film, Filming
-from daptq.evaluation.motion import motion_summary
+from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
 from daptq.evaluation.robustness import with_variants
-from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
-from daptq.evaluation.summary import paired_summary, success_summary
+from daptq.metrics.drift import branch_drift, episode_drift
+from daptq.metrics.motion import motion_summary
+from daptq.metrics.summary import paired_summary, success_summary
+from daptq.report.films import Film, Filming
 
 TASKS = ("spoon_on_towel", "carrot_on_plate", "stack_green_on_yellow", "eggplant_in_basket")
 POLICIES = {
@@ -93,7 +93,7 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
                 "name": name,
                 "role": "baseline" if bits is None else "candidate",
                 **success_summary(records[name]),
-                "family": "cogact",
+                "family": "cogact-small",
                 "weights": {
                     "bytes_on_disk": 40 * 2**20 if bits is None else 14 * 2**20 + 2**18,
                     "bytes_in_memory": 80 * 2**20 if bits is None else 17 * 2**20,

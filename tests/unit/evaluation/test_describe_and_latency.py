@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from daptq.benchmarking.latency import measure_latency
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.latency import measure_latency
-from daptq.kernels.linear._bfloat16 import BFloat16Linear
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module, save_policy, save_quantized
-from daptq.policies.cogact import tiny
+from daptq.policies.cogact_small import tiny
 
 
 def test_every_linear_layer_is_described_in_execution_order() -> None:

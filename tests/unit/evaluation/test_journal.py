@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
 from daptq.errors import CorruptArtifactError, InvalidInputError, OutputWriteError
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.rollout import BranchRecord, EpisodeRecord, Motion
 
 IDENTITY = {"seed": 0}
 POLICIES = {"p": "abc"}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daptq.closed_loop.plan import plan_episodes
 from daptq.errors import InvalidInputError
-from daptq.evaluation.plan import plan_episodes
 
 TASKS = ("a", "b", "c")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from daptq.evaluation._products import Product, product, storage_of
-from daptq.evaluation._resident import resident
-from daptq.kernels.linear._layer import QuantizedLinear
+from daptq.audit.products import Product, product, storage_of
+from daptq.audit.resident import resident
+from daptq.layers.quantized_linear import QuantizedLinear
 
 ACTIVATIONS = torch.tensor([[127.0, -3.0, 0.0], [1.0, 2.0, -127.0]])
 WEIGHT = torch.tensor([[7.0, -8.0, 1.0], [0.0, 3.0, 2.0]])

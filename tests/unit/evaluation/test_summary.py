@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from daptq.evaluation.rollout import EpisodeRecord, Motion
-from daptq.evaluation.statistics import (
+from daptq.closed_loop.rollout import EpisodeRecord, Motion
+from daptq.metrics.summary import paired_summary, success_summary
+from daptq.statistics.intervals import (
     clustered_difference_interval,
     mcnemar_exact,
     paired_difference_interval,
     wilson_interval,
 )
-from daptq.evaluation.summary import paired_summary, success_summary
 
 
 def records(outcomes: str, *, policy: str = "p") -> list[EpisodeRecord]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from daptq.evaluation.table import markdown_table, result_table, table_rows, task_table
+from daptq.report.table import markdown_table, result_table, table_rows, task_table
 
 
 def test_each_policy_is_a_row_with_its_numbers(result: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daptq.evaluation.films import Filming
-from daptq.evaluation.report import write_report
+from daptq.report import write_report
+from daptq.report.films import Filming
 from tests.unit.evaluation.conftest import film
 
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from daptq.evaluation.report._curves import Curve, Point, growth_plot, scatter_plot
-from daptq.evaluation.report._figures import SERIES, Estimate, bar, interval_track, key, patterns, series_style
-from daptq.evaluation.report._markup import estimate, points, table
+from daptq.report.curves import Curve, Point, growth_plot, scatter_plot
+from daptq.report.figures import SERIES, Estimate, bar, interval_track, key, patterns, series_style
+from daptq.report.markup import estimate, points, table
 
 
 def test_marks_stand_where_the_numbers_say() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daptq.evaluation.report import write_report
+from daptq.report import write_report
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from daptq.evaluation.report import write_report
+from daptq.report import write_report
 from tests.unit.evaluation.conftest import add_monitor, add_variants
 from tests.unit.evaluation.report.test_page import parse, words
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from daptq.errors import ForeignArtifactError, SchemaVersionError
-from daptq.evaluation.report import write_report
-from daptq.evaluation.report._markup import points
-from daptq.evaluation.report._motion import METRICS
+from daptq.report import write_report
+from daptq.report.markup import points
+from daptq.report.motion import METRICS
 from tests.unit.evaluation.conftest import add_variants, film
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}

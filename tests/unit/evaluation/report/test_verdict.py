@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from daptq.evaluation.gate import Gate, gate_summary
-from daptq.evaluation.report import write_report
-from daptq.evaluation.report._verdict import FAIL, PASS, UNDECIDED, verdict
+from daptq.report import write_report
+from daptq.report.verdict import FAIL, PASS, UNDECIDED, verdict
 
 
 def judged(comparison: dict[str, Any], low: float, high: float) -> Any:

@@ -1,0 +1,1 @@
+"""Whether every layer executed what the checkpoint's plan says."""

@@ -1,0 +1,1 @@
+"""Latency and memory of control steps, against the best floating-point paths."""

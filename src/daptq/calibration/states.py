@@ -1,0 +1,88 @@
+"""Calibration states from recorded demonstrations of any course.
+
+States are drawn at random, without repetition, from successful demonstrations; recordings that are not in the cache
+yet are made on the way. Cameras and image sizes are those of the recordings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from daptq.artifacts import hash_tensors
+from daptq.calibration.contract import CalibrationSource
+from daptq.calibration.demonstrations import Course, DemonstrationSet
+from daptq.errors import CalibrationDataError
+from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
+
+__all__ = ["DemonstrationSource", "open_course"]
+
+BATCH_SIZE = 16
+STATES_PER_EPISODE = 6.4
+TASK_INDEX = "task_index"
+
+
+def open_course(
+    course: Course, split: str, *, limit: int | None, seed: int, folder: Path | None = None
+) -> DemonstrationSource:
+    """Opens a split of a course's demonstrations.
+
+    Args:
+        course: What is demonstrated.
+        split: Name of the split.
+        limit: Number of states, drawn from one recording of 40 episodes per 256 states; None for every state.
+        seed: Decides which states are drawn.
+        folder: Where the recordings are, by default the user's cache.
+
+    Raises:
+        UnknownNameError: No such split.
+        CalibrationDataError: `limit` is less than one or more than the split holds.
+    """
+    if limit is not None and limit < 1:
+        raise CalibrationDataError(f"number of calibration states must be at least 1, got {limit}. Ask for 512.")
+    return DemonstrationSource(DemonstrationSet(course, split, folder), limit=limit, seed=seed)
+
+
+class DemonstrationSource(CalibrationSource):
+    """Batches of up to 16 demonstration states; see `open_course`."""
+
+    licence = "Apache-2.0"
+
+    def __init__(self, demonstrations: DemonstrationSet, *, limit: int | None, seed: int) -> None:
+        course, split = demonstrations.course, demonstrations.split
+        count = course.shards[split]
+        if limit is not None:
+            count = min(count, math.ceil(limit / (STATES_PER_EPISODE * course.episodes_per_shard)))
+        keys = (STATE, ACTION, TASK_INDEX, *(IMAGE_PREFIX + camera for camera in course.cameras))
+        columns: dict[str, list[Tensor]] = {key: [] for key in keys}
+        for index in range(count):
+            shard = demonstrations.shard(index)
+            kept = torch.tensor(shard.metadata["success"])[shard.tensor("episode_index")]
+            for key in keys:
+                columns[key].append(shard.tensor(key)[kept])
+        available = sum(len(part) for part in columns[ACTION])
+        if limit is not None and limit > available:
+            raise CalibrationDataError(
+                f"number of calibration states must be at most {available} for {course.name}:{split}, got {limit}. "
+                "Ask for fewer."
+            )
+        order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
+        self._states = {key: torch.cat(parts)[order] for key, parts in columns.items()}
+        self._course = course
+        self.description = f"{len(order)} states of scripted {course.name} demonstrations, split {split}, seed {seed}"
+        self.hash = hash_tensors(self._states)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches from the first one on."""
+        instructions = [task.instruction for task in self._course.tasks.values()]
+        for start in range(0, len(self._states[ACTION]), BATCH_SIZE):
+            rows = {key: value[start : start + BATCH_SIZE] for key, value in self._states.items()}
+            tasks = [instructions[index] for index in rows.pop(TASK_INDEX).tolist()]
+            for camera in self._course.cameras:
+                key = IMAGE_PREFIX + camera
+                rows[key] = rows[key].permute(0, 3, 1, 2).float().div(255.0)
+            yield rows | {TASK: tasks}

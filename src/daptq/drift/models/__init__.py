@@ -1,0 +1,1 @@
+"""Drift models, one per file."""

@@ -1,0 +1,1 @@
+"""Backends of the linear operations, one public file each."""

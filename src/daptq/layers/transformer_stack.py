@@ -1,0 +1,255 @@
+"""`Stack`: the blocks of a transformer as one operation, as long as every layer inside is a low-bit or bfloat16 one.
+
+Fused, a stack costs one call from Python, and its layers run inside of ``daptq::transformer`` instead of being called
+as modules. Whoever put a hook on a layer wants it to be called: such a stack is not fused, unless the hook says that it
+does not mind (`need_not_be_called`). Neither is one with a float layer, a layer that chose another kernel than daptq's
+own (one that has not chosen takes it), a replaced forward, inputs with a gradient, or inputs that are not float32 on
+the CPU. Called as modules, the same layers give the same products of the same integers; norms, attention and activation
+functions are then torch's and differ in their last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daptq.kernels.linear.backends import avx2
+from daptq.kernels.linear.backends.avx2 import Avx2Linear
+from daptq.kernels.transformer.op import unavailable
+from daptq.layers.bfloat16_linear import BFloat16Linear
+from daptq.layers.quantized_linear import QuantizedLinear
+
+__all__ = ["PreNormBlock", "Stack", "need_not_be_called"]
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+Parts = tuple[list[Tensor | None], list[int]]
+
+_KERNEL = "avx2"
+_BFLOAT16_BITS = 16
+_PATIENT = "_need_not_be_called"
+_LAYERS = (QuantizedLinear, BFloat16Linear, nn.Linear)
+
+
+def need_not_be_called(hook: Hook) -> Hook:
+    """Marks a hook that does not stand in the way of fusing: fused layers are not called as modules.
+
+    A marked hook that waits for a module around the layers to begin is called once, before the whole stack begins.
+    """
+    setattr(hook, _PATIENT, True)
+    return hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreNormBlock:
+    """One block, x + output(attention(norm(x))) and then x + contraction(activation(norm(x))), by its modules.
+
+    Attributes:
+        norms: The norm before the attention and the one before the perceptron.
+        projections: One layer that gives query, key and value side by side, or one for each of them.
+        output: The layer behind the attention.
+        expansions: One layer with a tanh-approximated GELU behind it, or a gate and the layer that it gates (SwiGLU).
+        contraction: The perceptron's last layer.
+        parents: Modules between the block and its layers, the block included; their forward is what is fused.
+    """
+
+    norms: tuple[nn.Module, nn.Module]
+    projections: tuple[nn.Module, ...]
+    output: nn.Module
+    expansions: tuple[nn.Module, ...]
+    contraction: nn.Module
+    parents: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Pre-norm blocks that run one after the other.
+
+    Attributes:
+        blocks: Gives the blocks as they are at the moment: layers may be replaced.
+        heads: Heads of the attention.
+        epsilon: Of the norms.
+        centered: Whether the norms are layer norms; root-mean-square norms otherwise.
+        causal: Whether a token sees only itself and those before it.
+    """
+
+    blocks: Callable[[], Iterable[PreNormBlock]]
+    heads: int
+    epsilon: float
+    centered: bool = True
+    causal: bool = False
+
+    def run(
+        self, x: Float[Tensor, "b t width"], rotary: Float[Tensor, "2 t size"] | None = None
+    ) -> Float[Tensor, "b t width"] | None:
+        """What the last block gives, or None where the blocks must be called as modules.
+
+        Args:
+            x: Tokens.
+            rotary: Cosines and sines that turn queries and keys; None for none.
+        """
+        blocks = self._low_bit_blocks()
+        parents = _parents(blocks)
+        parts = _parts(x, parents, _of_blocks(blocks)) if blocks else None
+        if parts is None:
+            return None
+        _announce(parents, x)
+        first = blocks[0]
+        sizes = (len(blocks), len(first.projections), len(first.expansions), self.heads)
+        result: Tensor = torch.ops.daptq.transformer.default(
+            x, *parts, *sizes, self.epsilon, self.centered, self.causal, rotary
+        )
+        return result
+
+    def denoise(
+        self,
+        noise: Float[Tensor, "b t action"],
+        ends: DiffusionEnds,
+        *,
+        guidance: float,
+        schedule: Sequence[float],
+    ) -> Float[Tensor, "b t action"] | None:
+        """The sample that the whole denoising loop ends with, or None where its layers must be called as modules.
+
+        Args:
+            noise: Where it starts.
+            ends: What stands before and behind the blocks.
+            guidance: Scale of classifier-free guidance, 1 for none.
+            schedule: For each step the factors of noise and sample in the present sample, then those of sample and
+                noise in the next one.
+        """
+        blocks = self._low_bit_blocks()
+        parents = [*ends.parents, *_parents(blocks)]
+        modules = (ends.embedder, *_of_blocks(blocks), ends.norm, ends.last)
+        parts = _parts(noise, parents, modules) if blocks else None
+        if parts is None or any(_follows_steps(layer) for layer in ends.tokenizers):
+            return None
+        _announce(parents, noise)
+        result: Tensor = torch.ops.daptq.denoise.default(
+            noise,
+            ends.tokens(),
+            ends.positions,
+            *parts,
+            len(blocks),
+            self.heads,
+            self.epsilon,
+            guidance,
+            list(schedule),
+        )
+        return result
+
+    def _low_bit_blocks(self) -> list[PreNormBlock]:
+        """The blocks; none where the first layer is in full precision, which is told without looking at the others."""
+        blocks = iter(self.blocks())
+        first = next(blocks)
+        return [first, *blocks] if isinstance(first.output, QuantizedLinear | BFloat16Linear) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionEnds:
+    """What stands around the blocks of a diffusion transformer.
+
+    Attributes:
+        embedder: The layer that reads noisy actions.
+        norm: The norm behind the blocks.
+        last: The layer that gives the predicted noise.
+        parents: Modules around these and around the blocks; their forward is what is fused.
+        positions: float32 (t + 1, width), added to the tokens.
+        tokens: Gives the tokens of the condition, float32 (steps, n, width): n is b, or 2 b with guidance, whose
+            unconditioned half stands behind.
+        tokenizers: Modules whose layers `tokens` calls: all at once for all steps, so none may follow the steps.
+    """
+
+    embedder: nn.Module
+    norm: nn.Module
+    last: nn.Module
+    parents: tuple[nn.Module, ...]
+    positions: Float[Tensor, "tokens width"]
+    tokens: Callable[[], Float[Tensor, "steps n width"]]
+    tokenizers: tuple[nn.Module, ...]
+
+
+def _parents(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
+    """What stands around the blocks' layers."""
+    return [parent for block in blocks for parent in block.parents]
+
+
+def _announce(parents: Iterable[nn.Module], x: Tensor) -> None:
+    """Tells those who wait for a module around the layers that it begins."""
+    for parent in parents:
+        for hook in parent._forward_pre_hooks.values():
+            hook(parent, (x,))
+
+
+def _of_blocks(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
+    """The blocks' norms and layers in the order in which they run."""
+    ordered: list[nn.Module] = []
+    for block in blocks:
+        ordered += (block.norms[0], *block.projections, block.output)
+        ordered += (block.norms[1], *block.expansions, block.contraction)
+    return ordered
+
+
+def _parts(x: Tensor, parents: Sequence[nn.Module], modules: Sequence[nn.Module]) -> Parts | None:
+    """Tensors and numbers of norms and layers in the order in which they run; None where one must be called."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    if unavailable() is not None or not all(map(_plain, (*parents, *modules))):
+        return None
+    _take_kernels(modules)
+    tensors: list[Tensor | None] = []
+    numbers: list[int] = []
+    for module in modules:
+        found = _of_layer(module) if isinstance(module, _LAYERS) else _of_norm(module)
+        if found is None:
+            return None
+        tensors += found[0]
+        numbers += found[1]
+    return tensors, numbers
+
+
+def _of_layer(layer: nn.Module) -> Parts | None:
+    """A layer as ``daptq::layer`` takes it."""
+    if type(layer) is BFloat16Linear and layer.weight.dtype == torch.bfloat16:
+        return [layer.weight, None, layer.bias, None, None, None], [_BFLOAT16_BITS, 0]
+    if type(layer) is QuantizedLinear and isinstance(layer._prepared, Avx2Linear) and not _follows_steps(layer):
+        prepared, buffers = layer._prepared, layer._buffers
+        names = ("weight_scale", "bias", "activation_scale", "input_scale", "_hadamard")
+        tensors = [prepared.tiles, *(buffers[name] for name in names)]
+        return tensors, [prepared.stored_bits, layer.activation_bits]
+    return None
+
+
+def _take_kernels(modules: Iterable[nn.Module]) -> None:
+    """Lets layers that have not chosen a kernel take daptq's own, if every one of them can.
+
+    Whether a stack is fused decides about the last bits of its result: it must not hang on times that were measured.
+    """
+    waiting = [module for module in modules if type(module) is QuantizedLinear and module._prepared is None]
+    if not all(avx2.unsupported(layer.packed_weight(), layer.activation_bits) is None for layer in waiting):
+        return
+    for layer in waiting:
+        layer.use_backend(_KERNEL)
+
+
+def _of_norm(norm: nn.Module) -> Parts | None:
+    """Weight and bias of a norm; some have none."""
+    weight, bias = norm.weight, getattr(norm, "bias", None)
+    fits = weight is None or (isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.dim() == 1)
+    return ([weight, bias], []) if fits else None  # type: ignore[list-item]
+
+
+def _follows_steps(module: nn.Module) -> bool:
+    """Whether the module or a layer in it has one activation scale for each denoising step."""
+    layers = (layer for layer in module.modules() if isinstance(layer, QuantizedLinear))
+    return any(layer.activation_scale is not None and len(layer.activation_scale) > 1 for layer in layers)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether calling the module would do nothing but what its class says."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return "forward" not in vars(module) and all(hasattr(hook, _PATIENT) for hook in hooks)

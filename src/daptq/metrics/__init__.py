@@ -1,0 +1,1 @@
+"""Metrics of recorded episodes: drift, motion, success."""

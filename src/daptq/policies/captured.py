@@ -1,0 +1,112 @@
+"""The denoising loop of a policy on a CUDA device as one CUDA graph, replayed for every chunk.
+
+At one observation a step of the loop launches hundreds of small kernels, and launching them takes longer than running
+them; a graph is launched at once. It is recorded the first time that the loop sees tensors of a shape and replays what
+was recorded then: Python does not run again, so neither do hooks, and a layer that is replaced meanwhile is not seen.
+Whoever watches or changes layers must not capture. Replaying was not run on a GPU yet, and no time of it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from daptq.policies.contract import Policy
+
+__all__ = ["CapturedLoop", "CudaRecording", "Recording", "capture_denoising", "captured_denoising"]
+
+# What a call does for the first time, such as choosing a kernel or a library's workspace, cannot be recorded.
+WARM_UPS = 3
+
+
+class Recording(Protocol):
+    """One recorded computation on tensors that stay where they are."""
+
+    def record(self, function: Callable[[], Tensor]) -> Tensor:
+        """Runs `function` in advance, then records it; returns the tensor that holds its result after a replay."""
+
+    def replay(self) -> None:
+        """Computes again from what the inputs hold now."""
+
+
+class CudaRecording:
+    """A `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+
+    def record(self, function: Callable[[], Tensor]) -> Tensor:
+        """See `Recording.record`."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(self._graph):
+            return function()
+
+    def replay(self) -> None:
+        """See `Recording.replay`."""
+        self._graph.replay()
+
+
+class CapturedLoop:
+    """A function of tensors that is recorded once for each combination of shapes, and replayed from then on.
+
+    Args:
+        function: The function; beside its arguments it depends on nothing that changes.
+        make: Makes an empty recording.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], make: Callable[[], Recording] = CudaRecording) -> None:
+        self._function, self._make = function, make
+        self._recordings: dict[tuple[object, ...], tuple[Recording, tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The function's result, a tensor of its own."""
+        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        if key not in self._recordings:
+            held = tuple(tensor.clone() for tensor in inputs)
+            recording = self._make()
+            self._recordings[key] = (recording, held, recording.record(lambda: self._function(*held)))
+        recording, held, result = self._recordings[key]
+        for place, tensor in zip(held, inputs, strict=True):
+            place.copy_(tensor)
+        recording.replay()
+        return result.clone()
+
+
+def capture_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> bool:
+    """Replays the policy's denoising loop from now on, if it is on a CUDA device; on others nothing changes.
+
+    A family whose action head iterates has a method `denoise(condition, noise)` that its `predict_chunk` calls; one
+    without is left as it is. Predictions from now on must be without gradient.
+
+    Args:
+        policy: The policy. Its layers must stay what they are from now on.
+        make: Makes recordings, on any device; by default CUDA graphs, on a CUDA device only.
+
+    Returns:
+        Whether the loop is replayed.
+    """
+    denoise = getattr(policy, "denoise", None)
+    if denoise is None or (make is None and policy.device.type != "cuda"):
+        return False
+    policy.denoise = CapturedLoop(denoise, make or CudaRecording)  # type: ignore[assignment]
+    return True
+
+
+@contextmanager
+def captured_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> Iterator[None]:
+    """Replays the policy's denoising loop inside, and leaves the policy as it was: see `capture_denoising`."""
+    replayed = capture_denoising(policy, make)
+    try:
+        yield
+    finally:
+        if replayed:
+            del policy.denoise

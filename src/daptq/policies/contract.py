@@ -1,0 +1,219 @@
+"""The contract of a Vision-Language-Action policy, as every later stage sees it.
+
+A family (one file beside this one) provides the structure that quantization needs (linear layers in execution order,
+each with a role, and the perception-to-action interface), the action head's noise prediction for given noise, and the
+prediction of an action chunk. This module knows nothing of quantization and of any particular family.
+
+A *batch* is a dict with LeRobot's keys; `b` is the batch size:
+
+- ``observation.images.<camera>``: float32 (b, 3, height, width) in [0, 1], one entry per camera of the policy;
+- ``observation.state``: float32 (b, state_dim), end-effector position [m], intrinsic XYZ Euler angles [rad],
+  gripper in [0, 1];
+- ``task``: list of b instructions;
+- ``action`` (calibration and training only): float32 (b, chunk_size, action_dim), physical units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from daptq.policies.streaming import PolicyTensors, StoredWeights
+
+Role = Literal["vision", "connector", "language", "action_head"]
+ROLES: tuple[Role, ...] = ("vision", "connector", "language", "action_head")
+
+Batch = dict[str, Any]
+
+IMAGE_PREFIX = "observation.images."
+STATE = "observation.state"
+TASK = "task"
+ACTION = "action"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One module of the policy whose linear layers share a role.
+
+    Attributes:
+        name: Module path inside the policy, for example ``action_model.net.blocks.3``.
+        role: Which part of the policy the block belongs to.
+    """
+
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """A perception-to-action interface: the representation that leaves `producer` and enters `consumer`.
+
+    Attributes:
+        producer: Module path of the last linear layer that writes the representation. Its output need not *be* the
+            representation (a residual stream and a norm may follow), but a gain on it changes the representation.
+        observed: Module path of the module whose first input is the representation (statistics are taken there). In
+            `predict_noise` that is all it reads; where it reads constants as well (guidance), they stand behind.
+        consumer: Module path of the linear layer that reads the representation directly.
+        exact_producer: Whether the producer's output is the representation itself, so that a per-channel gain folds
+            into the producer without error.
+        constants: Parameter paths of vectors that the consumer reads in place of the representation (the learned
+            unconditional vector of classifier-free guidance). Folding an affine map (M, d) into the consumer must
+            replace each of them, u, by M^-1 (u - d), so that the consumer answers them as before.
+    """
+
+    producer: str
+    observed: str
+    consumer: str
+    exact_producer: bool
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction:
+    """The action head's answer to a noised action chunk.
+
+    Attributes:
+        predicted: float32 (b, chunk_size, action_dim), predicted noise, in normalised action units, differentiable.
+        noise: float32 (b, chunk_size, action_dim), the noise that was added, standard normal.
+    """
+
+    predicted: Float[Tensor, "b chunk action"]
+    noise: Float[Tensor, "b chunk action"]
+
+
+@dataclass
+class DenoisingStep:
+    """Where the action head is in its denoising loop; a layer with one activation scale per step reads it.
+
+    Attributes:
+        index: 0 in the first, noisiest iteration.
+    """
+
+    index: int = 0
+
+
+class Policy(nn.Module, ABC):
+    """A VLA policy: images, proprioception and an instruction in, a chunk of actions out.
+
+    Attributes:
+        family: Name of the family in the catalog.
+        name: Human-readable name of this policy.
+        action_dim: Number of action dimensions.
+        chunk_size: Number of actions predicted at once.
+        n_action_steps: Number of actions of a chunk that are executed before the next prediction.
+        cameras: Image edge length [px] expected from each camera.
+        denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
+        denoising_step: The iteration that is running; the family keeps it up to date in `predict_chunk`.
+        weights: Where a streamed policy reads its large weights from, see `daptq.policies.streaming`; None for a
+            policy in memory.
+    """
+
+    family: ClassVar[str]
+    name: str
+    action_dim: int
+    chunk_size: int
+    n_action_steps: int
+    cameras: Mapping[str, int]
+    denoising_steps: int
+    denoising_step: DenoisingStep
+    weights: StoredWeights | None = None
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
+        """Builds the policy from what `config` and `files` returned.
+
+        Args:
+            config: The JSON object that `config()` returned.
+            files: Extra files such as the tokenizer, as `files()` returned them.
+            empty: Leave every parameter on the meta device (buffers are real), so that packed weights can be put in
+                place without a float copy ever existing.
+
+        Raises:
+            InvalidInputError: The configuration does not describe a policy of this family.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights and files that `from_config` needs, as a JSON object."""
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Extra files that travel with the weights (tokenizer), by file name."""
+
+    @abstractmethod
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks in execution order; together they contain every linear layer exactly once."""
+
+    @abstractmethod
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The perception-to-action interfaces, in execution order."""
+
+    @abstractmethod
+    def predict_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """Predicts action chunks in physical units; the same generator state gives the same chunk.
+
+        Args:
+            batch: Observation batch without ``action``.
+            generator: Source of the diffusion noise, one for the batch or one per sample.
+        """
+
+    @abstractmethod
+    def denoised_chunk(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        """The chunk of `predict_chunk` before limits and thresholds, in physical units: differentiable everywhere.
+
+        Where no limit and no threshold applies the two are equal; an on-off action such as the gripper's is told as
+        the number that is compared with the threshold, on the scale of the executed command.
+        """
+
+    @property
+    @abstractmethod
+    def action_unit(self) -> Float[Tensor, " action"]:
+        """Physical units of one unit of the normalised action, float32 (action_dim,)."""
+
+    @abstractmethod
+    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
+        """Noises ``batch["action"]`` at random diffusion steps and predicts that noise (differentiable)."""
+
+    @abstractmethod
+    def example_batch(self, seed: int) -> Batch:
+        """A small random batch (with ``action``) of the right shapes, for conformance tests."""
+
+    def linear_layers(self) -> dict[str, Role]:
+        """Module path to role of every linear layer (float or quantized), in execution order."""
+        return {name: block.role for block in self.blocks() for name in self.linear_layers_of(block)}
+
+    def linear_layers_of(self, block: Block) -> tuple[str, ...]:
+        """Module paths of the linear layers of one block, in execution order."""
+        return tuple(
+            f"{block.name}.{path}" if path else block.name
+            for path, module in self.get_submodule(block.name).named_modules()
+            if hasattr(module, "in_features") and hasattr(module, "out_features")
+        )
+
+    def action_head_blocks(self) -> tuple[str, ...]:
+        """Module paths of the transformer blocks of the action head, in execution order."""
+        return tuple(block.name for block in self.blocks() if block.role == "action_head" and ".blocks." in block.name)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Parameters and persistent buffers by name, in the order of the state dict; streamed ones are read when asked.
+
+        In contrast to `state_dict` this is complete for a policy whose weights stay in files.
+        """
+        return PolicyTensors(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device

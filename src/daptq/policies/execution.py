@@ -1,0 +1,119 @@
+"""Executes action chunks one control step at a time: every `n_action_steps` a new chunk, or an adaptive ensemble.
+
+The diffusion noise of a prediction depends on the episode's seed and the step index only, so two policies that act in
+the same episode see the same noise whenever they predict at the same step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.policies.contract import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+
+
+def noise_generator(seed: int, step_index: int) -> torch.Generator:
+    """A CPU generator whose stream depends on (seed, step_index) alone."""
+    words = np.random.SeedSequence([seed, step_index]).generate_state(2, np.uint32)
+    generator = torch.Generator()
+    generator.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    return generator
+
+
+def observation_batch(policy: Policy, observation: Mapping[str, Any], instruction: str) -> Batch:
+    """Turns one environment observation into a batch of one.
+
+    Args:
+        policy: The policy that will read the batch; it says which cameras it needs.
+        observation: uint8 (height, width, 3) per camera and float32 (state_dim,) under ``observation.state``.
+        instruction: What the robot should do.
+    """
+    batch: Batch = {TASK: [instruction]}
+    for camera in policy.cameras:
+        image = torch.from_numpy(np.ascontiguousarray(observation[IMAGE_PREFIX + camera]))
+        batch[IMAGE_PREFIX + camera] = image.permute(2, 0, 1).unsqueeze(0).float().div_(255.0)
+    batch[STATE] = torch.from_numpy(np.asarray(observation[STATE], dtype=np.float32)).unsqueeze(0)
+    return batch
+
+
+def predict_chunks(
+    policy: Policy,
+    observations: Sequence[Mapping[str, Any]],
+    instructions: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    step_indices: Sequence[int],
+) -> Float[Tensor, "b chunk action"]:
+    """Predicts one action chunk for each of several episodes in one call of the policy, on the CPU.
+
+    Each episode has its own noise, so a chunk depends on the others of the call in float rounding only.
+
+    Args:
+        policy: The policy to ask.
+        observations: One observation for each episode, see `observation_batch`.
+        instructions: What the robot should do in each.
+        seeds: Seed of the diffusion noise of each.
+        step_indices: Control step of each, counted from 0 in its episode.
+    """
+    parts = [observation_batch(policy, *both) for both in zip(observations, instructions, strict=True)]
+    batch: Batch = {key: torch.cat([part[key] for part in parts]).to(policy.device) for key in parts[0] if key != TASK}
+    batch[TASK] = list(instructions)
+    noise = [noise_generator(*both) for both in zip(seeds, step_indices, strict=True)]
+    with torch.inference_mode():
+        return policy.predict_chunk(batch, noise).cpu()
+
+
+def ensemble_weights(predictions: Float[Tensor, "k action"], alpha: float) -> Float[Tensor, " k"]:
+    """Weights exp(alpha cos(prediction_i, newest)), summing to one; the newest prediction is the last row."""
+    newest = predictions[-1]
+    norms = predictions.norm(dim=-1) * newest.norm()
+    cosine = (predictions @ newest) / norms.clamp_min(1e-7)
+    weights = torch.exp(alpha * cosine)
+    return weights / weights.sum()
+
+
+class ChunkExecutor:
+    """Turns predicted chunks into one action per control step.
+
+    Args:
+        policy: The policy to execute.
+        seed: Seed of the diffusion noise of this episode.
+        ensemble_alpha: When given, a chunk is predicted at every step and overlapping predictions are averaged with
+            the adaptive weights of CogACT; otherwise `policy.n_action_steps` actions of each chunk are executed.
+    """
+
+    def __init__(self, policy: Policy, *, seed: int, ensemble_alpha: float | None = None) -> None:
+        self.policy = policy
+        self.seed = seed
+        self.ensemble_alpha = ensemble_alpha
+        self._chunk: Float[Tensor, "chunk action"] | None = None
+        self._history: deque[Float[Tensor, "chunk action"]] = deque(maxlen=policy.chunk_size)
+
+    def action(
+        self, observation: Mapping[str, Any], instruction: str, step_index: int
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The action float32 (action_dim,) for control step `step_index`, counted from 0 in this episode."""
+        if self.ensemble_alpha is not None:
+            self._history.append(self._predict(observation, instruction, step_index))
+            age = len(self._history)
+            overlapping = torch.stack([chunk[age - 1 - i] for i, chunk in enumerate(self._history)])
+            weights = ensemble_weights(overlapping, self.ensemble_alpha)
+            action = (weights.unsqueeze(-1) * overlapping).sum(dim=0)
+        else:
+            phase = step_index % self.policy.n_action_steps
+            if phase == 0 or self._chunk is None:
+                self._chunk = self._predict(observation, instruction, step_index)
+            action = self._chunk[phase]
+        result: np.ndarray[Any, np.dtype[np.float32]] = action.numpy().astype(np.float32)
+        return result
+
+    def _predict(self, observation: Mapping[str, Any], instruction: str, step_index: int) -> Tensor:
+        return predict_chunks(self.policy, [observation], [instruction], seeds=[self.seed], step_indices=[step_index])[
+            0
+        ]

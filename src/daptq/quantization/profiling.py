@@ -1,0 +1,188 @@
+"""Stage 1, drift profiling in full precision: check the data, then one forward and backward pass per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daptq.calibration.contract import CalibrationSource, batch_size, checked, limited
+from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
+from daptq.drift.models.virtual_chain import drift_loss
+from daptq.errors import CalibrationDataError
+from daptq.policies.contract import ACTION, STATE, Batch, Interface, Policy
+from daptq.policies.execution import noise_generator
+from daptq.quantization.allocation import float_linear, layers_in_scope
+from daptq.quantization.interfaces import interfaces_of
+from daptq.quantization.profile import DriftProfile
+from daptq.quantization.recipe import Recipe
+from daptq.sensitivity.phi import Sensitivity, SensitivityConfig, only_gradients_of
+
+__all__ = ["Calibration", "Progress", "drift_metric", "evaluating", "observe", "profile_policy"]
+
+Progress = Callable[[int, int, str], None]
+
+# One batch in four is not used for fitting maps, only for judging them.
+HOLD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Calibration data that has passed every check.
+
+    Attributes:
+        source: Where the batches come from.
+        limit: Largest number of states.
+        seed: Seed of the diffusion noise; batch i sees the same noise whichever policy reads it.
+        batches: Number of batches.
+        states: Number of states.
+        chunks: float32 (n, chunk_size, action_dim), the demonstrated chunks, physical units.
+        positions: float32 (n, state_dim), the proprioception before each chunk; None where a batch has none.
+    """
+
+    source: CalibrationSource
+    limit: int
+    seed: int
+    batches: int
+    states: int
+    chunks: Float[Tensor, "n chunk action"]
+    positions: Float[Tensor, "n state"] | None
+
+    @property
+    def actions(self) -> Float[Tensor, "n action"]:
+        """Every action of every chunk, float32, physical units."""
+        return self.chunks.flatten(0, 1)
+
+    @classmethod
+    def checked(
+        cls, source: CalibrationSource, policy: Policy, *, limit: int, seed: int, progress: Progress
+    ) -> Calibration:
+        """Reads all batches once and checks each.
+
+        Raises:
+            CalibrationDataError: The source is empty, or a batch is not fit for the policy; the message names it.
+        """
+        chunks: list[Tensor] = []
+        positions: list[Tensor] = []
+        states = 0
+        for batch in limited(checked(source, policy), limit):
+            chunks.append(batch[ACTION].float())
+            positions += [batch[STATE].float()] if STATE in batch else []
+            states += batch_size(batch)
+            progress(states, limit, "check")
+        if not states:
+            raise CalibrationDataError(
+                f"calibration data must hold at least one state, got none from {source.description!r}. "
+                "Choose other data."
+            )
+        return cls(
+            source=source,
+            limit=limit,
+            seed=seed,
+            batches=len(chunks),
+            states=states,
+            chunks=torch.cat(chunks),
+            positions=torch.cat(positions) if len(positions) == len(chunks) else None,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Batch, torch.Generator]]:
+        """Every batch with the generator of its noise."""
+        for index, batch in enumerate(limited(self.source, self.limit)):
+            yield batch, noise_generator(self.seed, index)
+
+    def fits(self, index: int) -> bool:
+        """Whether maps are fitted to this batch."""
+        return self.batches == 1 or not self._held(index)
+
+    def judges(self, index: int) -> bool:
+        """Whether maps are judged by this batch; a single batch has to do both."""
+        return self.batches == 1 or self._held(index)
+
+    def _held(self, index: int) -> bool:
+        every = min(HOLD_OUT_EVERY, self.batches)
+        return index % every == every - 1
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Within the block the policy is in evaluation mode."""
+    before = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(before)
+
+
+def observe(
+    policy: Policy,
+    interfaces: tuple[Interface, ...],
+    calibration: Calibration,
+    step: Callable[[Batch, torch.Generator], None],
+    *,
+    progress: Callable[[int, int], None],
+) -> InterfaceStatistics:
+    """Runs `step` over all batches and collects what passes the interfaces."""
+    statistics = InterfaceStatistics()
+    for index, (batch, generator) in enumerate(calibration):
+
+        def sink(observed: str, representation: Tensor, index: int = index) -> None:
+            if calibration.fits(index):
+                statistics.fit(observed, representation)
+            if calibration.judges(index):
+                statistics.hold_out(observed, representation)
+
+        with observe_interfaces(policy, interfaces, sink):
+            step(batch, generator)
+        progress(index + 1, calibration.batches)
+    return statistics
+
+
+def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
+    """The matrix G of the recipe's drift model over the executed actions of the demonstrated chunks [mm^2]."""
+    return recipe.drift.metric(calibration.chunks, calibration.positions, steps=policy.n_action_steps)
+
+
+def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> DriftProfile:
+    """Drift weights, sensitivity of every layer in scope, and the representation's statistics, eq. 12-19.
+
+    Args:
+        policy: Full-precision policy.
+        recipe: Drift model, sensitivity and scope.
+        calibration: Checked data.
+        progress: Called as progress(done, total, "profile") after every batch.
+    """
+    interfaces = interfaces_of(policy, recipe)
+    weights = recipe.drift.weights(calibration.actions, policy.action_unit)
+    phi = recipe.sensitivity if isinstance(recipe.sensitivity, SensitivityConfig) else None
+    scored = layers_in_scope(policy, recipe) if phi is not None and recipe.scores_layers else ()
+    parameters = {name: float_linear(policy, name).weight for name in scored}
+    sensitivity = Sensitivity(parameters, "l2" if phi is None else phi.reduction)
+
+    def step(batch: Batch, generator: torch.Generator) -> None:
+        if parameters:
+            noise = policy.predict_noise(batch, generator)
+            sensitivity.update(drift_loss(noise.predicted, noise.noise, weights))
+        else:
+            with torch.no_grad():
+                policy.predict_noise(batch, generator)
+
+    with evaluating(policy), only_gradients_of(policy, parameters):
+        statistics = observe(
+            policy, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "profile")
+        )
+    return DriftProfile(
+        drift_weights=weights,
+        metric=drift_metric(policy, recipe, calibration) if recipe.needs_metric else None,
+        scores=sensitivity.scores() if parameters else {},
+        steps=sensitivity.steps,
+        states=calibration.states,
+        moments=statistics.moments,
+        fitted=statistics.fitted(),
+        held_out=statistics.held_out(),
+        judged_on_fit=calibration.batches == 1,
+    )

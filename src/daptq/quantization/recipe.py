@@ -1,0 +1,282 @@
+"""A recipe: every setting of one quantization run as plain data, validated when built, that survives JSON.
+
+A recipe says what is done, stage by stage; it knows neither a policy nor data. A stage that is None is left out.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.plan import WEIGHT_BITS
+from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.allocation.verification import VerificationConfig
+from daptq.compensation.csrc import CsrcConfig
+from daptq.compensation.paired import PairedConfig
+from daptq.drift.contract import DriftModel
+from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.se3 import Se3Config
+from daptq.drift.models.virtual_chain import VirtualChainConfig
+from daptq.errors import RecipeError
+from daptq.kernels.linear.arithmetic import ACTIVATION_BITS
+from daptq.policies.contract import Interface, Role
+from daptq.rounding.activations import ActivationConfig
+from daptq.rounding.gptq import GptqConfig
+from daptq.rounding.nearest import NearestConfig
+from daptq.rounding.transform import TransformConfig
+from daptq.sensitivity.phi import SensitivityConfig
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
+
+__all__ = ["Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits"]
+
+Order = Literal["compensation-first", "allocation-first"]
+Folding = Literal["auto", "consumer", "producer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleBits:
+    """Bits of the weights by role; None leaves the role in bfloat16.
+
+    Attributes:
+        vision: Vision towers.
+        connector: Projections into the language model.
+        language: Language model.
+        action_head: Action decoder.
+    """
+
+    vision: int | None = None
+    connector: int | None = None
+    language: int | None = 4
+    action_head: int | None = 4
+
+    def __post_init__(self) -> None:
+        for role in fields(self):
+            bits = getattr(self, role.name)
+            if bits is not None and (type(bits) is not int or bits not in WEIGHT_BITS):
+                raise RecipeError(
+                    f"weight_bits of {role.name} must be one of {', '.join(map(str, WEIGHT_BITS))}, or None for "
+                    f"bfloat16, got {bits}. Choose one of these."
+                )
+
+    @classmethod
+    def everywhere(cls, bits: int | None) -> RoleBits:
+        """The same bits in every role."""
+        return cls(vision=bits, connector=bits, language=bits, action_head=bits)
+
+    def of(self, role: Role) -> int | None:
+        """Bits of one role."""
+        bits: int | None = getattr(self, role)
+        return bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleActivationBits:
+    """Bits of the activations that quantized layers multiply with, by role: 4 or 8, or 16 for floating point.
+
+    Attributes:
+        vision: Vision towers.
+        connector: Projections into the language model.
+        language: Language model.
+        action_head: Action decoder.
+    """
+
+    vision: int = 8
+    connector: int = 8
+    language: int = 8
+    action_head: int = 8
+
+    def __post_init__(self) -> None:
+        for role in fields(self):
+            bits = getattr(self, role.name)
+            if type(bits) is not int or bits not in ACTIVATION_BITS:
+                raise RecipeError(
+                    f"activation_bits of {role.name} must be one of {', '.join(map(str, ACTIVATION_BITS))}, got "
+                    f"{bits!r}. Choose one of these."
+                )
+
+    @classmethod
+    def everywhere(cls, bits: int) -> RoleActivationBits:
+        """The same bits in every role."""
+        return cls(vision=bits, connector=bits, language=bits, action_head=bits)
+
+    def of(self, role: Role) -> int:
+        """Bits of one role."""
+        bits: int = getattr(self, role)
+        return bits
+
+
+# Methods that a stage can be done with; the key "method" of a stage's JSON names one.
+_STAGES: Mapping[str, tuple[type[Any], ...]] = {
+    "weight_bits": (RoleBits,),
+    "activation_bits": (RoleActivationBits,),
+    "activations": (ActivationConfig,),
+    "transform": (TransformConfig,),
+    "rounding": (NearestConfig, GptqConfig),
+    "drift": (VirtualChainConfig, Se3Config, KinematicConfig),
+    "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
+    "allocation": (TopFractionConfig, KnapsackConfig, EvenConfig),
+    "compensation": (CsrcConfig, PairedConfig),
+    "verification": (VerificationConfig,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete quantization run.
+
+    Attributes:
+        name: Name of the recipe in the catalog.
+        weight_bits: Bits of the weights by role.
+        activation_bits: Bits of the activations that a quantized layer multiplies with, by role.
+        activations: How activations are scaled.
+        transform: Smoothing and rotation of the inputs of quantized layers.
+        rounding: How weights are rounded.
+        calibration_states: Number of calibration states.
+        drift: Drift model.
+        sensitivity: How layers are scored.
+        compensation: Compensation of the perception-to-action interfaces, or None.
+        interfaces: These interfaces; None for those that the policy's family names.
+        allocation: Which layer gets how many bits, or None for the bits of its role.
+        verification: Joint measurement of the allocated bits, which promotes layers until its gate holds, or None.
+        order: Whether compensation is solved with every layer quantized and then bits are allocated (Algorithm 1 of
+            arXiv 2604.11572), or the other way round (its section 3.5).
+        float_where_faster: Whether layers that are faster in bfloat16 than with any low-bit kernel, as measured on this
+            machine at the policy's own shapes, stay bfloat16.
+        folding: Where a compensating map goes: into the layer that consumes the representation, into the one that
+            produces it, or ``"auto"``: into the consumer when that stays in floating point, else into the producer
+            when its output is the representation itself, else into the consumer before that is rounded. With
+            compensation first nothing is allocated yet, so a consumer that is needed is kept in floating point.
+    """
+
+    name: str
+    weight_bits: RoleBits = field(default_factory=RoleBits)
+    activation_bits: RoleActivationBits = field(default_factory=RoleActivationBits)
+    activations: ActivationConfig = field(default_factory=ActivationConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    rounding: NearestConfig | GptqConfig = field(default_factory=NearestConfig)
+    calibration_states: int = 512
+    drift: DriftModel = field(default_factory=VirtualChainConfig)
+    sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
+    compensation: CsrcConfig | PairedConfig | None = None
+    interfaces: tuple[Interface, ...] | None = None
+    allocation: TopFractionConfig | KnapsackConfig | EvenConfig | None = None
+    verification: VerificationConfig | None = None
+    order: Order = "compensation-first"
+    folding: Folding = "auto"
+    float_where_faster: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.float_where_faster) is not bool:
+            raise RecipeError(
+                f"float_where_faster must be true or false, got {self.float_where_faster!r}. Choose one of these."
+            )
+        if type(self.calibration_states) is not int or self.calibration_states < 1:
+            raise RecipeError(
+                f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
+            )
+        for label, choices in (("order", get_args(Order)), ("folding", get_args(Folding))):
+            if getattr(self, label) not in choices:
+                raise RecipeError(
+                    f"{label} must be one of {', '.join(choices)}, got {getattr(self, label)!r}. Choose one of these."
+                )
+        if isinstance(self.allocation, KnapsackConfig) and not self.needs_costs:
+            raise RecipeError(
+                f"sensitivity must be 'rounding' for the allocation {self.allocation.method}, got "
+                f"{self.sensitivity.method!r}. A budget is spent by what rounding to each number of bits costs."
+            )
+        if self.float_where_faster and isinstance(self.allocation, EvenConfig):
+            raise RecipeError(
+                f"float_where_faster must be false with the allocation {self.allocation.method}, got true. "
+                "An even spread of bits keeps no layer."
+            )
+        if self.verification is not None and not self.needs_costs:
+            raise RecipeError(
+                f"sensitivity must be 'rounding' for a verification, got {self.sensitivity.method!r}. "
+                "Layers are promoted by what rounding costs."
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the run looks at calibration data."""
+        rounding = isinstance(self.rounding, GptqConfig) or self.needs_ranges
+        return self.compensation is not None or self.scores_layers or rounding
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether the ranges of the layers' inputs are measured."""
+        return self.transform.smoothing > 0 or self.activations.scaling != "dynamic"
+
+    @property
+    def scores_layers(self) -> bool:
+        """Whether layers are scored."""
+        return self.verification is not None or isinstance(self.allocation, TopFractionConfig | KnapsackConfig)
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the scores are what rounding costs, in place of the paper's phi."""
+        return isinstance(self.sensitivity, RoundingSensitivityConfig)
+
+    @property
+    def needs_metric(self) -> bool:
+        """Whether a stage reads the matrix G of the drift model."""
+        weighted_rounding = isinstance(self.rounding, GptqConfig) and self.rounding.drift_weighted
+        weighted_map = isinstance(self.compensation, PairedConfig) and self.compensation.weighted
+        costs = self.scores_layers and self.needs_costs
+        return weighted_rounding or weighted_map or costs
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as a JSON object; each stage names its method."""
+        obj = asdict(self)
+        for stage in _STAGES:
+            config = getattr(self, stage)
+            if hasattr(config, "method"):
+                obj[stage] = {"method": config.method, **obj[stage]}
+        return obj
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            RecipeError: A key is unknown or missing, or a value is outside its range.
+        """
+        values = dict(obj)
+        for stage, methods in _STAGES.items():
+            if isinstance(values.get(stage), Mapping):
+                values[stage] = _stage_from_json(stage, methods, values[stage])
+        if values.get("interfaces") is not None:
+            values["interfaces"] = tuple(
+                _build(Interface, {**entry, "constants": tuple(entry.get("constants", ()))}, "interfaces")
+                for entry in values["interfaces"]
+            )
+        recipe: Recipe = _build(cls, values, "recipe")
+        return recipe
+
+
+def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[str, Any]) -> Any:
+    """The configuration of one stage."""
+    values = dict(obj)
+    name = values.pop("method", None)
+    by_name = {getattr(method, "method", None): method for method in methods}
+    if name not in by_name:
+        raise RecipeError(
+            f"method of {stage} must be one of {', '.join(map(str, by_name))}, got {name!r}. Choose one of these."
+        )
+    return _build(by_name[name], values, stage)
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
+    """Builds a configuration, naming what is unknown or missing."""
+    known = typing.get_type_hints(kind).keys() & {entry.name for entry in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise RecipeError(
+            f"{label} must have known settings only, got {unknown}. Choose from {', '.join(sorted(known))}."
+        )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{label} must be complete and of the right types: {error}. Correct the setting.") from error

@@ -1,0 +1,1 @@
+"""Ways to score layers, one per file."""

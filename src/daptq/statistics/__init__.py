@@ -1,0 +1,1 @@
+"""Intervals, paired tests and sequential tests; pure functions of numbers."""
