@@ -166,9 +166,9 @@ def _torchao(sources: _Sources) -> Run:
     quantization = importlib.import_module("torchao.quantization")
     prototype = importlib.import_module("torchao.prototype.quantization.int4")
     policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
-    fitting = {policy.get_submodule(path) for path in fitting(policy, inputs=_GROUP, outputs=_ROWS)}
+    fit = {policy.get_submodule(path) for path in fitting(policy, inputs=_GROUP, outputs=_ROWS)}
     config = prototype.PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False)
-    quantization.quantize_(policy, config, lambda module, _: module in fitting)
+    quantization.quantize_(policy, config, lambda module, _: module in fit)
     step = _cast(policy, sources.step)
     return lambda: step.run(policy)
 
