@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from daptq.errors import InvalidInputError, UnknownNameError
 
@@ -109,6 +110,25 @@ class Catalog:
                 f"{self.kind} {name!r} must be provided once, got {listed}. Uninstall all but one of the providers."
             )
         return importlib.import_module(paths.pop())
+
+    def provided(self, name: str) -> Any:
+        """What the module called `name` defines under the name that its kind asks for.
+
+        Args:
+            name: A name of `names()`, or a former one.
+
+        Raises:
+            UnknownNameError: Nothing has this name; the message suggests near names.
+            InvalidInputError: Two distributions provide this name, or the module does not define it.
+        """
+        module = self.load(name)
+        wanted = self.provides.format(module=self._renamed().get(name, name).replace("-", "_"))
+        if not hasattr(module, wanted):
+            raise InvalidInputError(
+                f"{self.kind} {name!r} must define {wanted}, got a module {module.__name__} without it. Correct its "
+                "entry point."
+            )
+        return getattr(module, wanted)
 
     def _own(self) -> dict[str, tuple[str, ...]]:
         """Name to module path of the files in the package's folder."""

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_loss, drift_weights, jacobian
+from daptq.drift.loss import drift_loss
+from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights, jacobian
 from daptq.errors import InvalidInputError, RecipeError
 
 ACTIONS = torch.randn(9, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

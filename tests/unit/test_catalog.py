@@ -42,6 +42,11 @@ def test_load_imports_one_file_on_demand(package: str) -> None:
     assert "shelf.in_folder" not in sys.modules
 
 
+def test_provided_is_what_the_module_defines(package: str) -> None:
+    assert Catalog("thing", package, provides="make").provided("good-one")() == 1
+    assert Catalog("recipe", "daptq.recipes", provides="{module}").provided("da-ptq")().name == "da-ptq"
+
+
 def test_a_broken_file_fails_only_when_loaded(package: str) -> None:
     with pytest.raises(RuntimeError, match="imported"):
         Catalog("thing", package, provides="make").load("bad")
@@ -82,6 +87,12 @@ def test_other_distributions_add_names(package: str, monkeypatch: pytest.MonkeyP
     assert things.names() == ("bad", "good-one", "in-folder", "json-thing")
     assert things.load("json-thing").__name__ == "json"
     assert "json-thing" not in Catalog("other", package, provides="make").names()
+
+
+def test_an_entry_point_without_the_factory_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _plug_in(monkeypatch, ("json-thing", "json"))
+    with pytest.raises(InvalidInputError, match="some thing 'json-thing' must define make, got a module json without"):
+        Catalog("some thing", package, provides="make").provided("json-thing")
 
 
 def test_a_name_provided_twice_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:

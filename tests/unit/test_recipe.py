@@ -12,7 +12,7 @@ from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.models.virtual_chain import VirtualChainConfig
-from daptq.errors import RecipeError
+from daptq.errors import RecipeError, UnknownNameError
 from daptq.policies.contract import Interface
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, round_to_nearest
@@ -122,6 +122,26 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any], mess
 def test_json_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json({**da_ptq().to_json(), **change})
+
+
+def test_an_unknown_drift_model_is_refused_with_near_names() -> None:
+    with pytest.raises(UnknownNameError, match="drift model must be one of .*, got 'kinematics'. Did you mean 'kinem"):
+        da_ptq(drift_model="kinematics")
+    with pytest.raises(UnknownNameError, match="Did you mean 'kinematic'"):
+        Recipe.from_json({**da_ptq().to_json(), "drift": {"method": "kinematics"}})
+
+
+@pytest.mark.parametrize(
+    ("drift", "message"),
+    [
+        ({"damping": 1.0}, "method of a drift model must be one of .*se3.*, got None"),
+        ({"method": "virtual-chain", "links": 3}, "drift model virtual-chain must have known settings only"),
+        ("se3", "drift must be the settings of a drift model, got 'se3'"),
+    ],
+)
+def test_a_drift_stage_of_something_else_is_refused(drift: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_json({**da_ptq().to_json(), "drift": drift})
 
 
 def test_json_without_a_name_is_refused() -> None:

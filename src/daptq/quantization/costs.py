@@ -14,7 +14,7 @@ from daptq.allocation.plan import BFLOAT16
 from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.input_errors import observe_input_errors
-from daptq.drift.models.virtual_chain import drift_loss
+from daptq.drift.loss import drift_loss
 from daptq.errors import ForeignArtifactError
 from daptq.policies.contract import Batch, Policy
 from daptq.quantization.allocation import candidate_bits, float_linear, layers_in_scope

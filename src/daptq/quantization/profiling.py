@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from daptq.calibration.contract import CalibrationSource, batch_size, checked, limited
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
-from daptq.drift.models.virtual_chain import drift_loss
+from daptq.drift.loss import drift_loss
 from daptq.errors import CalibrationDataError
 from daptq.policies.contract import ACTION, STATE, Batch, Interface, Policy
 from daptq.policies.execution import noise_generator

@@ -15,11 +15,10 @@ from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.plan import WEIGHT_BITS
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.allocation.verification import VerificationConfig
+from daptq.catalog import DRIFT_MODELS, Catalog
 from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.drift.contract import DriftModel
-from daptq.drift.models.kinematic import KinematicConfig
-from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
 from daptq.kernels.linear.arithmetic import ACTIVATION_BITS
@@ -31,7 +30,7 @@ from daptq.rounding.transform import TransformConfig
 from daptq.sensitivity.phi import SensitivityConfig
 from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
-__all__ = ["Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits"]
+__all__ = ["Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits", "stage_from_json"]
 
 Order = Literal["compensation-first", "allocation-first"]
 Folding = Literal["auto", "consumer", "producer"]
@@ -116,12 +115,14 @@ _STAGES: Mapping[str, tuple[type[Any], ...]] = {
     "activations": (ActivationConfig,),
     "transform": (TransformConfig,),
     "rounding": (NearestConfig, GptqConfig),
-    "drift": (VirtualChainConfig, Se3Config, KinematicConfig),
     "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
     "allocation": (TopFractionConfig, KnapsackConfig, EvenConfig),
     "compensation": (CsrcConfig, PairedConfig),
     "verification": (VerificationConfig,),
 }
+
+# Stages whose methods the catalog finds, those of other distributions included.
+_FOUND: Mapping[str, Catalog] = {"drift": DRIFT_MODELS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,10 @@ class Recipe:
         if type(self.float_where_faster) is not bool:
             raise RecipeError(
                 f"float_where_faster must be true or false, got {self.float_where_faster!r}. Choose one of these."
+            )
+        if not isinstance(self.drift, DriftModel):
+            raise RecipeError(
+                f"drift must be the settings of a drift model, got {self.drift!r}. Pass for example Se3Config()."
             )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
@@ -231,7 +236,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object; each stage names its method."""
         obj = asdict(self)
-        for stage in _STAGES:
+        for stage in (*_STAGES, *_FOUND):
             config = getattr(self, stage)
             if hasattr(config, "method"):
                 obj[stage] = {"method": config.method, **obj[stage]}
@@ -243,8 +248,12 @@ class Recipe:
 
         Raises:
             RecipeError: A key is unknown or missing, or a value is outside its range.
+            UnknownNameError: No method of a stage has the name that is given; the message suggests near names.
         """
         values = dict(obj)
+        for stage, catalog in _FOUND.items():
+            if isinstance(values.get(stage), Mapping):
+                values[stage] = stage_from_json(catalog, values[stage])
         for stage, methods in _STAGES.items():
             if isinstance(values.get(stage), Mapping):
                 values[stage] = _stage_from_json(stage, methods, values[stage])
@@ -255,6 +264,26 @@ class Recipe:
             )
         recipe: Recipe = _build(cls, values, "recipe")
         return recipe
+
+
+def stage_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
+    """The configuration of a stage whose methods the catalog finds.
+
+    Args:
+        catalog: Methods of the stage; what each module provides is the class of its configuration.
+        obj: The configuration's settings, and under ``"method"`` its name in the catalog.
+
+    Raises:
+        RecipeError: There is no method, a setting is unknown or missing, or a value is outside its range.
+        UnknownNameError: No method has this name; the message suggests near names.
+    """
+    values = dict(obj)
+    name = values.pop("method", None)
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"method of a {catalog.kind} must be one of {', '.join(catalog.names())}, got {name!r}. Name one."
+        )
+    return _build(catalog.provided(name), values, f"{catalog.kind} {name}")
 
 
 def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[str, Any]) -> Any:

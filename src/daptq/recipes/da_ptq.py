@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.catalog import DRIFT_MODELS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.errors import RecipeError
-from daptq.quantization.drift_models import DriftModelName, drift_model_config
 from daptq.quantization.recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
@@ -34,7 +34,7 @@ def da_ptq(
     group_size: int = 0,
     asymmetric: bool = False,
     float_where_faster: bool = False,
-    drift_model: DriftModelName = "virtual-chain",
+    drift_model: str = "virtual-chain",
     calibration_states: int = 512,
 ) -> Recipe:
     """The paper's method; `dataclasses.replace` on the result reaches every other setting.
@@ -52,10 +52,12 @@ def da_ptq(
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point beside it.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
-        drift_model: ``"virtual-chain"`` is the paper's; ``"se3"`` and ``"kinematic"`` know more of the robot.
+        drift_model: A name of ``daptq list drift-models``: ``"virtual-chain"`` is the paper's, others know more of the
+            robot.
         calibration_states: Number of demonstration states.
 
     Raises:
+        UnknownNameError: There is no such drift model; the message suggests near names.
         RecipeError: A setting is outside its range.
     """
     if compensation not in get_args(Compensation):
@@ -69,7 +71,7 @@ def da_ptq(
         activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=NearestConfig(scale=scale, group_size=group_size, asymmetric=asymmetric),
         calibration_states=calibration_states,
-        drift=drift_model_config(drift_model),
+        drift=DRIFT_MODELS.provided(drift_model)(),
         compensation=None if compensation == "none" else CsrcConfig(cross_channel=compensation == "cross-channel"),
         allocation=TopFractionConfig(fraction=keep_fraction, keep_last_blocks=keep_last_blocks),
         order=order,

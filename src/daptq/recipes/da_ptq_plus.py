@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.verification import VerificationConfig
+from daptq.catalog import DRIFT_MODELS
 from daptq.compensation.paired import PairedConfig
-from daptq.quantization.drift_models import DriftModelName, drift_model_config
 from daptq.quantization.recipe import Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.transform import TransformConfig
@@ -35,7 +35,7 @@ def da_ptq_plus(
     group_size: int = 0,
     asymmetric: bool = False,
     float_where_faster: bool = False,
-    drift_model: DriftModelName = "se3",
+    drift_model: str = "se3",
     calibration_states: int = 512,
 ) -> Recipe:
     """Our method; `dataclasses.replace` on the result reaches every other setting.
@@ -53,10 +53,11 @@ def da_ptq_plus(
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point beside it.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
-        drift_model: ``"se3"``, ``"kinematic"`` or ``"virtual-chain"``.
+        drift_model: A name of ``daptq list drift-models``.
         calibration_states: Number of demonstration states.
 
     Raises:
+        UnknownNameError: There is no such drift model; the message suggests near names.
         RecipeError: A setting is outside its range, or more than one budget is given.
     """
     if budget_bits is None and budget_mib is None and budget_ms is None:
@@ -67,7 +68,7 @@ def da_ptq_plus(
         activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=GptqConfig(group_size=group_size, asymmetric=asymmetric, drift_weighted=True),
         calibration_states=calibration_states,
-        drift=drift_model_config(drift_model),
+        drift=DRIFT_MODELS.provided(drift_model)(),
         sensitivity=RoundingSensitivityConfig(),
         compensation=PairedConfig(),
         allocation=KnapsackConfig(budget_bits=budget_bits, budget_mib=budget_mib, budget_ms=budget_ms),

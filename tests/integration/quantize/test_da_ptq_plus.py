@@ -15,13 +15,13 @@ from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.verification import VerificationConfig
 from daptq.artifacts import read_artifact
+from daptq.catalog import DRIFT_MODELS
 from daptq.errors import RecipeError
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import Interface
 from daptq.quantization.allocation import float_linear, layer_resources
-from daptq.quantization.drift_models import DriftModelName
 from daptq.quantization.groups import groups
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_nearest
@@ -248,8 +248,7 @@ def test_a_budget_needs_costs() -> None:
 
 
 def test_recipes_with_every_method_survive_json() -> None:
-    names: tuple[DriftModelName, ...] = ("virtual-chain", "se3", "kinematic")
-    for drift in names:
+    for drift in DRIFT_MODELS.names():
         recipe = replace(da_ptq_plus(drift_model=drift), transform=TransformConfig(rotation_block=16))
         assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     even = replace(round_to_nearest(), allocation=EvenConfig(budget_bits=3.0))

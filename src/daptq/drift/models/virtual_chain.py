@@ -20,7 +20,7 @@ from torch import Tensor
 from daptq.drift.contract import SQUARE_MILLIMETRES, DriftModel, checked_chunks
 from daptq.errors import InvalidInputError, RecipeError
 
-__all__ = ["ACTION_DIM", "DRIFT_MODEL", "VirtualChainConfig", "drift_loss", "drift_weights", "jacobian"]
+__all__ = ["ACTION_DIM", "DRIFT_MODEL", "VirtualChainConfig", "drift_weights", "jacobian"]
 
 ACTION_DIM = 7
 
@@ -139,34 +139,6 @@ def drift_weights(
     raw = (pseudo_inverse.abs() @ axes).mean(dim=0)
     weights: Tensor = raw / raw.mean()
     return weights
-
-
-def drift_loss(
-    predicted_noise: Float[Tensor, "b chunk action"],
-    noise: Float[Tensor, "b chunk action"],
-    weights: Float[Tensor, " action"],
-) -> Float[Tensor, ""]:
-    """Noise-prediction error weighted by drift, eq. 18: summed over dimensions, averaged over everything else.
-
-    Args:
-        predicted_noise: Predicted noise, normalised action units.
-        noise: The noise that was added, same shape.
-        weights: (action_dim,) weights of `drift_weights`.
-
-    Returns:
-        Scalar in the dtype of `predicted_noise`, differentiable.
-
-    Raises:
-        InvalidInputError: The shapes do not belong together.
-    """
-    if predicted_noise.shape != noise.shape or noise.shape[-1:] != weights.shape:
-        raise InvalidInputError(
-            "predicted noise, noise and weights must have shapes (…, k), (…, k) and (k,), got "
-            f"{tuple(predicted_noise.shape)}, {tuple(noise.shape)} and {tuple(weights.shape)}. Give one weight per "
-            "dimension."
-        )
-    squared = (predicted_noise - noise).square() * weights.to(predicted_noise)
-    return squared.sum(dim=-1).mean()
 
 
 DRIFT_MODEL = VirtualChainConfig
