@@ -295,6 +295,33 @@ def test_a_saved_model_is_read_as_the_model(tmp_path: Path) -> None:
     torch.testing.assert_close(saved[0], original[0], rtol=0, atol=1e-5)  # MuJoCo writes six digits
 
 
+UNUSED = """
+<mujoco><compiler angle="radian"/>
+<asset><mesh name="hull" file="not_there.stl"/>
+<material name="steel" texture="t"/><texture name="t" file="no.png"/></asset>
+<default><geom type="mesh" mesh="hull" material="steel"/><site material="steel"/></default>
+<worldbody><frame euler="0 0 0.5"><body pos="0.1 0 0" euler="0.3 0.2 0.1"><geom mass="1"/>
+  <joint name="a" axis="0 1 0"/>
+  <body pos="0 0 0.2"><camera name="c"/><geom/><site name="hand" pos="0 0 0.1"/><site name="other"/></body>
+</body></frame></worldbody>
+<actuator><motor joint="a"/></actuator><sensor><framepos objtype="site" objname="other"/></sensor>
+</mujoco>"""
+
+
+def test_missing_meshes_and_everything_beside_the_way_do_no_harm() -> None:
+    bare = """<mujoco><compiler angle="radian"/><worldbody><frame euler="0 0 0.5">
+    <body pos="0.1 0 0" euler="0.3 0.2 0.1"><geom size="0.01"/><joint name="a" axis="0 1 0"/>
+    <site name="hand" pos="0 0 0.3"/></body></frame></worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(bare)
+    data = mujoco.MjData(model)
+    data.qpos[:] = 0.4
+    mujoco.mj_kinematics(model, data)
+    joints = torch.full((1, 1), 0.4, dtype=torch.float64)
+    position, rotation = read_chain(UNUSED, ("a",), "hand").forward(joints)
+    np.testing.assert_allclose(position[0].numpy(), data.site_xpos[0], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(rotation[0].numpy(), data.site_xmat[0].reshape(3, 3), rtol=0, atol=1e-15)
+
+
 def test_damped_inverse_is_that_of_the_formula() -> None:
     jacobian = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for one, result in zip(jacobian.numpy(), damped_inverse(jacobian, 0.2).numpy(), strict=True):
@@ -374,6 +401,29 @@ def test_metric_of_the_virtual_chain_is_the_papers_weights() -> None:
     assert torch.equal(metric, torch.diag(metric.diagonal()))
     expected = torch.cat([weights * 5e5, weights * 5e5, torch.zeros(14, dtype=torch.float64)])
     torch.testing.assert_close(metric.diagonal(), expected, rtol=1e-15, atol=0)
+
+
+def test_the_built_in_arm_is_its_text_bit_for_bit() -> None:
+    chain = KinematicConfig().chain()
+    x, y, z = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
+    positions = [
+        [0.0, 0.0, 0.072],
+        [0.0, 0.0, 0.03865],
+        [0.04975, 0.0, 0.25],
+        [0.175, 0.0, 0.0],
+        [0.075, 0.0, 0.0],
+        [0.065, 0.0, 0.0],
+        [0.093575, 0.0, 0.0],
+    ]
+    expected = {
+        "positions": positions,
+        "rotations": [[x, y, z]] * 7,
+        "axes": [z, y, y, x, y, x],
+        "low": [-3.14158, -1.88496, -2.14675, -3.14158, -1.74533, -3.14158],
+        "high": [3.14158, 1.98968, 1.6057, 3.14158, 2.14675, 3.14158],
+    }
+    for name, values in expected.items():
+        assert getattr(chain, name).numpy().tobytes() == np.array(values).tobytes(), name
 
 
 def test_the_built_in_arm_is_read_from_its_own_text() -> None:

@@ -1,6 +1,6 @@
 """The joint chain of the Interbotix WidowX 250 s (6DOF) as published by its maker; the arm of the tabletop scene.
 
-The drift stage runs without a simulator, so the chain stands here again; a test holds it against the simulated arm.
+The drift stage builds no scene, so it has its own copy of the chain; a test compares it with the simulated arm.
 """
 
 from __future__ import annotations

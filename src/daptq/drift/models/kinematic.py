@@ -45,7 +45,7 @@ class KinematicConfig(DriftModel):
     """Settings of the arm; the defaults are the WidowX 250 of the tabletop scene.
 
     Attributes:
-        robot: ``"widowx-250"``, or the path of an MJCF file.
+        robot: ``"widowx-250"``, or the path of an MJCF file without includes.
         joints: Names of the hinge joints on the way to the end-effector, in order.
         site: Site that marks the end-effector; its x axis is the approach axis, fingers travel along its y axis.
         rest: Joint positions [rad] that inverse kinematics starts from, and the state where none is given.
