@@ -34,7 +34,7 @@ KILLED_RUN = textwrap.dedent(
     policy = tiny()
 
     class Source(CalibrationSource):
-        hash, licence, description = "cogact-4", "CC0-1.0", "made-up states"
+        hash, licence, description = "cogact-small-4", "CC0-1.0", "made-up states"
         def __iter__(self):
             return iter([policy.example_batch(seed) for seed in range(4)])
 
