@@ -12,11 +12,43 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["provenance"]
+from pydantic import ConfigDict, Field
+
+from daptq.json_model import JsonModel
+
+__all__ = ["Provenance", "provenance"]
 
 _PACKAGES = ("daptq", "torch", "numpy", "scipy", "safetensors", "transformers", "tokenizers", "mujoco", "gymnasium")
+
+
+class Provenance(JsonModel):
+    """Where a result comes from. It may hold more than what is listed.
+
+    Attributes:
+        recipe: The resolved recipe; null where nothing was quantized.
+        data_hash: SHA-256 of the data; null without data.
+        seed: Seed of everything random.
+        versions: Versions of daptq and of the packages whose arithmetic it uses; null for one that is not installed.
+        python: Version of Python.
+        platform: Operating system.
+        cpu: Model of the processor.
+        cpu_count: Number of processors.
+        time: UTC time to the second.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    recipe: dict[str, Any] | None = None
+    data_hash: str | None = None
+    seed: int | None
+    versions: dict[str, str | None]
+    python: str = ""
+    platform: str = ""
+    cpu: str = ""
+    cpu_count: int | None = None
+    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 def provenance(

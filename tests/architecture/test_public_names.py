@@ -10,7 +10,7 @@ import pytest
 
 import daptq
 
-HEAVY = {"torch", "numpy", "mujoco", "gymnasium", "transformers", "scipy", "safetensors", "rich"}
+HEAVY = {"torch", "numpy", "mujoco", "gymnasium", "transformers", "scipy", "safetensors", "rich", "pydantic"}
 
 
 def modules_after(code: str) -> set[str]:

@@ -18,10 +18,11 @@ from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.crew import hire
 from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.result import SCHEMA_VERSION, put_together
+from daptq.evaluation.put_together import SCHEMA_VERSION, put_together
 from daptq.evaluation.schedule import Progress, Schedule
 from daptq.evaluation.workers import PolicySource, Workplace, one_thread, open_policy
-from daptq.metrics.drift import HEADLINE_STEPS, HORIZONS
+from daptq.metrics.deviation import HEADLINE_STEPS
+from daptq.metrics.drift import HORIZONS
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.packing.source import locate
 from daptq.policies.contract import Policy

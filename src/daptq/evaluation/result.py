@@ -1,115 +1,158 @@
-"""Puts the JSON object of an evaluation together from the records of its episodes and branches."""
+"""The result of an evaluation, as `daptq.evaluate` returns it and `daptq evaluate --json` writes it.
+
+Rates are fractions, differences percentage points, intervals 95 %; docs/reference/metrics.md defines every metric.
+`daptq.json_model` says why these classes are pydantic's. The JSON Schema is made from them, see
+`EvaluationResult.json_schema`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from daptq.artifacts import provenance
-from daptq.closed_loop.plan import Episode
-from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord
-from daptq.evaluation.journal import Journal
-from daptq.evaluation.schedule import Schedule
-from daptq.metrics.drift import HORIZONS, branch_drift, episode_drift
-from daptq.metrics.motion import motion_summary
-from daptq.metrics.summary import paired_summary, success_summary
-from daptq.monitoring.interface_reference import InterfaceReference
-from daptq.monitoring.verdicts import monitor_summary
-from daptq.statistics.intervals import CONFIDENCE
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import Self
 
-SCHEMA_VERSION = 1
+from daptq._provenance import Provenance
+from daptq.artifacts import read_json
+from daptq.errors import ForeignArtifactError, SchemaVersionError
+from daptq.evaluation.comparison import Comparison
+from daptq.evaluation.description import BitPlan, LinearLayer, Weights
+from daptq.evaluation.variant_result import NamedPolicy, RobustnessGap, VariantResult
+from daptq.json_model import Count, Fraction, JsonModel, Positive, absent
+from daptq.metrics.deviation import Drift
+from daptq.metrics.pairs import Paired
+from daptq.metrics.success import Rate, Rates, Success
+from daptq.monitoring.summary import MonitorSummary
+
+__all__ = ["EvaluationResult", "PolicyResult"]
 
 
-def put_together(
-    settings: Mapping[str, Any],
-    schedule: Schedule,
-    done: Sequence[Episode],
-    records: Journal,
-    descriptions: Mapping[str, Mapping[str, Any]],
-    *,
-    frequency: float,
-    chunk_steps: Mapping[str, int],
-    references: Mapping[str, InterfaceReference],
-) -> dict[str, Any]:
-    """The result of `evaluate_many`.
+class PolicyResult(NamedPolicy):
+    """One policy: its success, and what it is made of. Without whole episodes it has no rates.
 
-    Args:
-        settings: What the evaluation was asked.
-        schedule: What was to be run at most.
-        done: The episodes that were run.
-        records: What came of them.
-        descriptions: What each policy is made of, by label.
-        frequency: Control steps per second [Hz].
-        chunk_steps: Control steps that each policy executes of a chunk, by label.
-        references: What is normal for the policy that was watched, by its label.
+    Attributes:
+        n: Number of episodes.
+        successes: Episodes with success at any step.
+        success_rate: successes / n.
+        low: Lower limit of Wilson's interval.
+        high: Upper limit.
+        at_last_step: The same where success counts after the last step only.
+        other_task: Episodes in which a task of the scene was fulfilled that was not asked.
+        per_task: The rates of each task.
+        family: Family in the catalog.
+        weights: Size and hash of the weights.
+        layers: Linear layers in execution order.
+        plan: How the bits were chosen; null for a float policy and for one without a folder.
     """
-    baseline = schedule.baseline
-    episodes: dict[str, list[EpisodeRecord]] = {label: [] for label in descriptions}
-    branches: dict[str, list[BranchRecord]] = {label: [] for label in descriptions}
-    for label in descriptions:
-        for episode in done:
-            for step in (None, *episode.branch_steps):
-                record = records.records.get((label, episode.index, step))
-                if isinstance(record, EpisodeRecord):
-                    if schedule.closed_loop or label == baseline:
-                        episodes[label].append(record)
-                elif record is not None:
-                    branches[label].append(record)
-    seed = int(settings["seed"])
-    comparisons = [
-        {
-            "policy": label,
-            "against": baseline,
-            **({"stopping": _stopping(schedule, label, done, records)} if schedule.stop else {}),
-            "paired": paired_summary(episodes[baseline], episodes[label]) if episodes[label] else None,
-            "motion": (
-                motion_summary(
-                    episodes[baseline],
-                    episodes[label],
-                    frequency=frequency,
-                    chunk_steps=(chunk_steps[baseline], chunk_steps[label]),
-                    seed=seed,
-                )
-                if episodes[label]
-                else None
-            ),
-            "drift": {
-                "whole_episode": (
-                    episode_drift(episodes[baseline], episodes[label], seed=seed) if episodes[label] else None
-                ),
-                "identical_states": branch_drift(branches[baseline], branches[label], horizons=HORIZONS, seed=seed),
-            },
-        }
-        for label in descriptions
-        if baseline is not None and label != baseline
-    ]
-    policies = [
-        {
-            "name": label,
-            "role": "baseline" if label == baseline else "candidate",
-            **(success_summary(episodes[label]) if episodes[label] else {}),
-            **description,
-        }
-        for label, description in descriptions.items()
-    ]
-    monitors = [
-        monitor_summary(label, reference, episodes[label], horizon=len(schedule.plan), seed=seed)
-        for label, reference in references.items()
-    ]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **settings,
-        "success_rule": "at any step",
-        "confidence": CONFIDENCE,
-        "policies": policies,
-        "comparisons": comparisons,
-        "paired": comparisons[0]["paired"] if comparisons else None,
-        "drift": comparisons[0]["drift"] if comparisons else None,
-        **({"monitor": monitors[0]} if monitors else {}),
-        "provenance": provenance(seed=seed),
-    }
+
+    n: Positive | SkipJsonSchema[None] = absent()
+    successes: Count | SkipJsonSchema[None] = absent()
+    success_rate: Fraction | SkipJsonSchema[None] = absent()
+    low: Fraction | SkipJsonSchema[None] = absent()
+    high: Fraction | SkipJsonSchema[None] = absent()
+    at_last_step: Rate | SkipJsonSchema[None] = absent()
+    other_task: Rate | SkipJsonSchema[None] = absent()
+    per_task: dict[str, Rates] | SkipJsonSchema[None] = absent()
+    family: str
+    weights: Weights
+    layers: tuple[LinearLayer, ...]
+    plan: BitPlan | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len({getattr(self, name) is None for name in Success.model_fields}) > 1:
+            raise ValueError(f"either all of {', '.join(Success.model_fields)} are known, or none")
+        return self
+
+    @property
+    def success(self) -> Success | None:
+        """The rates together; None for a policy that ran no whole episodes."""
+        if self.n is None:
+            return None
+        return Success.model_construct(**{name: getattr(self, name) for name in Success.model_fields})
 
 
-def _stopping(schedule: Schedule, label: str, done: Sequence[Episode], records: Journal) -> dict[str, Any]:
-    """The decision about one candidate, and how many pairs there would have been at most."""
-    return {**schedule.decision(label, records, len(done)).to_json(), "planned": len(schedule.plan)}
+class EvaluationResult(JsonModel):
+    """Result of an evaluation: what `daptq evaluate --json` writes and `daptq.evaluate` returns.
+
+    Rates are fractions, differences percentage points, intervals 95 %.
+
+    Attributes:
+        schema_version: Version of this format.
+        environment: Name of the environment.
+        variant: The variant that was run, where it was one alone.
+        tasks: The tasks that were asked.
+        horizon: Control steps of the longest task.
+        episodes: Paired episodes that were run.
+        seed: Seed of the episodes.
+        batch: Episodes that shared one call of the policy.
+        success_rule: When an episode counts as a success.
+        confidence: Coverage of the intervals.
+        policies: The policies, the baseline first.
+        comparisons: One per candidate; none without a baseline.
+        paired: Success of the first comparison.
+        drift: Drift of the first comparison.
+        monitor: What a monitor says of the first candidate, where one was asked for.
+        provenance: Versions, machine, seed and time.
+        variants: One entry per variant, where variants were asked for.
+        robustness_gap: Over all variants together, one entry per candidate, where variants were asked for.
+    """
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    schema_version: Literal[1] = 1
+    environment: str
+    variant: str | SkipJsonSchema[None] = absent()
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    horizon: Positive
+    episodes: Positive
+    seed: Count
+    batch: Positive
+    success_rule: Literal["at any step"] = "at any step"
+    confidence: Fraction
+    policies: Annotated[tuple[PolicyResult, ...], Field(min_length=1)]
+    comparisons: tuple[Comparison, ...]
+    paired: Paired | None
+    drift: Drift | None
+    monitor: MonitorSummary | SkipJsonSchema[None] = absent()
+    provenance: Provenance
+    variants: tuple[VariantResult, ...] | SkipJsonSchema[None] = absent()
+    robustness_gap: tuple[RobustnessGap, ...] | SkipJsonSchema[None] = absent()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ForeignArtifactError: The object is no evaluation; the message says where it differs first.
+            SchemaVersionError: It was written in another version of the format.
+        """
+        if not {"schema_version", "policies", "comparisons"} <= set(value):
+            raise ForeignArtifactError(
+                "JSON must be an evaluation, got something else. Pass what daptq evaluate wrote."
+            )
+        if value["schema_version"] != cls.SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"schema_version of the evaluation must be {cls.SCHEMA_VERSION}, got {value['schema_version']!r}. "
+                "Run it again with this version."
+            )
+        return super().from_json(value)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Reads what `daptq evaluate --json` wrote.
+
+        Raises:
+            ForeignArtifactError: There is no such file, or it holds no evaluation.
+            CorruptArtifactError: The file is not valid JSON.
+            SchemaVersionError: It was written in another version of the format.
+        """
+        return cls.from_json(read_json(Path(path)))
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the JSON."""
+        return {"$id": f"urn:daptq:evaluation:{cls.SCHEMA_VERSION}", **super().json_schema()}

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
+from daptq.metrics.deviation import HEADLINE_STEPS
 from daptq.statistics.intervals import bootstrap_estimate, mean, median, root_mean_square
 
 Array = NDArray[np.float64]
@@ -25,8 +26,6 @@ _UNITS = ("position_mm", "rotation_deg")
 
 # Control steps after a common state at which the drift is read; the growth between them is close to a power of time.
 HORIZONS = (1, 2, 4, 8, 16, 32)
-# The one that tables and gates speak of; states are saved where an episode has at least this many steps left.
-HEADLINE_STEPS = 16
 
 
 def position_deviation(

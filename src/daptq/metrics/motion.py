@@ -24,6 +24,15 @@ CUTOFF = 0.25
 # Compared by candidate - baseline, since they may be 0; and counts, of which a median would hide flips in few episodes.
 _DIFFERENCES = ("spectral_arc_length", "high_frequency_share", "gripper_flips")
 _COUNTS = ("gripper_flips",)
+METRICS = (
+    "rms_jerk",
+    "path_length",
+    "spectral_arc_length",
+    "high_frequency_share",
+    "chunk_jump",
+    "gripper_flips",
+    "time_to_success",
+)
 _SPARC_AMPLITUDE = 0.05
 _SPARC_PADDING = 4
 

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from daptq.metrics.drift import HEADLINE_STEPS, headline_drift
+from daptq.metrics.deviation import HEADLINE_STEPS
+from daptq.metrics.drift import headline_drift
 
 MISSING = "-"
 _MEBIBYTE = 2**20

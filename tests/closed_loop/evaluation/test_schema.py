@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from daptq.benchmarking.latency import measure_latency
+from daptq.artifacts import write_json
+from daptq.errors import ArtifactError, ForeignArtifactError, SchemaVersionError
 from daptq.evaluation.gate import Gate, gate_summary
 from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import evaluate_variants
 from daptq.evaluation.watched_drive import take_reference
 from tests.closed_loop.evaluation.point_world import Reader
@@ -25,19 +26,18 @@ SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 4}
 
 @pytest.fixture(scope="module")
 def schema() -> Draft202012Validator:
-    found = json.loads(files("daptq.evaluation").joinpath("evaluation.schema.json").read_text(encoding="utf-8"))
+    found = EvaluationResult.json_schema()
     Draft202012Validator.check_schema(found)
     return Draft202012Validator(found)
 
 
 @pytest.fixture
 def result(make_pusher: Callable[..., Any]) -> Any:
-    """Everything at once: stopped early, judged by a gate, timed."""
+    """Everything at once: stopped early, judged by a gate."""
     policies = make_pusher("q", error=-0.01), make_pusher(noise=0.001)
     found = evaluate(policies[0], against=policies[1], stop_margin=0.1, **SETTINGS)
     comparison = found["comparisons"][0]
     comparison["gate"] = gate_summary(Gate(margin=0.1, drift=1.0, jerk=2.0), comparison)
-    found["latency"] = measure_latency({"a": policies[0], "b": policies[1]}, against="b", repeats=2)
     return json.loads(json.dumps(found))
 
 
@@ -83,11 +83,29 @@ SPOILT: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_the_schema_can_fail(schema: Draft202012Validator, result: Any, spoil: Callable[[Any], Any]) -> None:
+def test_a_spoilt_result_is_refused(schema: Draft202012Validator, result: Any, spoil: Callable[[Any], Any]) -> None:
     spoilt = copy.deepcopy(result)
     spoil(spoilt)
     with pytest.raises(ValidationError):
         schema.validate(spoilt)
+    with pytest.raises(ArtifactError):
+        EvaluationResult.from_json(spoilt)
+
+
+def test_what_is_read_is_what_was_written(result: Any, tmp_path: Path) -> None:
+    write_json(tmp_path / "written.json", result)
+    read = EvaluationResult.read(tmp_path / "written.json")
+    assert json.dumps(read.to_json()) == json.dumps(result)  # the order of the keys, too
+
+
+def test_another_version_is_refused_by_name(result: Any) -> None:
+    with pytest.raises(SchemaVersionError, match="schema_version of the evaluation must be 1, got 2"):
+        EvaluationResult.from_json({**result, "schema_version": 2})
+    with pytest.raises(ForeignArtifactError, match="JSON must be an evaluation"):
+        EvaluationResult.from_json({"schema_version": 1})
+    result["policies"][0]["success_rate"] = 88.0
+    with pytest.raises(ForeignArtifactError, match=r"policies\.0\.success_rate.* must fit the schema .*, got 88"):
+        EvaluationResult.from_json(result)
 
 
 def test_the_page_names_every_field(schema: Draft202012Validator) -> None:
