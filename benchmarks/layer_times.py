@@ -25,6 +25,7 @@ from daptq.benchmarking.control_step import control_step
 from daptq.benchmarking.exported_step import required
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.layers.watching import watch
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.contract import Policy
 
@@ -37,18 +38,11 @@ def inputs_of(policy: Policy) -> dict[str, Tensor]:
     """What every linear layer reads in a control step, rows (m, in), at its first call."""
     seen: dict[str, Tensor] = {}
 
-    def noting(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor]) -> None:
-            seen.setdefault(name, args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+    def note(name: str, x: Tensor) -> None:
+        seen.setdefault(name, x.detach().reshape(-1, x.shape[-1]).clone())
 
-        return hook
-
-    handles = [policy.get_submodule(name).register_forward_pre_hook(noting(name)) for name in policy.linear_layers()]
-    try:
+    with watch(policy, policy.linear_layers(), note):
         control_step(policy).run(policy)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from daptq.errors import InvalidInputError
 from daptq.kernels.transformer import op
+from daptq.kernels.transformer.packing import (
+    BFLOAT16_LAYER,
+    LayerNumbers,
+    LayerTensors,
+    PackedLayer,
+    PackedNorm,
+    flat,
+)
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
-from daptq.layers.transformer_stack import need_not_be_called
+from daptq.layers.watching import skippable, unfused, watch, watch_beginnings, watch_outputs
 from daptq.policies.diffusion import ddim_steps, squared_cosine_alphas
 from daptq.policies.dit import DiT
 
@@ -94,14 +107,6 @@ def first_block(net: DiT) -> Any:
     return net.blocks[0]
 
 
-def hook_a_layer(net: DiT) -> None:
-    first_block(net).mlp.fc1.register_forward_pre_hook(lambda *_: None)
-
-
-def hook_a_block(net: DiT) -> None:
-    first_block(net).register_forward_hook(lambda *_: None)
-
-
 def replace_a_forward(net: DiT) -> None:
     first_block(net).attn.forward = lambda x: x
 
@@ -130,8 +135,6 @@ def scale_for_each_step(net: DiT) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        hook_a_layer,
-        hook_a_block,
         replace_a_forward,
         another_kernel,
         a_float_layer,
@@ -173,9 +176,149 @@ def test_other_inputs_are_not_fused(net: DiT) -> None:
     assert net._stack.run(TOKENS.clone().requires_grad_()) is None
 
 
-def test_a_marked_hook_does_not_stand_in_the_way_and_hears_of_the_stack_once(net: DiT) -> None:
-    heard: list[str] = []
-    first_block(net).register_forward_pre_hook(need_not_be_called(lambda *_: heard.append("block")))
-    first_block(net).mlp.fc1.register_forward_pre_hook(need_not_be_called(lambda *_: heard.append("layer")))
+def test_operands_of_a_layer_are_named_and_ordered_as_its_operation_takes_them() -> None:
+    arguments = [argument.name for argument in operations.layer.default._schema.arguments]
+    assert arguments == ["x", *LayerTensors._fields, *LayerNumbers._fields]
+    assert not set(PackedLayer._fields) ^ {"tensors", "numbers"}
+
+
+def test_norms_and_layers_become_flat_lists_in_order() -> None:
+    a, b, c = (torch.full((2,), float(value)) for value in range(3))
+    numbers = LayerNumbers(stored_bits=4, activation_bits=8)
+    tensors, flat_numbers = flat(
+        [
+            PackedNorm(weight=a, bias=None),
+            PackedLayer(LayerTensors(weight=b, rotation=c), numbers),
+            PackedLayer(LayerTensors(weight=c, scale=a), BFLOAT16_LAYER),
+        ]
+    )
+    assert [None if t is None else int(t[0]) for t in tensors] == [
+        *(0, None),
+        *(1, None, None, None, None, 2),
+        *(2, 0, None, None, None, None),
+    ]
+    assert flat_numbers == [4, 8, 16, 0]
+
+
+LAYER = "blocks.0.mlp.fc1"
+
+
+def test_the_switch_lets_modules_be_called_as_long_as_it_lasts(net: DiT) -> None:
+    with unfused(net):
+        assert run(net) is None
+        with unfused(net):
+            assert run(net) is None
+        assert run(net) is None
     assert run(net) is not None
-    assert heard == ["block"]
+
+
+def test_the_switch_ends_with_an_error(net: DiT) -> None:
+    with pytest.raises(ZeroDivisionError), unfused(net):
+        raise ZeroDivisionError
+    assert run(net) is not None
+
+
+def test_the_switch_concerns_one_policy_in_all_threads(net: DiT) -> None:
+    other = copy.deepcopy(net)
+    other._stack = dataclasses.replace(other._stack, blocks=other._parts)
+    with unfused(net), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, net).result() is None
+        assert pool.submit(run, other).result() is not None
+
+
+def test_switches_of_many_threads_all_end(net: DiT) -> None:
+    def switch(_: int) -> None:
+        for _ in range(200):
+            with unfused(net):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(switch, range(4)))
+    assert run(net) is not None
+
+
+@pytest.mark.parametrize("name", [LAYER, "blocks.0", "blocks.1.attn", "blocks.1.norm2"])
+@pytest.mark.parametrize("watching", [watch, watch_outputs])
+def test_whoever_watches_a_module_hears_of_its_calls(net: DiT, name: str, watching: Any) -> None:
+    heard: list[str] = []
+    with watching(net, [name], lambda path, *_: heard.append(path)), torch.no_grad():
+        net(torch.zeros(2, 4, 7), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 24))
+    assert heard == [name]
+    assert run(net) is not None
+    assert heard == [name]
+
+
+def test_watching_a_module_outside_the_stack_leaves_it_fused(net: DiT) -> None:
+    with watch(net, ["final_layer.linear"], lambda *_: None):
+        assert run(net) is not None
+
+
+def test_watching_gives_input_and_output_and_ends_with_an_error(net: DiT) -> None:
+    seen: list[Tensor] = []
+    layer = net.final_layer.linear
+
+    def fail() -> None:
+        with (
+            torch.no_grad(),
+            watch(net, ["final_layer.linear"], lambda _, x: seen.append(x)),
+            watch_outputs(net, ["final_layer.linear"], lambda _, x, y: seen.extend([x, y])),
+        ):
+            layer(TOKENS)
+            layer(x=TOKENS)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [tensor is TOKENS for tensor in seen] == [True, True, False] * 2
+    assert torch.equal(seen[-1], seen[2])
+    assert not layer._forward_pre_hooks
+    assert not layer._forward_hooks
+
+
+def test_the_beginning_of_a_fused_stack_is_heard_once_and_in_order(net: DiT) -> None:
+    heard: list[str] = []
+    with watch_beginnings(net, ["blocks.1", "blocks.0", LAYER], heard.append):
+        assert run(net) is not None
+        assert heard == ["blocks.0", "blocks.1"]
+        heard.clear()
+        with torch.no_grad():
+            net.blocks[0](TOKENS)
+        assert heard == ["blocks.0", LAYER]
+    heard.clear()
+    assert run(net) is not None
+    assert heard == []
+
+
+def hook_before(module: nn.Module) -> RemovableHandle:
+    return module.register_forward_pre_hook(lambda *_: None)
+
+
+def hook_after(module: nn.Module) -> RemovableHandle:
+    return module.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("name", [LAYER, "blocks.0", "blocks.1.norm1"])
+@pytest.mark.parametrize("hook", [hook_before, hook_after])
+def test_a_hook_that_fusing_would_skip_is_refused(
+    net: DiT, name: str, hook: Callable[[nn.Module], RemovableHandle]
+) -> None:
+    handle = hook(net.get_submodule(name))
+    with pytest.raises(InvalidInputError, match="must have no hooks, got one on a"):
+        run(net)
+    with unfused(net):
+        assert run(net) is None
+    with skippable([handle]):
+        assert run(net) is not None
+    with pytest.raises(InvalidInputError, match="must have no hooks"):
+        run(net)
+    handle.remove()
+    assert run(net) is not None
+
+
+def test_a_hook_beside_a_skippable_one_is_refused(net: DiT) -> None:
+    module = net.get_submodule(LAYER)
+    with watch_beginnings(net, [LAYER], lambda _: None):
+        assert run(net) is not None
+        hook_before(module)
+        with pytest.raises(InvalidInputError, match="must have no hooks"):
+            run(net)

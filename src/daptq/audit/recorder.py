@@ -3,7 +3,7 @@
 Hooks on the layers tell which layer is running, torch's dispatcher tells what it runs. An operation that fuses several
 layers (`kernels/transformer`) is taken apart: it runs the same code, and for each layer in it the operation
 ``daptq::layer`` is what a call of the module is elsewhere. An operation that reads a layer's memory while that layer is
-not running is recorded as well: the layer's forward was gone around. What the operations should have been, this module
+not running is recorded as well: the layer's forward was bypassed. What the operations should have been, this module
 does not know.
 """
 
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.audit.products import Product, product, storage_of, tensors_in
 from daptq.kernels.transformer.op import COMPOSITE, LAYER
-from daptq.layers.transformer_stack import need_not_be_called
+from daptq.layers.watching import skippable
 
 __all__ = ["Calls", "Watched", "watched"]
 
@@ -78,11 +78,11 @@ def watched(layers: Mapping[str, Watched], *, before: Before, after: After) -> I
     recorder = _Recorder(layers, before, after)
     handles = []
     for path, layer in layers.items():
-        entered, left = map(need_not_be_called, _hooks(recorder, path))
+        entered, left = _hooks(recorder, path)
         handles.append(layer.module.register_forward_pre_hook(entered, with_kwargs=True))
         handles.append(layer.module.register_forward_hook(left))
     try:
-        with recorder:
+        with skippable(handles), recorder:
             yield recorder.calls
     finally:
         for handle in handles:

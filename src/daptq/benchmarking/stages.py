@@ -13,14 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from daptq.benchmarking.control_step import ControlStep
-from daptq.layers.transformer_stack import need_not_be_called
+from daptq.layers.watching import watch_beginnings
 from daptq.policies.contract import Policy, Role
 
 __all__ = ["STAGES", "stage_times"]
@@ -43,25 +41,12 @@ def stage_times(policy: Policy, step: ControlStep) -> dict[str, float]:
         step: The control step.
     """
     clock = _Clock(policy.device)
-    handles = [
-        policy.get_submodule(block.name).register_forward_pre_hook(
-            need_not_be_called(partial(_begins, clock, _STAGE[block.role]))
-        )
-        for block in policy.blocks()
-    ]
-    try:
-        with _loop_announced(policy, clock):
-            clock.enter("preprocessing")
-            step.run(policy)
-            clock.enter(None)
-    finally:
-        for handle in handles:
-            handle.remove()
+    stages = {block.name: _STAGE[block.role] for block in policy.blocks()}
+    with watch_beginnings(policy, stages, lambda name: clock.enter(stages[name])), _loop_announced(policy, clock):
+        clock.enter("preprocessing")
+        step.run(policy)
+        clock.enter(None)
     return {stage: 1e3 * clock.seconds[stage] for stage in STAGES}
-
-
-def _begins(clock: _Clock, stage: str, module: nn.Module, args: Any) -> None:  # noqa: ARG001  (a hook's arguments)
-    clock.enter(stage)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daptq.errors import CalibrationDataError, InvalidInputError
+from daptq.layers.watching import watch
 from daptq.policies.contract import DenoisingStep
 
 __all__ = ["ActivationRanges", "Histogram", "observe_ranges"]
@@ -175,17 +175,11 @@ def observe_ranges(
     """
     ranges = ActivationRanges()
 
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            values: Tensor = inputs[0].detach()
-            x = values.reshape(-1, values.shape[-1])
-            ranges.add(name, x, transforms[name](x) if name in transforms else x, step.index)
+    def add(name: str, values: Tensor) -> None:
+        x = values.detach().reshape(-1, values.shape[-1])
+        ranges.add(name, x, transforms[name](x) if name in transforms else x, step.index)
 
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(policy.get_submodule(name).register_forward_pre_hook(hook_for(name)).remove)
+    with watch(policy, names, add):
         yield ranges
 
 

@@ -14,15 +14,15 @@ The products of one forward are computed in float32 and added up in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.errors import CalibrationDataError, InvalidInputError
+from daptq.layers.watching import watch, watch_outputs
 
 __all__ = ["GramStatistics", "observe_grams"]
 
@@ -96,33 +96,19 @@ def observe_grams(policy: nn.Module, names: Sequence[str], *, weighted: bool) ->
     """
     statistics = GramStatistics()
 
-    def plain_hook(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            statistics.add(name, _rows(inputs[0]))
+    def plain(name: str, x: Tensor) -> None:
+        statistics.add(name, _rows(x))
 
-        return hook
-
-    def weighted_hook(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                raise InvalidInputError(
-                    f"output of layer {name} must require a gradient to weigh its inputs, got one without. Enable "
-                    "gradients for its weight."
-                )
-            x = _rows(inputs[0])
-            output.register_hook(lambda gradient: statistics.add(name, x, _rows(gradient)))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            module = policy.get_submodule(name)
-            handle = (
-                module.register_forward_hook(weighted_hook(name))
-                if weighted
-                else module.register_forward_pre_hook(plain_hook(name))
+    def with_gradient(name: str, x: Tensor, output: Tensor) -> None:
+        if not output.requires_grad:
+            raise InvalidInputError(
+                f"output of layer {name} must require a gradient to weigh its inputs, got one without. Enable "
+                "gradients for its weight."
             )
-            hooks.callback(handle.remove)
+        rows = _rows(x)
+        output.register_hook(lambda gradient: statistics.add(name, rows, _rows(gradient)))
+
+    with watch_outputs(policy, names, with_gradient) if weighted else watch(policy, names, plain):
         yield statistics
 
 

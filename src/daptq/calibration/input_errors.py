@@ -8,12 +8,13 @@ module does not know how inputs are quantized.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from daptq.layers.watching import watch_outputs
 
 __all__ = ["InputErrors", "observe_input_errors"]
 
@@ -48,20 +49,15 @@ def observe_input_errors(policy: nn.Module, names: Sequence[str], quantized: Qua
     """
     errors = InputErrors()
 
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            with torch.no_grad():
-                x = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-                error = quantized(name, x) - x
-            output.register_hook(
-                lambda gradient: errors.add(name, error, gradient.detach().reshape(-1, gradient.shape[-1]))
-            )
+    def add(name: str, values: Tensor, output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        with torch.no_grad():
+            x = values.detach().reshape(-1, values.shape[-1])
+            error = quantized(name, x) - x
+        output.register_hook(
+            lambda gradient: errors.add(name, error, gradient.detach().reshape(-1, gradient.shape[-1]))
+        )
 
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(policy.get_submodule(name).register_forward_hook(hook_for(name)).remove)
+    with watch_outputs(policy, names, add):
         yield errors

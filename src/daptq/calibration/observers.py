@@ -8,13 +8,13 @@ keep the representations, in order, so that the same states of two policies can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from daptq.layers.watching import watch
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Interface, Policy
 
@@ -34,17 +34,10 @@ def observe_interfaces(policy: Policy, interfaces: Iterable[Interface], sink: Si
             `Interface.observed`, and float (n, d), detached, with all leading dimensions flattened into n.
     """
 
-    def hook_for(observed: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            representation: Tensor = inputs[0].detach()
-            sink(observed, representation.reshape(-1, representation.shape[-1]))
+    def pass_on(observed: str, representation: Tensor) -> None:
+        sink(observed, representation.detach().reshape(-1, representation.shape[-1]))
 
-        return hook
-
-    with ExitStack() as hooks:
-        for interface in interfaces:
-            module = policy.get_submodule(interface.observed)
-            hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
+    with watch(policy, [interface.observed for interface in interfaces], pass_on):
         yield
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from daptq.compensation.affine import AffineMap
 from daptq.errors import DaptqError, InvalidInputError
+from daptq.layers.watching import watch
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Interface, Policy
 
@@ -88,21 +88,18 @@ def watch_episodes(
     streams: list[Moments] = []
     finished: list[EpisodeStream] = []
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def add(_: str, representation: Tensor) -> None:
         if policy.denoising_step.index != 0:
             return
-        rows = inputs[0].detach()[: len(instructions)]
+        rows = representation.detach()[: len(instructions)]
         rows = rows.reshape(len(instructions), -1, rows.shape[-1]).to("cpu", torch.float64)
         if not streams:
             streams.extend(Moments(rows.shape[-1]) for _ in instructions)
         for moments, vectors in zip(streams, rows if affine is None else affine(rows), strict=True):
             moments.update(vectors)
 
-    handle = policy.get_submodule(interface.observed).register_forward_pre_hook(hook)
-    try:
+    with watch(policy, [interface.observed], add):
         yield finished
-    finally:
-        handle.remove()
     if not streams:
         raise DaptqError("a watched policy must predict at least once, got no prediction. Drive within the block.")
     pairs = zip(instructions, streams, strict=True)

@@ -1,18 +1,17 @@
 """`Stack`: the blocks of a transformer as one operation, as long as every layer inside is a low-bit or bfloat16 one.
 
 Fused, a stack costs one call from Python, and its layers run inside of ``daptq::transformer`` instead of being called
-as modules. Whoever put a hook on a layer wants it to be called: such a stack is not fused, unless the hook says that it
-does not mind (`need_not_be_called`). Neither is one with a float layer, a layer that chose another kernel than daptq's
-own (one that has not chosen takes it), a replaced forward, inputs with a gradient, or inputs that are not float32 on
-the CPU. Called as modules, the same layers give the same products of the same integers; norms, attention and activation
-functions are then torch's and differ in their last bits.
+as modules. It is not fused where somebody has declared that a module in it must be called (`daptq.layers.watching`).
+Neither is one with a float layer, a layer that chose another kernel than daptq's own (one that has not chosen takes
+it), a replaced forward, inputs with a gradient, or inputs that are not float32 on the CPU. Called as modules, the same
+layers give the same products of the same integers; norms, attention and activation functions are then torch's and
+differ in their last bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,27 +20,15 @@ from torch import Tensor, nn
 from daptq.kernels.linear.backends import avx2
 from daptq.kernels.linear.backends.avx2 import Avx2Linear
 from daptq.kernels.transformer.op import unavailable
+from daptq.kernels.transformer.packing import BFLOAT16_LAYER, LayerNumbers, LayerTensors, PackedLayer, PackedNorm, flat
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.layers.watching import announce, must_be_called, refuse_hooks
 
-__all__ = ["PreNormBlock", "Stack", "need_not_be_called"]
-
-Hook = TypeVar("Hook", bound=Callable[..., Any])
-Parts = tuple[list[Tensor | None], list[int]]
+__all__ = ["DiffusionEnds", "PreNormBlock", "Stack"]
 
 _KERNEL = "avx2"
-_BFLOAT16_BITS = 16
-_PATIENT = "_need_not_be_called"
 _LAYERS = (QuantizedLinear, BFloat16Linear, nn.Linear)
-
-
-def need_not_be_called(hook: Hook) -> Hook:
-    """Marks a hook that does not stand in the way of fusing: fused layers are not called as modules.
-
-    A marked hook that waits for a module around the layers to begin is called once, before the whole stack begins.
-    """
-    setattr(hook, _PATIENT, True)
-    return hook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +38,8 @@ class PreNormBlock:
     Attributes:
         norms: The norm before the attention and the one before the perceptron.
         projections: One layer that gives query, key and value side by side, or one for each of them.
-        output: The layer behind the attention.
-        expansions: One layer with a tanh-approximated GELU behind it, or a gate and the layer that it gates (SwiGLU).
+        output: The layer after the attention.
+        expansions: One layer followed by a tanh-approximated GELU, or a gate and the layer that it gates (SwiGLU).
         contraction: The perceptron's last layer.
         parents: Modules between the block and its layers, the block included; their forward is what is fused.
     """
@@ -97,7 +84,7 @@ class Stack:
         parts = _parts(x, parents, _of_blocks(blocks)) if blocks else None
         if parts is None:
             return None
-        _announce(parents, x)
+        announce(parents)
         first = blocks[0]
         sizes = (len(blocks), len(first.projections), len(first.expansions), self.heads)
         result: Tensor = torch.ops.daptq.transformer.default(
@@ -117,7 +104,7 @@ class Stack:
 
         Args:
             noise: Where it starts.
-            ends: What stands before and behind the blocks.
+            ends: What comes before and after the blocks.
             guidance: Scale of classifier-free guidance, 1 for none.
             schedule: For each step the factors of noise and sample in the present sample, then those of sample and
                 noise in the next one.
@@ -128,7 +115,7 @@ class Stack:
         parts = _parts(noise, parents, modules) if blocks else None
         if parts is None or any(_follows_steps(layer) for layer in ends.tokenizers):
             return None
-        _announce(parents, noise)
+        announce(parents)
         result: Tensor = torch.ops.daptq.denoise.default(
             noise,
             ends.tokens(),
@@ -143,7 +130,7 @@ class Stack:
         return result
 
     def _low_bit_blocks(self) -> list[PreNormBlock]:
-        """The blocks; none where the first layer is in full precision, which is told without looking at the others."""
+        """The blocks; none where the first layer is in full precision, without looking at the others."""
         blocks = iter(self.blocks())
         first = next(blocks)
         return [first, *blocks] if isinstance(first.output, QuantizedLinear | BFloat16Linear) else []
@@ -151,16 +138,16 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionEnds:
-    """What stands around the blocks of a diffusion transformer.
+    """What comes before and after the blocks of a diffusion transformer.
 
     Attributes:
         embedder: The layer that reads noisy actions.
-        norm: The norm behind the blocks.
+        norm: The norm after the blocks.
         last: The layer that gives the predicted noise.
         parents: Modules around these and around the blocks; their forward is what is fused.
         positions: float32 (t + 1, width), added to the tokens.
         tokens: Gives the tokens of the condition, float32 (steps, n, width): n is b, or 2 b with guidance, whose
-            unconditioned half stands behind.
+            unconditioned half comes last.
         tokenizers: Modules whose layers `tokens` calls: all at once for all steps, so none may follow the steps.
     """
 
@@ -174,15 +161,8 @@ class DiffusionEnds:
 
 
 def _parents(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
-    """What stands around the blocks' layers."""
+    """The modules around the blocks' layers."""
     return [parent for block in blocks for parent in block.parents]
-
-
-def _announce(parents: Iterable[nn.Module], x: Tensor) -> None:
-    """Tells those who wait for a module around the layers that it begins."""
-    for parent in parents:
-        for hook in parent._forward_pre_hooks.values():
-            hook(parent, (x,))
 
 
 def _of_blocks(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
@@ -194,40 +174,55 @@ def _of_blocks(blocks: Iterable[PreNormBlock]) -> list[nn.Module]:
     return ordered
 
 
-def _parts(x: Tensor, parents: Sequence[nn.Module], modules: Sequence[nn.Module]) -> Parts | None:
-    """Tensors and numbers of norms and layers in the order in which they run; None where one must be called."""
+def _parts(
+    x: Tensor, parents: Sequence[nn.Module], modules: Sequence[nn.Module]
+) -> tuple[list[Tensor | None], list[int]] | None:
+    """Tensors and numbers of norms and layers in the order in which they run; None where one must be called.
+
+    Raises:
+        InvalidInputError: A module has a hook that fusing would skip.
+    """
     if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
         return None
-    if unavailable() is not None or not all(map(_plain, (*parents, *modules))):
+    everything = (*parents, *modules)
+    if unavailable() is not None or must_be_called(everything):
+        return None
+    if any("forward" in vars(module) for module in everything):
         return None
     _take_kernels(modules)
-    tensors: list[Tensor | None] = []
-    numbers: list[int] = []
+    packed: list[PackedNorm | PackedLayer] = []
     for module in modules:
-        found = _of_layer(module) if isinstance(module, _LAYERS) else _of_norm(module)
-        if found is None:
+        part = _of_layer(module) if isinstance(module, _LAYERS) else _of_norm(module)
+        if part is None:
             return None
-        tensors += found[0]
-        numbers += found[1]
-    return tensors, numbers
+        packed.append(part)
+    refuse_hooks(everything)
+    return flat(packed)
 
 
-def _of_layer(layer: nn.Module) -> Parts | None:
-    """A layer as ``daptq::layer`` takes it."""
+def _of_layer(layer: nn.Module) -> PackedLayer | None:
+    """A layer as ``daptq::layer`` takes it; None if it does not."""
     if type(layer) is BFloat16Linear and layer.weight.dtype == torch.bfloat16:
-        return [layer.weight, None, layer.bias, None, None, None], [_BFLOAT16_BITS, 0]
+        return PackedLayer(LayerTensors(weight=layer.weight, bias=layer.bias), BFLOAT16_LAYER)
     if type(layer) is QuantizedLinear and isinstance(layer._prepared, Avx2Linear) and not _follows_steps(layer):
         prepared, buffers = layer._prepared, layer._buffers
-        names = ("weight_scale", "bias", "activation_scale", "input_scale", "_hadamard")
-        tensors = [prepared.tiles, *(buffers[name] for name in names)]
-        return tensors, [prepared.stored_bits, layer.activation_bits]
+        tensors = LayerTensors(
+            weight=prepared.tiles,
+            scale=buffers["weight_scale"],
+            bias=buffers["bias"],
+            activation_scale=buffers["activation_scale"],
+            input_scale=buffers["input_scale"],
+            rotation=buffers["_hadamard"],
+        )
+        numbers = LayerNumbers(stored_bits=prepared.stored_bits, activation_bits=layer.activation_bits)
+        return PackedLayer(tensors, numbers)
     return None
 
 
 def _take_kernels(modules: Iterable[nn.Module]) -> None:
     """Lets layers that have not chosen a kernel take daptq's own, if every one of them can.
 
-    Whether a stack is fused decides about the last bits of its result: it must not hang on times that were measured.
+    Whether a stack is fused decides about the last bits of its result: it must not depend on times that were measured.
     """
     waiting = [module for module in modules if type(module) is QuantizedLinear and module._prepared is None]
     if not all(avx2.unsupported(layer.packed_weight(), layer.activation_bits) is None for layer in waiting):
@@ -236,20 +231,14 @@ def _take_kernels(modules: Iterable[nn.Module]) -> None:
         layer.use_backend(_KERNEL)
 
 
-def _of_norm(norm: nn.Module) -> Parts | None:
-    """Weight and bias of a norm; some have none."""
+def _of_norm(norm: nn.Module) -> PackedNorm | None:
+    """Weight and bias of a norm, of which some have none; None if it cannot be fused."""
     weight, bias = norm.weight, getattr(norm, "bias", None)
     fits = weight is None or (isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.dim() == 1)
-    return ([weight, bias], []) if fits else None  # type: ignore[list-item]
+    return PackedNorm(weight=weight, bias=bias) if fits else None  # type: ignore[arg-type]
 
 
 def _follows_steps(module: nn.Module) -> bool:
     """Whether the module or a layer in it has one activation scale for each denoising step."""
     layers = (layer for layer in module.modules() if isinstance(layer, QuantizedLinear))
     return any(layer.activation_scale is not None and len(layer.activation_scale) > 1 for layer in layers)
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether calling the module would do nothing but what its class says."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return "forward" not in vars(module) and all(hasattr(hook, _PATIENT) for hook in hooks)

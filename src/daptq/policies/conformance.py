@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from daptq.errors import CheckFailedError
+from daptq.layers.watching import watch_outputs
 from daptq.policies.contract import ACTION, ROLES, Batch, Policy
 
 __all__ = ["check_policy"]
@@ -64,16 +65,9 @@ def _check_structure(policy: Policy) -> None:
 def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:
     """The linear layers that run are those that the blocks list, each listed once, in the order of their first call."""
     called: dict[str, None] = {}
-    handles = [
-        module.register_forward_hook(lambda *_, path=path: called.setdefault(path))
-        for path, module in policy.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
+    paths = [path for path, module in policy.named_modules() if isinstance(module, nn.Linear)]
+    with watch_outputs(policy, paths, lambda path, *_: called.update({path: None})):
         _chunk(policy, batch, seed)
-    finally:
-        for handle in handles:
-            handle.remove()
     listed = policy.linear_layers()
     _require(set(called) <= set(listed), f"layers {sorted(set(called) - set(listed))} must be part of a block.")
     _require(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from daptq.artifacts import Artifact
 from daptq.compensation import csrc, paired
@@ -17,6 +17,7 @@ from daptq.compensation.affine import AffineMap
 from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.compensation.selection import UNCHANGED, select_map
+from daptq.layers.watching import unfused
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Batch, Interface, Policy
 from daptq.quantization.profile import DriftProfile
@@ -54,18 +55,17 @@ def compensation_content(
     Returns:
         Tensors ``<observed>/matrix`` and ``<observed>/shift`` in float64, and the decisions by interface.
     """
-    # Hooked layers are called one by one, as those of a streamed policy are: a fused stack differs in its last bits,
-    # and whether a policy is streamed must not show in the checkpoint.
-    for name in quantized.linear_layers():
-        quantized.get_submodule(name).register_forward_hook(_called)
 
     def step(batch: Batch, generator: torch.Generator) -> None:
         with torch.no_grad():
             quantized.predict_noise(batch, generator)
 
-    statistics = observe(
-        quantized, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "measure")
-    )
+    # A fused stack differs in its last bits, and a streamed policy has no fused one. Whether a policy is streamed must
+    # not show in the checkpoint.
+    with unfused(quantized):
+        statistics = observe(
+            quantized, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "measure")
+        )
     held_out = statistics.held_out()
     tensors: dict[str, Tensor] = {}
     decisions: dict[str, dict[str, Any]] = {}
@@ -117,7 +117,3 @@ def read_maps(artifact: Artifact) -> Mapping[str, AffineMap]:
         observed: AffineMap(matrix=artifact.tensor(f"{observed}/matrix"), shift=artifact.tensor(f"{observed}/shift"))
         for observed in artifact.metadata["interfaces"]
     }
-
-
-def _called(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """A hook that does nothing but stand in the way of fusing."""

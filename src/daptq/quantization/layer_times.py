@@ -7,15 +7,15 @@ that depends on times depends on the machine that measured them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from daptq.allocation.plan import BFLOAT16
 from daptq.layers.choices import MARGIN
 from daptq.layers.timing import measure_layer_times
+from daptq.layers.watching import watch
 from daptq.policies.contract import ACTION, Policy
 from daptq.quantization.recipe import Recipe
 
@@ -69,21 +69,16 @@ def rows_of_layers(policy: Policy) -> dict[str, int]:
     """Rows that each linear layer multiplies at one observation, the most of its calls; 1 if it is not called."""
     rows = dict.fromkeys(policy.linear_layers(), 1)
 
-    def note(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001  (a hook's signature)
-        rows[name] = max(rows[name], inputs[0].numel() // inputs[0].shape[-1])
+    def note(name: str, x: Tensor) -> None:
+        rows[name] = max(rows[name], x.numel() // x.shape[-1])
 
     batch = {
         key: value[:1].to(policy.device) if isinstance(value, Tensor) else value[:1]
         for key, value in policy.example_batch(0).items()
         if key != ACTION
     }
-    handles = [policy.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in rows]
-    try:
-        with torch.inference_mode():
-            policy.predict_chunk(batch, torch.Generator().manual_seed(0))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch(policy, rows, note), torch.inference_mode():
+        policy.predict_chunk(batch, torch.Generator().manual_seed(0))
     return rows
 
 

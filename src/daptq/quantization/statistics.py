@@ -9,18 +9,18 @@ many layers as a fixed amount of memory holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.gram import observe_grams
 from daptq.compensation.paired import PairedConfig
+from daptq.layers.watching import watch
 from daptq.policies.contract import Interface, Policy
 from daptq.quantization.allocation import candidate_bits, float_linear
 from daptq.quantization.groups import GROUP_BYTES, groups
@@ -170,17 +170,10 @@ def _representation_gradients(policy: Policy, interfaces: tuple[Interface, ...],
         rows = gradient.detach()[:states].reshape(-1, gradient.shape[-1]).to(torch.float64)
         gradients.sums[observed] = gradients.sums[observed] + rows if observed in gradients.sums else rows
 
-    def hook_for(observed: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            representation = inputs[0]
-            if not representation.requires_grad:
-                gradients.leaves.append(representation.requires_grad_())
-            representation.register_hook(lambda gradient: add(observed, gradient))
+    def add_hook(observed: str, representation: Tensor) -> None:
+        if not representation.requires_grad:
+            gradients.leaves.append(representation.requires_grad_())
+        representation.register_hook(lambda gradient: add(observed, gradient))
 
-        return hook
-
-    with ExitStack() as hooks:
-        for interface in interfaces:
-            module = policy.get_submodule(interface.observed)
-            hooks.callback(module.register_forward_pre_hook(hook_for(interface.observed)).remove)
+    with watch(policy, [interface.observed for interface in interfaces], add_hook):
         yield gradients

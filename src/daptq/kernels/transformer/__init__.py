@@ -1,1 +1,1 @@
-"""A stack of pre-norm transformer blocks, with low-bit layers, as one operation; see `_stack.py`."""
+"""A stack of pre-norm transformer blocks, with low-bit layers, as one operation."""

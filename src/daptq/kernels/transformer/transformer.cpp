@@ -54,8 +54,12 @@ at::Tensor layer(const at::Tensor& x, const at::Tensor& weight, const OptionalTe
   return multiply.call(rows, weight, *scale, bias, stored_bits, activation_bits, activation_scale);
 }
 
-// Tensors and numbers of one block, in the order of kernels/transformer/_stack.py.
-constexpr int64_t kTensorsPerNorm = 2, kTensorsPerLayer = 6, kNumbersPerLayer = 2;
+// Places of the tensors and numbers of a norm and of a layer, as packing.py lists them.
+enum NormTensor : int64_t { kNormWeight, kNormBias, kTensorsPerNorm };
+enum LayerTensor : int64_t {
+  kWeight, kScale, kBias, kActivationScale, kInputScale, kRotation, kTensorsPerLayer
+};
+enum LayerNumber : int64_t { kStoredBits, kActivationBits, kNumbersPerLayer };
 
 // Reads what belongs to a stack's layers and norms, one after the other.
 class Parts {
@@ -68,7 +72,8 @@ class Parts {
     const int64_t* n = numbers_.data() + number_;
     tensor_ += kTensorsPerLayer;
     number_ += kNumbersPerLayer;
-    return call.call(x, t[0].value(), t[1], t[2], t[3], t[4], t[5], n[0], n[1]);
+    return call.call(x, t[kWeight].value(), t[kScale], t[kBias], t[kActivationScale], t[kInputScale], t[kRotation],
+                     n[kStoredBits], n[kActivationBits]);
   }
 
   // x += addend, if there is one; gives back the normalized x.
@@ -76,7 +81,7 @@ class Parts {
     static const auto call = operation<AddNorm>("daptq::add_norm");
     const OptionalTensor* t = tensors_.data() + tensor_;
     tensor_ += kTensorsPerNorm;
-    auto [sum, normalized] = call.call(x, addend, t[0], t[1], epsilon, centered);
+    auto [sum, normalized] = call.call(x, addend, t[kNormWeight], t[kNormBias], epsilon, centered);
     x = sum;
     return normalized;
   }
