@@ -31,7 +31,7 @@ from daptq.metrics.summary import paired_summary, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
 from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
-from daptq.monitoring.verdicts import Verdict
+from daptq.monitoring.shift_detector import Assessment
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
 from daptq.report.table import rate_text
@@ -76,7 +76,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     def judge(name: str, run: Watched) -> None:
         records, streams = run.run(options.episodes, JUDGED_SEED)
         monitor = InterfaceMonitor(policy, reference)
-        runs[name] = (records, [monitor.judge(stream) for stream in streams])
+        runs[name] = (records, [monitor.assess(stream) for stream in streams])
 
     judge("nominal", Watched(policy, options, "nominal", None))
     judge("changed", Watched(policy, options, "changed", options.variant))
@@ -101,7 +101,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-Run = tuple[Sequence[EpisodeRecord], Sequence[Verdict]]
+Run = tuple[Sequence[EpisodeRecord], Sequence[Assessment]]
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ def _read(folder: Path) -> tuple[list[EpisodeRecord], list[EpisodeStream]]:
 
 def summarised(name: str, runs: Mapping[str, Run]) -> dict[str, Any]:
     """Success, monitor and distances of one run."""
-    records, verdicts = runs[name]
+    records, assessments = runs[name]
     nominal = runs["nominal"][0]
-    flagged = [number for number, verdict in enumerate(verdicts, start=1) if verdict.shifted]
-    first = verdicts[flagged[0] - 1] if flagged else verdicts[-1]
+    flagged = [number for number, assessment in enumerate(assessments, start=1) if assessment.shifted]
+    first = assessments[flagged[0] - 1] if flagged else assessments[-1]
     drift = episode_drift(nominal, records, seed=JUDGED_SEED)
     return {
         "run": name,
@@ -187,10 +187,10 @@ def summarised(name: str, runs: Mapping[str, Run]) -> dict[str, Any]:
         "against_changed": paired_summary(runs["changed"][0], records) if name.startswith("refreshed") else None,
         "drift_to_nominal": {key: drift[key] for key in ("n", "position_mm", "rotation_deg")},
         "flagged_after_episodes": flagged[0] if flagged else None,
-        "largest_statistic": max(verdict.statistic for verdict in verdicts),
+        "largest_statistic": max(assessment.statistic for assessment in assessments),
         "threshold": first.threshold,
-        "scores": [verdict.score for verdict in verdicts],
-        "p_values": [verdict.p_value for verdict in verdicts],
+        "scores": [assessment.score for assessment in assessments],
+        "p_values": [assessment.p_value for assessment in assessments],
         "explanation": first.explanation,
     }
 

@@ -21,10 +21,11 @@ from typing import Any
 import daptq
 from daptq.artifacts import provenance, write_bytes, write_json
 from daptq.catalog import ENVIRONMENTS
-from daptq.closed_loop.plan import Episode, plan_episodes
+from daptq.closed_loop.episodes import Episode, schedule_episodes
 from daptq.errors import InvalidInputError
-from daptq.evaluation.crew import Crew, hire
-from daptq.evaluation.workers import EpisodeJob, Workplace, open_policy
+from daptq.evaluation.jobs import EpisodeJob
+from daptq.evaluation.worker_context import WorkerContext, open_policy
+from daptq.evaluation.workers import Workers, start_workers
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ALONE, WORKERS, CLUSTER = "one process", "two processes", "Ray, two machines of one CPU"
@@ -48,17 +49,19 @@ def main(arguments: list[str] | None = None) -> None:
         message = f"episodes must be at least {2 * max(options.batches)}, a call for each of two workers,"
         raise InvalidInputError(f"{message} got {options.episodes}. Measure more episodes.")
     cameras = dict(open_policy(options.policy).cameras)
-    plan = plan_episodes(tuple(ENVIRONMENTS.load(options.environment).TASKS), episodes=options.episodes, seed=0)
+    scheduled = schedule_episodes(
+        tuple(ENVIRONMENTS.load(options.environment).TASKS), episodes=options.episodes, seed=0
+    )
     with ExitStack() as stack:
-        crews: dict[str, Crew] = {}
-        for name, workers in ((ALONE, 1), (WORKERS, 2), (CLUSTER, 2)):
-            place = Workplace(
+        workers_by_name: dict[str, Workers] = {}
+        for name, count in ((ALONE, 1), (WORKERS, 2), (CLUSTER, 2)):
+            context = WorkerContext(
                 environment_name=options.environment, image_size=cameras, sources={"policy": str(options.policy)}
             )
-            stack.callback(place.close)
+            stack.callback(context.close)
             address = stack.enter_context(local_cluster(machines=2)) if name == CLUSTER else None
-            crews[name] = stack.enter_context(hire(place, workers, ray=address))
-        rates = measure(crews, plan, options.batches, options.rounds)
+            workers_by_name[name] = stack.enter_context(start_workers(context, count, ray=address))
+        rates = measure(workers_by_name, scheduled, options.batches, options.rounds)
     result = {
         "schema_version": 1,
         "policy": str(options.policy),
@@ -90,17 +93,17 @@ def local_cluster(machines: int) -> Iterator[str]:
 
 
 def measure(
-    crews: Mapping[str, Crew], plan: tuple[Episode, ...], batches: list[int], rounds: int
+    workers_by_name: Mapping[str, Workers], scheduled: tuple[Episode, ...], batches: list[int], rounds: int
 ) -> dict[tuple[str, int], list[float]]:
     """Episodes per minute, by arrangement and episodes that share a call, of every round."""
-    rates: dict[tuple[str, int], list[float]] = {(name, batch): [] for batch in batches for name in crews}
+    rates: dict[tuple[str, int], list[float]] = {(name, batch): [] for batch in batches for name in workers_by_name}
     for turn in range(-1, rounds):  # The first one loads policies and draws first pictures.
         for (name, batch), found in rates.items():
-            groups = [plan[start : start + batch] for start in range(0, len(plan), batch)]
+            groups = [scheduled[start : start + batch] for start in range(0, len(scheduled), batch)]
             begin = time.perf_counter()
-            done = list(crews[name].run([EpisodeJob(policy="policy", episodes=group) for group in groups]))
+            done = list(workers_by_name[name].run([EpisodeJob(policy="policy", episodes=group) for group in groups]))
             minutes = (time.perf_counter() - begin) / 60.0
-            assert len(done) == len(plan)
+            assert len(done) == len(scheduled)
             if turn >= 0:
                 found.append(len(done) / minutes)
             print(f"[{turn + 1}/{rounds}] {name}, {batch} per call: {len(done) / minutes:.2f} per minute", flush=True)

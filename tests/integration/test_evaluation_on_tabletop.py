@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.episodes import schedule_episodes
 from daptq.closed_loop.rollout import Branch, run_branches, run_episode
 from daptq.environments import tabletop
 from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.workers import PolicySource
+from daptq.evaluation.worker_context import PolicySource
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact_small import tiny
@@ -61,7 +61,7 @@ def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> N
 
 def test_a_branch_continues_the_episode_bit_for_bit() -> None:
     policy = tiny()
-    (episode,) = plan_episodes(TASKS[:1], episodes=1, seed=0, drift_states=3, possible_steps=range(0, 12, 4))
+    (episode,) = schedule_episodes(TASKS[:1], episodes=1, seed=0, drift_states=3, possible_steps=range(0, 12, 4))
     environment = tabletop.make(image_size=policy.cameras)
     environment.horizon = 14
     try:

@@ -1,4 +1,4 @@
-"""`benchmarks/throughput.py`: rates and ratios of crews that take known times, and the page of them."""
+"""`benchmarks/throughput.py`: rates and ratios of workers that take known times, and the page of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.episodes import schedule_episodes
 from daptq.errors import InvalidInputError
 from tests.integration.test_evaluation_scripts import load
 
@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-class SlowCrew:
+class SlowWorkers:
     """Does every episode in so many seconds; a call that several share costs as much as one episode."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
@@ -43,9 +43,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_rates_and_ratios(script: ModuleType) -> None:
-    crews = {"one": SlowCrew(script.time, 6.0), "two": SlowCrew(script.time, 3.0)}
-    plan = plan_episodes(("a", "b"), episodes=8, seed=0)
-    rates = script.measure(crews, plan, [1, 4], 3)
+    workers = {"one": SlowWorkers(script.time, 6.0), "two": SlowWorkers(script.time, 3.0)}
+    scheduled = schedule_episodes(("a", "b"), episodes=8, seed=0)
+    rates = script.measure(workers, scheduled, [1, 4], 3)
     assert rates == {
         ("one", 1): pytest.approx([10.0] * 3),
         ("two", 1): pytest.approx([20.0] * 3),

@@ -199,8 +199,8 @@ class _Search:
             candidate = self.plan.replaced(before)
             measured, earlier = self._measured(candidate), self.measured
             kept = measured <= self.gate
-            verdict = "taken back, because the gate holds without it" if kept else "stays, because the gate needs it"
-            self._record(after, before, earlier, measured, kept=kept, reason=f"promotion that did not help: {verdict}")
+            outcome = "taken back, because the gate holds without it" if kept else "stays, because the gate needs it"
+            self._record(after, before, earlier, measured, kept=kept, reason=f"promotion that did not help: {outcome}")
             if kept:
                 self.plan, self.measured = candidate, measured
 
@@ -212,8 +212,8 @@ class _Search:
         helped = self.measured < earlier
         if not helped:
             self.idle.append((before, after))
-        verdict = "lowers the drift" if helped else "does not lower the drift by itself"
-        reason = f"largest predicted gain for its resources ({gain:.3g} mm^2); {verdict}"
+        outcome = "lowers the drift" if helped else "does not lower the drift by itself"
+        reason = f"largest predicted gain for its resources ({gain:.3g} mm^2); {outcome}"
         self._record(before, after, earlier, self.measured, kept=True, reason=reason)
 
     def _candidates(self) -> tuple[list[tuple[float, str, LayerBits]], bool]:

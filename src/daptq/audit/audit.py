@@ -93,7 +93,7 @@ class AuditReport:
     differences: tuple[Difference, ...]
 
     @property
-    def verdict(self) -> Literal["as planned", "differs"]:
+    def outcome(self) -> Literal["as planned", "differs"]:
         """Whether anything differs."""
         return "differs" if self.differences else "as planned"
 
@@ -106,7 +106,7 @@ class AuditReport:
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
         slower = {"slower_than_bfloat16": self.slower_than_bfloat16}
-        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self), **slower}
+        return {"schema_version": SCHEMA_VERSION, "verdict": self.outcome, **asdict(self), **slower}
 
 
 def audit_checkpoint(checkpoint: str | Path, *, seed: int = 0) -> AuditReport:

@@ -92,7 +92,7 @@ def evaluate(
     from daptq.report.table import monitor_rows, result_table, variant_table
 
     if plan:
-        _print_plan(margin, policy)
+        _print_pairs_needed(margin, policy)
         return
     if policy is None:
         raise click.UsageError("POLICY must be a name or a folder, got none. See `daptq list policies`.")
@@ -135,7 +135,7 @@ def evaluate(
     if json_path is not None:
         write_json(json_path, result)
     if limits is not None:
-        _print_verdict(comparison)
+        _print_gate(comparison)
 
 
 def _limits(gate: str | None, against: str | None) -> Gate | None:
@@ -164,7 +164,7 @@ def _reference(
     from daptq.evaluation.paired import check_request
     from daptq.evaluation.robustness import named_variants
     from daptq.evaluation.watched_drive import REFERENCE_SEED, take_reference
-    from daptq.evaluation.workers import open_policy
+    from daptq.evaluation.worker_context import open_policy
     from daptq.monitoring.interface_reference import InterfaceReference
 
     if directory.exists():
@@ -199,7 +199,7 @@ def _kept_episodes(json_path: Path | None, resume: bool, *, conditions: bool) ->
     return path
 
 
-def _print_verdict(comparison: dict[str, Any]) -> None:
+def _print_gate(comparison: dict[str, Any]) -> None:
     """Prints how an early end came about and what passed the gate; exits with 1 where something did not."""
     stopping = comparison.get("stopping")
     if stopping is not None:
@@ -213,7 +213,7 @@ def _print_verdict(comparison: dict[str, Any]) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _print_plan(margin: float | None, policy: str | None) -> None:
+def _print_pairs_needed(margin: float | None, policy: str | None) -> None:
     """Prints the pairs that a margin needs, by how often the two policies disagree."""
     from daptq.statistics.sequential import POWER, pairs_needed
 

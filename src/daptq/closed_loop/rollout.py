@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.interface_stream import EpisodeStream, Reading
-from daptq.closed_loop.plan import Episode
 from daptq.environments.contract import Environment, Info
 from daptq.errors import InvalidInputError
 from daptq.policies.captured import captured_denoising

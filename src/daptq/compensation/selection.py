@@ -87,9 +87,9 @@ def _reason(chosen: str, errors: Mapping[str, float], refused: list[str], *, alw
     listed = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
     refusal = f"; too ill-conditioned to invert: {', '.join(refused)}" if refused else ""
     if chosen == UNCHANGED:
-        verdict = "no map is applied, because none makes the representation better"
+        outcome = "no map is applied, because none makes the representation better"
     elif always:
-        verdict = f"the {chosen} map is applied, as the recipe always asks for it"
+        outcome = f"the {chosen} map is applied, as the recipe always asks for it"
     else:
-        verdict = f"the {chosen} map is applied, because it has the least error"
-    return f"{verdict} (relative error: {listed}{refusal})"
+        outcome = f"the {chosen} map is applied, because it has the least error"
+    return f"{outcome} (relative error: {listed}{refusal})"

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.episodes import schedule_episodes
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError, UnknownNameError
-from daptq.evaluation.crew import hire
 from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.put_together import SCHEMA_VERSION, put_together
 from daptq.evaluation.schedule import Progress, Schedule
-from daptq.evaluation.workers import PolicySource, Workplace, one_thread, open_policy
+from daptq.evaluation.worker_context import PolicySource, WorkerContext, one_thread, open_policy
+from daptq.evaluation.workers import start_workers
 from daptq.metrics.deviation import HEADLINE_STEPS
 from daptq.metrics.drift import HORIZONS
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -131,7 +131,7 @@ def evaluate_many(
     stop = _early_stop(stop_margin, episodes, len(asked), paired=baseline is not None and closed_loop)
     loaded = {label: open_policy(source) for label, source in sources.items()}
     watched = _watched(monitor, [label for label in loaded if label != baseline], loaded, closed_loop=closed_loop)
-    place = Workplace(
+    context = WorkerContext(
         environment_name=environment,
         image_size=_image_size(loaded),
         sources=sources,
@@ -139,11 +139,11 @@ def evaluate_many(
         references=watched,
         loaded=loaded if workers == 1 and ray is None else {},
     )
-    (first,) = place.environments(1)
+    (first,) = context.environments(1)
     horizons, frequency = [first.horizon_of(task) for task in asked], first.control_frequency
     own_seeds = any(first.initial_states_of(task) is not None for task in asked)
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
-    plan = plan_episodes(
+    scheduled = schedule_episodes(
         asked,
         episodes=episodes,
         seed=seed,
@@ -160,7 +160,7 @@ def evaluate_many(
         "seed": seed,
         "batch": batch,
     }
-    crew = hire(place, workers, ray=ray)
+    started = start_workers(context, workers, ray=ray)
     with one_thread():
         descriptions = {label: describe_policy(one, _directory(sources[label])) for label, one in loaded.items()}
     chunk_steps = {label: policy.n_action_steps for label, policy in loaded.items()}
@@ -171,16 +171,16 @@ def evaluate_many(
     about |= {} if stop is None else {"looks": list(stop.looks)}
     about |= {"monitor": {label: one.scores for label, one in watched.items()}} if watched else {}
     schedule = Schedule(
-        plan=plan, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
+        episodes=scheduled, labels=list(sources), baseline=baseline, batch=batch, closed_loop=closed_loop, stop=stop
     )
     try:
         for reference in watched.values():
             _check_instructions(reference, first, asked)
-        with crew:  # A crew that cannot be had leaves no file behind.
+        with started:  # Workers that cannot be started leave no file behind.
             records = Journal(journal, about, {label: [label == baseline, *one] for label, one in identity.items()})
-            done = schedule.run(crew, records, progress)
+            done = schedule.run(started, records, progress)
     finally:
-        place.close()
+        context.close()
     return put_together(
         {**settings, "episodes": len(done)},
         schedule,
@@ -232,7 +232,7 @@ def check_request(
         InvalidInputError: A count is out of range.
     """
     asked = _checked_tasks(tasks, ENVIRONMENTS.load(environment).TASKS)
-    plan_episodes(asked, episodes=episodes, seed=seed)
+    schedule_episodes(asked, episodes=episodes, seed=seed)
     if batch < 1:
         raise InvalidInputError(f"batch must be at least 1, got {batch}. Use 1 to run episodes one by one.")
     return asked

@@ -22,9 +22,10 @@ from typing_extensions import Self
 
 from daptq.closed_loop.rollout import Record
 from daptq.errors import DaptqError
-from daptq.evaluation.workers import Job, Workplace
+from daptq.evaluation.jobs import Job
+from daptq.evaluation.worker_context import WorkerContext
 
-# A job that takes its worker down as often as this would do so forever.
+# A job is given up after this many workers died in it.
 MOST_DEATHS = 3
 
 
@@ -41,12 +42,12 @@ class ProcessPool:
     """Processes that run jobs; a context manager.
 
     Args:
-        workplace: What each process needs; it has its own copy.
+        context: What each process needs; it has its own copy.
         workers: Number of processes.
     """
 
-    def __init__(self, workplace: Workplace, workers: int) -> None:
-        self._workplace = workplace
+    def __init__(self, context: WorkerContext, workers: int) -> None:
+        self._context = context
         self._count = workers
         self._workers: list[_Worker] = []
 
@@ -105,9 +106,9 @@ class ProcessPool:
 
     def _start(self) -> _Worker:
         # A forked child would inherit the state of torch's thread pools and of the graphics driver.
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, self._workplace.for_another_process()), daemon=True)
+        spawning = multiprocessing.get_context("spawn")
+        here, there = spawning.Pipe()
+        process = spawning.Process(target=_work, args=(there, self._context.for_another_process()), daemon=True)
         process.start()
         there.close()  # Only the child holds its end now, so its death ends the pipe.
         return _Worker(process=process, pipe=here)
@@ -124,7 +125,7 @@ def died(job: Job) -> str:
     return f"{job} must run to its end, got {MOST_DEATHS} workers that died in it (out of memory?). Use fewer workers."
 
 
-def _work(pipe: Connection, workplace: Workplace) -> None:
+def _work(pipe: Connection, context: WorkerContext) -> None:
     """What a worker process does."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the parent answers it.
@@ -135,8 +136,8 @@ def _work(pipe: Connection, workplace: Workplace) -> None:
             job = pipe.recv()
         except EOFError:
             break
-        pipe.send(workplace.answer(job))
-    workplace.close()
+        pipe.send(context.answer(job))
+    context.close()
 
 
 def _end_with_parent() -> None:

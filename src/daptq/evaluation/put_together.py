@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daptq.artifacts import provenance
-from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.schedule import Schedule
@@ -14,7 +14,7 @@ from daptq.metrics.drift import HORIZONS, branch_drift, episode_drift
 from daptq.metrics.motion import motion_summary
 from daptq.metrics.summary import paired_summary, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
-from daptq.monitoring.verdicts import monitor_summary
+from daptq.monitoring.shift_detector import monitor_summary
 from daptq.statistics.intervals import CONFIDENCE
 
 SCHEMA_VERSION = 1
@@ -93,7 +93,7 @@ def put_together(
         for label, description in descriptions.items()
     ]
     monitors = [
-        monitor_summary(label, reference, episodes[label], horizon=len(schedule.plan), seed=seed)
+        monitor_summary(label, reference, episodes[label], horizon=len(schedule.episodes), seed=seed)
         for label, reference in references.items()
     ]
     return {
@@ -112,4 +112,4 @@ def put_together(
 
 def _stopping(schedule: Schedule, label: str, done: Sequence[Episode], records: Journal) -> dict[str, Any]:
     """The decision about one candidate, and how many pairs there would have been at most."""
-    return {**schedule.decision(label, records, len(done)).to_json(), "planned": len(schedule.plan)}
+    return {**schedule.decision(label, records, len(done)).to_json(), "planned": len(schedule.episodes)}

@@ -17,17 +17,18 @@ from typing_extensions import Self
 
 from daptq.closed_loop.rollout import Record
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError
+from daptq.evaluation.jobs import Job
 from daptq.evaluation.process_pool import MOST_DEATHS, died
-from daptq.evaluation.workers import Job, Workplace
+from daptq.evaluation.worker_context import WorkerContext
 
-_PATIENCE = 10.0  # seconds for a cluster to answer
+_CONNECTION_TIMEOUT = 10.0  # seconds
 
 
 class RayPool:
     """Workers of a Ray cluster, one CPU each; a context manager.
 
     Args:
-        workplace: What each worker needs; it has its own copy.
+        context: What each worker needs; it has its own copy.
         workers: Number of workers.
         address: Of the cluster, as ``"host:6379"`` or ``"auto"``; ``"local"`` starts one on this machine.
 
@@ -35,7 +36,7 @@ class RayPool:
         MissingDependencyError: The extra ``ray`` is not installed.
     """
 
-    def __init__(self, workplace: Workplace, workers: int, address: str) -> None:
+    def __init__(self, context: WorkerContext, workers: int, address: str) -> None:
         # Ray reports its use over the network unless told not to, when it is first imported.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -44,7 +45,7 @@ class RayPool:
             message = "ray must be installed to run on a cluster, got no such package."
             raise MissingDependencyError(message + " Install daptq[ray].") from None
         self._ray: Any = ray
-        self._workplace = workplace
+        self._context = context
         self._count = workers
         self._address = address
         self._workers: list[Any] = []
@@ -66,7 +67,7 @@ class RayPool:
             num_cpus=1, max_restarts=-1, max_task_retries=MOST_DEATHS - 1, scheduling_strategy="SPREAD"
         )(_RayWorker)
         # Kept here for as long as the workers live: one that is started anew asks for it again.
-        self._stored = self._ray.put(self._workplace.for_another_process())
+        self._stored = self._ray.put(self._context.for_another_process())
         self._workers = [kind.remote() for _ in range(self._count)]
         return self
 
@@ -107,7 +108,7 @@ def _reach(address: str) -> None:
     """
     host, separator, port = address.rpartition(":")
     if separator and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECTION_TIMEOUT).close()
 
 
 class _RayWorker:
@@ -115,18 +116,18 @@ class _RayWorker:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._workplace: Workplace | None = None
+        self._context: WorkerContext | None = None
 
     def answer(self, stored: Sequence[Any], job: Job) -> Sequence[Record] | Exception:
         """Does one job.
 
         Args:
-            stored: Reference to the workplace, in a list so that Ray leaves it to this worker to fetch it, once.
+            stored: Reference to the context, in a list so that Ray leaves it to this worker to fetch it, once.
             job: What to do.
         """
-        if self._workplace is None:
+        if self._context is None:
             import ray
 
-            workplace: Workplace = ray.get(stored[0])
-            self._workplace = workplace
-        return self._workplace.answer(job)
+            context: WorkerContext = ray.get(stored[0])
+            self._context = context
+        return self._context.answer(job)

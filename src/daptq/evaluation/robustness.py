@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from daptq.catalog import ENVIRONMENTS
 from daptq.errors import InvalidInputError
 from daptq.evaluation.paired import Progress, check_variants, evaluate_many
-from daptq.evaluation.workers import PolicySource
+from daptq.evaluation.worker_context import PolicySource
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.statistics.intervals import clustered_difference_interval, gap_interval
 
@@ -128,7 +128,7 @@ def named_variants(variants: Sequence[str], environment: str) -> dict[str, str]:
 def with_variants(
     nominal: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], descriptions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Puts results of the same plan in the nominal scene and on variants together; see `evaluate_variants`."""
+    """Puts results of the same episodes in the nominal scene and on variants together; see `evaluate_variants`."""
     entries = [
         {
             "variant": name,

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import Branch, EpisodeRecord
-from daptq.evaluation.crew import Crew
+from daptq.evaluation.jobs import BranchJob, EpisodeJob, Job
 from daptq.evaluation.journal import Journal
-from daptq.evaluation.workers import BranchJob, EpisodeJob, Job
+from daptq.evaluation.workers import Workers
 from daptq.metrics.drift import HORIZONS
 from daptq.statistics.stopping import Decision, EarlyStop
 
@@ -27,7 +27,7 @@ class Schedule:
     """What an evaluation runs at most.
 
     Attributes:
-        plan: The episodes.
+        episodes: The episodes, in order.
         labels: The policies, the baseline first where there is one.
         baseline: Label of the baseline, or None.
         batch: Episodes, or branches, that share one call of the policy.
@@ -35,7 +35,7 @@ class Schedule:
         stop: When to end early; None to run every episode.
     """
 
-    plan: Sequence[Episode]
+    episodes: Sequence[Episode]
     labels: Sequence[str]
     baseline: str | None
     batch: int
@@ -47,28 +47,28 @@ class Schedule:
         """Labels of the policies that are compared with the baseline."""
         return [label for label in self.labels if label != self.baseline]
 
-    def run(self, crew: Crew, records: Journal, progress: Progress | None) -> Sequence[Episode]:
+    def run(self, workers: Workers, records: Journal, progress: Progress | None) -> Sequence[Episode]:
         """Runs what the journal does not hold yet.
 
         Args:
-            crew: Who runs it.
+            workers: Who runs it.
             records: What has been run, and where to keep what is run.
             progress: Called after every episode or branch with how many are done, how many there are at most, and what
                 was done.
 
         Returns:
-            The episodes that every policy has run, the first ones of the plan.
+            The episodes that every policy has run, the first ones.
         """
         driving = [label for label in self.labels if self.closed_loop or label == self.baseline]
         done: Sequence[Episode] = ()
         for part in self._parts():
             jobs = [job for label in driving for job in self._episodes(label, part, records)]
-            self._do(jobs, self.plan, crew, records, progress)
-            done = self.plan[: len(done) + len(part)]
+            self._do(jobs, self.episodes, workers, records, progress)
+            done = self.episodes[: len(done) + len(part)]
             if self.stop and all(self.decision(label, records, len(done)).settled for label in self.candidates):
                 break
         if self.baseline is not None:
-            self._do(self._branches(self.baseline, done, records), done, crew, records, progress)
+            self._do(self._branches(self.baseline, done, records), done, workers, records, progress)
         return done
 
     def decision(self, candidate: str, records: Journal, pairs: int) -> Decision:
@@ -77,14 +77,14 @@ class Schedule:
         assert self.baseline is not None
         labels = (self.baseline, candidate)
         before, after = (
-            [_episode(label, one, records).success_any_step for one in self.plan[:pairs]] for label in labels
+            [_episode(label, one, records).success_any_step for one in self.episodes[:pairs]] for label in labels
         )
         return self.stop.decide(list(zip(before, after, strict=True)))
 
     def _parts(self) -> list[Sequence[Episode]]:
-        """The plan, cut at the looks."""
-        ends = [*self.stop.looks, len(self.plan)] if self.stop else [len(self.plan)]
-        return [self.plan[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+        """The episodes, cut at the looks."""
+        ends = [*self.stop.looks, len(self.episodes)] if self.stop else [len(self.episodes)]
+        return [self.episodes[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
     def _episodes(self, label: str, part: Sequence[Episode], records: Journal) -> list[Job]:
         # Groups are the same in a run that continues: who shares a call decides the rounding.
@@ -111,14 +111,14 @@ class Schedule:
         self,
         jobs: Sequence[Job],
         episodes: Sequence[Episode],
-        crew: Crew,
+        workers: Workers,
         records: Journal,
         progress: Progress | None,
     ) -> None:
         """Runs jobs of an evaluation of `episodes`, as far as is known."""
         driving = len(self.labels) if self.closed_loop else 1
         total = driving * len(episodes) + len(self.labels) * sum(len(one.branch_steps) for one in episodes)
-        for record in crew.run(jobs):
+        for record in workers.run(jobs):
             records.add(record)
             if progress is not None:
                 what = f"{record.policy}: {'episode' if isinstance(record, EpisodeRecord) else 'drift'} {record.index}"

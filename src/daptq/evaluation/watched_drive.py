@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+from daptq.closed_loop.episodes import schedule_episodes
 from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
-from daptq.closed_loop.plan import plan_episodes
 from daptq.closed_loop.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.paired import check_request
 from daptq.evaluation.schedule import Progress
-from daptq.evaluation.workers import Workplace, one_thread
+from daptq.evaluation.worker_context import WorkerContext, one_thread
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.policies.contract import Policy
 
@@ -92,16 +92,16 @@ def drive(
         InvalidInputError: A count is out of range.
     """
     asked = check_request(environment, tasks, episodes=episodes, seed=seed, batch=batch)
-    place = Workplace(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
+    context = WorkerContext(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
     try:
-        (first,) = place.environments(1)
+        (first,) = context.environments(1)
         own_seeds = any(first.initial_states_of(task) is not None for task in asked)
-        plan = plan_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
-        for start in range(skip, len(plan), batch):
-            group = plan[start : start + batch]
-            worlds = place.environments(len(group))
+        scheduled = schedule_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
+        for start in range(skip, len(scheduled), batch):
+            group = scheduled[start : start + batch]
+            worlds = context.environments(len(group))
             with one_thread():
                 driven = run_watched(worlds, policy, group, label=policy.name, watch=watch)
             yield driven
     finally:
-        place.close()
+        context.close()

@@ -70,7 +70,7 @@ class Choice:
         """Whether bfloat16 is faster than the chosen kernel by more than noise."""
         return self.milliseconds[self.kernel] > MARGIN * self.bfloat16_milliseconds
 
-    def verdict(self) -> str:
+    def explanation(self) -> str:
         """What the choice means, for people."""
         losing = ": low bits are slower here" if self.slower else ""
         return f"bfloat16 takes {self.bfloat16_milliseconds:.3f} ms{losing}"

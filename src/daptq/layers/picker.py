@@ -213,7 +213,7 @@ def _settle(shape: Shape, choice: Choice, why: str) -> None:
     """Takes a choice for this process and says it once, as a warning where bfloat16 is faster."""
     _choices[shape] = choice
     level = logging.WARNING if choice.slower else logging.INFO
-    _log.log(level, "kernel for %s is %s (%s); %s", shape, choice.kernel, why, choice.verdict())
+    _log.log(level, "kernel for %s is %s (%s); %s", shape, choice.kernel, why, choice.explanation())
 
 
 def _try(

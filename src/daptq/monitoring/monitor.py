@@ -1,7 +1,7 @@
 """Watches the perception-to-action interface of a running policy: flags a shift, and can refresh gain and shift.
 
-One verdict per episode. The false-alarm rate is a guarantee, not an estimate: if episodes are exchangeable with those
-of the reference, the monitor flags a shift within `horizon` episodes with probability at most `false_alarm_rate`,
+One assessment per episode. The false-alarm rate is a guarantee, not an estimate: if episodes are exchangeable with
+those of the reference, the monitor flags a shift within `horizon` episodes with probability at most `false_alarm_rate`,
 whatever the representation's distribution. Predictions within an episode resemble each other, so episodes are counted.
 
 A flag says that what the policy perceives has changed, not that it fails; and not every failure changes perception.
@@ -18,7 +18,7 @@ from daptq.compensation.affine import AffineMap
 from daptq.errors import InvalidInputError
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
-from daptq.monitoring.verdicts import FALSE_ALARM_RATE, Judge, Verdict
+from daptq.monitoring.shift_detector import FALSE_ALARM_RATE, Assessment, ShiftDetector
 from daptq.policies.contract import Policy
 
 __all__ = ["InterfaceMonitor", "MonitorConfig"]
@@ -58,7 +58,7 @@ class InterfaceMonitor:
         self._policy, self._reference = policy, reference
         reference.require_interface(policy)
         self._interface = only_interface(policy)
-        self._judge = Judge(
+        self._detector = ShiftDetector(
             reference,
             false_alarm_rate=self.config.false_alarm_rate,
             horizon=self.config.horizon,
@@ -68,14 +68,14 @@ class InterfaceMonitor:
         self._refreshed: Refreshed | None = None
 
     @property
-    def verdicts(self) -> list[Verdict]:
+    def assessments(self) -> list[Assessment]:
         """One per watched episode, in order."""
-        return self._judge.verdicts
+        return self._detector.assessments
 
     @property
     def shifted(self) -> bool:
         """Whether a shift is flagged; it stays so until `restart` or a refresh."""
-        return self._judge.shifted
+        return self._detector.shifted
 
     @property
     def refreshed(self) -> Refreshed | None:
@@ -84,7 +84,7 @@ class InterfaceMonitor:
 
     @contextmanager
     def watch(self, instructions: Sequence[str]) -> Iterator[list[EpisodeStream]]:
-        """Within the block the policy drives one episode per instruction, side by side; verdicts follow the block.
+        """Within the block the policy drives one episode per instruction, side by side; then they are assessed.
 
         Args:
             instructions: Instruction of each episode, in the order of the rows of the policy's batch.
@@ -98,9 +98,9 @@ class InterfaceMonitor:
         with watch_episodes(self._policy, self._interface, instructions, affine) as streams:
             yield streams
         for stream in streams:
-            self.judge(stream)
+            self.assess(stream)
 
-    def judge(self, stream: EpisodeStream) -> Verdict:
+    def assess(self, stream: EpisodeStream) -> Assessment:
         """Takes in an episode that was watched, here or elsewhere.
 
         Raises:
@@ -108,11 +108,11 @@ class InterfaceMonitor:
         """
         reading = self._reference.reading(stream)
         self._streams.append(stream)
-        return self._judge.judge(reading)
+        return self._detector.assess(reading)
 
     def restart(self) -> None:
         """Lowers the flag and forgets the evidence so far."""
-        self._judge.restart()
+        self._detector.restart()
 
     def refresh(self, episodes: int) -> AffineMap:
         """Refreshes gain and shift from the last episodes, puts them into the policy, and restarts.

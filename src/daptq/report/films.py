@@ -19,12 +19,12 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import EpisodeRecord, run_episode
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError, MissingDependencyError
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.workers import PolicySource, one_thread, open_policy
+from daptq.evaluation.worker_context import PolicySource, one_thread, open_policy
 from daptq.policies.contract import Policy
 
 EDGE = 160

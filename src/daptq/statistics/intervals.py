@@ -169,7 +169,7 @@ def gap_interval(
     """
     if len(first) != len(second):
         message = f"both conditions must have the same episodes, got {len(first)} and {len(second)}."
-        raise InvalidInputError(message + " Run the same plan under both.")
+        raise InvalidInputError(message + " Run the same episodes under both.")
     if not (np.isin(first, (-1, 0, 1)).all() and np.isin(second, (-1, 0, 1)).all()):
         raise InvalidInputError("differences must be -1, 0 or 1, got others. Subtract one success from another.")
     one, other = (

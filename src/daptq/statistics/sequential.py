@@ -1,8 +1,8 @@
-"""How many pairs are enough: a plan before the first episode, and an interval that may be looked at after every one.
+"""How many pairs are enough: a number before the first episode, and an interval that may be looked at after every one.
 
 A pair's outcome is D = candidate's success - baseline's success, in {-1, 0, 1}. `anytime_interval` covers the mean of D
 at all numbers of pairs at once, so an evaluation may stop as soon as the interval settles the question, and its error
-still holds. `pairs_needed` plans for the fixed-size interval of `statistics.paired_difference_interval`.
+still holds. `pairs_needed` counts for the fixed-size interval of `statistics.paired_difference_interval`.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_a_reference_survives_the_disk(reference: InterfaceReference, reader: Re
     one, other = (InterfaceMonitor(reader, each) for each in (reference, again))
     for monitor in (one, other):
         run(reader, monitor, "offset", 8)
-    assert one.verdicts == other.verdicts
+    assert one.assessments == other.assessments
     with pytest.raises(ForeignArtifactError, match="interface-reference"):
         InterfaceReference.load(reference_of_another_kind(tmp_path))
 
@@ -134,22 +134,22 @@ def test_no_flag_while_nothing_changes(reader: Reader, reference: InterfaceRefer
     monitor = InterfaceMonitor(reader, reference)
     assert run(reader, monitor, None, 100) == 1.0
     assert not monitor.shifted
-    assert len(monitor.verdicts) == 100
+    assert len(monitor.assessments) == 100
     # Uniform p-values have mean 1/2 with standard error 0.03.
-    assert 0.38 < np.mean([verdict.p_value for verdict in monitor.verdicts]) < 0.62
-    assert "no shift" in monitor.verdicts[-1].explanation
+    assert 0.38 < np.mean([assessment.p_value for assessment in monitor.assessments]) < 0.62
+    assert "no shift" in monitor.assessments[-1].explanation
 
 
 def test_a_changed_sensor_is_flagged_and_explained(reader: Reader, reference: InterfaceReference) -> None:
     monitor = InterfaceMonitor(reader, reference)
     run(reader, monitor, None, 40)
     run(reader, monitor, "offset", 24, seed=2)
-    first = next(verdict for verdict in monitor.verdicts if verdict.shifted)
+    first = next(assessment for assessment in monitor.assessments if assessment.shifted)
     assert 40 <= first.episode < 55
     assert first.statistic >= first.threshold == 2000.0
     assert first.explanation.startswith("shift at consumer: statistic")
     assert "channel 0 moved most, by -" in first.explanation
-    assert all(verdict.shifted for verdict in monitor.verdicts[first.episode :])  # the flag stays
+    assert all(assessment.shifted for assessment in monitor.assessments[first.episode :])  # the flag stays
     monitor.restart()
     assert not monitor.shifted
 

@@ -48,9 +48,9 @@ def test_an_evaluation_judges_as_the_monitor_on_the_robot_does(reader: Reader, r
     monitor = InterfaceMonitor(reader, reference, MonitorConfig(horizon=30, seed=1))
     for _ in drive(reader, monitor.watch, environment="point", episodes=30, seed=1, batch=1):
         pass
-    for entry, verdict in zip(result["monitor"]["episodes"], monitor.verdicts, strict=True):
-        assert (entry["score"], entry["p_value"]) == (verdict.score, verdict.p_value)
-    assert result["monitor"]["explanation"] == monitor.verdicts[-1].explanation
+    for entry, assessment in zip(result["monitor"]["episodes"], monitor.assessments, strict=True):
+        assert (entry["score"], entry["p_value"]) == (assessment.score, assessment.p_value)
+    assert result["monitor"]["explanation"] == monitor.assessments[-1].explanation
 
 
 def test_watching_leaves_the_rest_of_the_result_as_it_is(reader: Reader, reference: InterfaceReference) -> None:

@@ -199,7 +199,7 @@ def test_stopping_early_needs_a_baseline_and_whole_rounds(make_pusher: Callable[
         evaluate(make_pusher(), against=make_pusher(), stop_margin=0.1, **{**SETTINGS, "episodes": 7})
 
 
-def test_a_crew_that_cannot_be_had_leaves_no_file(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
+def test_workers_that_cannot_be_started_leave_no_file(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
     journal = tmp_path / "episodes.jsonl"
     with pytest.raises(InvalidInputError, match="ray must be the address of a Ray cluster"):
         evaluate(make_pusher(), ray="127.0.0.1:1", journal=journal, **SETTINGS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daptq.closed_loop.plan import Episode
+from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import Branch, BranchRecord, run_branches, run_episode, run_episodes
 from daptq.errors import InvalidInputError
 from daptq.metrics.drift import branch_drift, episode_drift

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from daptq.closed_loop.plan import plan_episodes
+from daptq.closed_loop.episodes import schedule_episodes
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
-from daptq.evaluation.crew import hire
+from daptq.evaluation.jobs import EpisodeJob
 from daptq.evaluation.paired import evaluate
-from daptq.evaluation.workers import EpisodeJob, Workplace
+from daptq.evaluation.worker_context import WorkerContext
+from daptq.evaluation.workers import start_workers
 from tests.closed_loop.evaluation.conftest import ROOT
 from tests.closed_loop.evaluation.point_world import TASKS, Deadly, Pusher
 
@@ -58,10 +59,10 @@ def test_an_episode_that_kills_every_worker_is_named(plugged_in: Path, marks: Pa
 
 @pytest.mark.slow
 def test_an_error_in_a_worker_arrives_as_it_was_raised(plugged_in: Path) -> None:
-    jobs = [EpisodeJob(policy="p", episodes=(one,)) for one in plan_episodes(TASKS, episodes=4, seed=0)]
-    place = Workplace(environment_name="point", image_size={}, sources={"p": "refrence"})
-    with hire(place, 2) as crew, pytest.raises(UnknownNameError, match="'refrence'"):
-        list(crew.run(jobs))
+    jobs = [EpisodeJob(policy="p", episodes=(one,)) for one in schedule_episodes(TASKS, episodes=4, seed=0)]
+    context = WorkerContext(environment_name="point", image_size={}, sources={"p": "refrence"})
+    with start_workers(context, 2) as workers, pytest.raises(UnknownNameError, match="'refrence'"):
+        list(workers.run(jobs))
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_an_honest_policy_passes_with_every_kernel(checkpoint: Path, backend: st
     assert taken
     report = audit(policy, checkpoint)
     assert report.differences == ()
-    assert report.verdict == "as planned"
+    assert report.outcome == "as planned"
     assert [layer.name for layer in report.layers] == list(LAYERS)
     for layer in report.layers:
         assert layer.role == LAYERS[layer.name]
@@ -353,7 +353,7 @@ def test_layers_that_are_slower_than_in_bfloat16_are_listed(
     assert {name for name, ratio in ratios.items() if ratio is None} == set(KEPT)
     assert first.slower_than_bfloat16 == ({name: ratios[name] for name in ratios if name not in KEPT} if slower else {})
     assert first.to_json()["slower_than_bfloat16"] == first.slower_than_bfloat16
-    assert first.verdict == "as planned"
+    assert first.outcome == "as planned"
     # A later process recalls what was measured, and measures nothing itself.
     monkeypatch.setattr(picker, "_choices", {})
     monkeypatch.setattr(picker, "_float_time", None)

@@ -36,7 +36,7 @@ class Episode:
     branch_steps: tuple[int, ...] = ()
 
 
-def plan_episodes(
+def schedule_episodes(
     tasks: Sequence[str],
     *,
     episodes: int,
@@ -68,7 +68,7 @@ def plan_episodes(
         most = episodes * len(possible_steps)
         message = f"drift_states must be between 0 and {most} ({len(possible_steps)} per episode), got {drift_states}."
         raise InvalidInputError(message + " Ask for fewer states or more episodes.")
-    planned = []
+    scheduled = []
     for index in range(episodes):
         number = index // len(tasks) if seeds_per_task else index
         episode_seed = EVALUATION_SEED_START + seed * SEEDS_PER_RUN + number
@@ -76,5 +76,5 @@ def plan_episodes(
         # The order of an episode's steps depends on its seed alone: asking for more states keeps those asked before.
         order = np.random.default_rng(episode_seed).permutation(len(possible_steps))
         steps = tuple(sorted(int(possible_steps[place]) for place in order[:count]))
-        planned.append(Episode(index=index, task=tasks[index % len(tasks)], seed=episode_seed, branch_steps=steps))
-    return tuple(planned)
+        scheduled.append(Episode(index=index, task=tasks[index % len(tasks)], seed=episode_seed, branch_steps=steps))
+    return tuple(scheduled)

@@ -1,4 +1,4 @@
-"""One verdict per watched episode: has what passes the interface shifted from what is normal?
+"""After every watched episode: has what passes the interface shifted from what is normal?
 
 The false-alarm rate is a guarantee for episodes whose initial states are drawn at random, see
 `daptq.statistics.change_detector`; those of a fixed list taken in turn are no such sample. The module does not know
@@ -18,20 +18,20 @@ from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.statistics.change_detector import ChangeDetector
 
-__all__ = ["Judge", "Verdict", "monitor_summary"]
+__all__ = ["Assessment", "ShiftDetector", "monitor_summary"]
 
 FALSE_ALARM_RATE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What is said after an episode.
+class Assessment:
+    """What is known after an episode.
 
     Attributes:
-        episode: Number of the episode among those that were judged, from 0.
+        episode: Number of the episode among those that were assessed, from 0.
         instruction: What the policy was told.
-        score: How strange the episode is.
-        p_value: Share of normal episodes at least as strange; uniform when nothing has changed.
+        score: How unusual the episode is.
+        p_value: Share of normal episodes at least as unusual; uniform when nothing has changed.
         statistic: Evidence of a shift so far; the flag is raised at `threshold`.
         threshold: See above.
         shifted: Whether a shift is flagged; it stays so until a restart.
@@ -48,8 +48,8 @@ class Verdict:
     explanation: str
 
 
-class Judge:
-    """Judges episodes in their order.
+class ShiftDetector:
+    """Assesses episodes in their order.
 
     Args:
         reference: What is normal.
@@ -58,7 +58,7 @@ class Judge:
         seed: Seed of the numbers that break ties between scores.
 
     Attributes:
-        verdicts: One per judged episode, in order.
+        assessments: One per assessed episode, in order.
         shifted: Whether a shift is flagged.
 
     Raises:
@@ -68,7 +68,7 @@ class Judge:
     def __init__(
         self, reference: InterfaceReference, *, false_alarm_rate: float = FALSE_ALARM_RATE, horizon: int, seed: int = 0
     ) -> None:
-        self.verdicts: list[Verdict] = []
+        self.assessments: list[Assessment] = []
         self.shifted = False
         self._reference = reference
         self._detector = ChangeDetector(reference.scores, false_alarm_rate=false_alarm_rate, horizon=horizon, seed=seed)
@@ -78,13 +78,13 @@ class Judge:
         """Value of the statistic at which the flag is raised."""
         return self._detector.threshold
 
-    def judge(self, reading: Reading) -> Verdict:
+    def assess(self, reading: Reading) -> Assessment:
         """Takes in the next episode."""
         p_value = self._detector.update(reading.score, reading.instruction)
         self.shifted = self.shifted or self._detector.alarm
-        self.verdicts.append(
-            Verdict(
-                episode=len(self.verdicts),
+        self.assessments.append(
+            Assessment(
+                episode=len(self.assessments),
                 instruction=reading.instruction,
                 score=reading.score,
                 p_value=p_value,
@@ -94,7 +94,7 @@ class Judge:
                 explanation=self._explain(reading, p_value),
             )
         )
-        return self.verdicts[-1]
+        return self.assessments[-1]
 
     def _explain(self, reading: Reading, p_value: float) -> str:
         usual = float(np.median(self._reference.scores[reading.instruction]))
@@ -119,7 +119,7 @@ def monitor_summary(
     Args:
         policy: Label of the policy that was watched.
         reference: What is normal.
-        records: Its episodes, in the order of the plan, each with what passed the interface.
+        records: Its episodes, in their order, each with what passed the interface.
         horizon: Number of episodes that were planned; a flag among them is false with probability 5 % at most.
         seed: Seed of the numbers that break ties.
 
@@ -128,23 +128,23 @@ def monitor_summary(
         `flagged_at` (index of the episode after which the flag was raised, or None), `explanation` (of that episode,
         else of the last one) and `episodes` with `index`, `task`, `score`, `p_value`, `statistic`, `shifted`.
     """
-    judge = Judge(reference, horizon=horizon, seed=seed)
-    verdicts = [judge.judge(record.interface) for record in records if record.interface is not None]
-    pairs = list(zip(records, verdicts, strict=True))
-    flagged, told = next(((record.index, one) for record, one in pairs if one.shifted), (None, verdicts[-1]))
+    detector = ShiftDetector(reference, horizon=horizon, seed=seed)
+    assessments = [detector.assess(record.interface) for record in records if record.interface is not None]
+    pairs = list(zip(records, assessments, strict=True))
+    flagged, told = next(((record.index, one) for record, one in pairs if one.shifted), (None, assessments[-1]))
     return {
         "policy": policy,
         "observed": reference.observed,
         "reference_episodes": reference.episodes,
         "false_alarm_rate": FALSE_ALARM_RATE,
         "horizon": horizon,
-        "threshold": judge.threshold,
+        "threshold": detector.threshold,
         "flagged_at": flagged,
         "explanation": told.explanation,
-        "episodes": [_entry(record, verdict) for record, verdict in pairs],
+        "episodes": [_entry(record, assessment) for record, assessment in pairs],
     }
 
 
-def _entry(record: EpisodeRecord, verdict: Verdict) -> Mapping[str, Any]:
-    judged = {name: getattr(verdict, name) for name in ("score", "p_value", "statistic", "shifted")}
-    return {"index": record.index, "task": record.task, **judged}
+def _entry(record: EpisodeRecord, assessment: Assessment) -> Mapping[str, Any]:
+    assessed = {name: getattr(assessment, name) for name in ("score", "p_value", "statistic", "shifted")}
+    return {"index": record.index, "task": record.task, **assessed}
