@@ -38,7 +38,7 @@ from daptq.benchmarking.device import DEVICES, device_name, find_device
 from daptq.calibration.contract import CalibrationSource
 from daptq.evaluation.describe import single_observation
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
-from daptq.policies.captured import capture_denoising
+from daptq.policies.captured import captured_denoising
 from daptq.policies.cogact_public import PrismaticCogACTPolicy
 from daptq.policies.contract import TASK, Batch, Policy
 from daptq.policies.execution import noise_generator
@@ -189,14 +189,13 @@ def step_here(packed: Path, device: torch.device) -> None:
     """Loads the packed folder in this process and runs control steps on one observation."""
     times = [time.monotonic()]
     policy = load_policy(packed).to(device)
-    capture_denoising(policy)
     times.append(time.monotonic())
     print(f"loaded {times[1] - times[0]:.1f} s", flush=True)
-    for step in range(3):
-        with torch.inference_mode():
+    with captured_denoising(policy), torch.inference_mode():
+        for step in range(3):
             chunk = policy.predict_chunk(single_observation(policy, 0), noise_generator(0, step)).cpu()
-        times.append(time.monotonic())
-        print(f"step {step} {times[-1] - times[-2]:.2f} s", flush=True)
+            times.append(time.monotonic())
+            print(f"step {step} {times[-1] - times[-2]:.2f} s", flush=True)
     assert bool(torch.isfinite(chunk).all())
     load, *steps = (later - earlier for earlier, later in pairwise(times))
     measured: dict[str, Any] = {"peak_bytes": peak_of("self"), "load_seconds": load, "step_seconds": steps}

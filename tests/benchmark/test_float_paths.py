@@ -43,7 +43,7 @@ class Operations(TorchDispatchMode):
 # Exporters and compilers warn of their own affairs.
 @pytest.mark.filterwarnings("ignore")
 def test_every_float32_runtime_says_what_torch_says() -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     built, skipped = float_paths(policy, control_step(policy), RUNTIMES, lambda name: None)
     assert skipped == []
     assert [path.name for path in built] == RUNTIMES
@@ -57,7 +57,7 @@ def test_bfloat16_compiles_and_rounds_as_it_does_in_eager_mode(
 ) -> None:
     name = "torch-compile-bfloat16"
     monkeypatch.setitem(FLOAT_PATHS, name, replace(FLOAT_PATHS[name], devices=("cpu", "cuda")))
-    policy = cogact.tiny().to(device)
+    policy = cogact.POLICY.tiny().to(device)
     (compiled, eager), skipped = float_paths(policy, control_step(policy), [name, "torch-bfloat16"], lambda name: None)
     assert skipped == []
     assert compiled.captured == (device.type == "cuda")
@@ -69,7 +69,7 @@ def test_bfloat16_compiles_and_rounds_as_it_does_in_eager_mode(
 @pytest.mark.parametrize("name", sorted(PRODUCTS))
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_other_libraries_multiply_4_bit_weights(name: str) -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     step = control_step(policy)
     (path,), skipped = float_paths(policy, step, [name], lambda name: None)
     assert skipped == []
@@ -101,7 +101,7 @@ def test_three_layers_of_the_reference_policy_stay_in_bfloat16_beside_either_lib
 @pytest.mark.parametrize("name", sorted(PRODUCTS))
 @pytest.mark.filterwarnings("ignore")
 def test_a_library_that_can_take_no_layer_is_left_out_with_a_reason(name: str) -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     for path in policy.linear_layers():
         layer: Any = policy.get_submodule(path)
         layer.out_features = 7  # What the adapter goes by; no weight is touched.
@@ -112,7 +112,7 @@ def test_a_library_that_can_take_no_layer_is_left_out_with_a_reason(name: str) -
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_candidate_is_measured_or_has_a_reason(tmp_path: Path) -> None:
-    first, second = (str(save_policy(cogact.tiny(seed), tmp_path / f"tiny-{seed}")) for seed in (0, 1))
+    first, second = (str(save_policy(cogact.POLICY.tiny(seed), tmp_path / f"tiny-{seed}")) for seed in (0, 1))
     result = benchmark([second], against=first, repeats=2, warmup=1)
     measured = [path["name"] for path in result["float_paths"]]
     left_out = {skipped["name"]: skipped["reason"] for skipped in result["skipped"]}

@@ -8,14 +8,14 @@ from torch import nn
 
 from daptq.catalog import POLICIES
 from daptq.errors import CheckFailedError
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.conformance import check_policy
 
 
 @pytest.mark.parametrize("family", POLICIES.names())
 def test_every_family_keeps_the_contract(family: str) -> None:
     module = POLICIES.load(family)
-    policy = module.tiny(seed=3)
+    policy = module.POLICY.tiny(seed=3)
     check_policy(policy)
     assert policy.family == family
 
@@ -50,7 +50,7 @@ class _ListsADeadLayer(CogACTPolicy):
     ],
 )
 def test_the_suite_notices(broken: type[CogACTPolicy], message: str) -> None:
-    healthy = tiny()
+    healthy = CogACTPolicy.tiny()
     policy = broken(healthy.settings, healthy.tokenizer)
     policy.load_state_dict(healthy.state_dict())
     with pytest.raises(CheckFailedError, match=message):
@@ -58,8 +58,8 @@ def test_the_suite_notices(broken: type[CogACTPolicy], message: str) -> None:
 
 
 def test_the_suite_notices_weights_lost_in_rebuilding() -> None:
-    policy = tiny()
+    policy = CogACTPolicy.tiny()
     policy.extra = nn.Parameter(torch.ones(1))
-    policy.from_config = lambda *_, **__: tiny(seed=9)  # type: ignore[method-assign]
+    policy.from_config = lambda *_, **__: CogACTPolicy.tiny(seed=9)  # type: ignore[method-assign]
     with pytest.raises((CheckFailedError, RuntimeError)):
         check_policy(policy)

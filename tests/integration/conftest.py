@@ -55,7 +55,7 @@ def refused(run: Run) -> Refused:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small random policy."""
-    return save_policy(cogact.tiny(seed=0), tmp_path_factory.mktemp("policies") / "tiny")
+    return save_policy(cogact.POLICY.tiny(seed=0), tmp_path_factory.mktemp("policies") / "tiny")
 
 
 class LittleSource(CalibrationSource):
@@ -65,7 +65,7 @@ class LittleSource(CalibrationSource):
     description = "example batches"
 
     def __init__(self, spoil: Callable[[Batch], Batch | None]) -> None:
-        self.batches = [spoil(cogact.tiny(seed=0).example_batch(seed)) for seed in range(4)]
+        self.batches = [spoil(cogact.POLICY.tiny(seed=0).example_batch(seed)) for seed in range(4)]
         self.hash = hashlib.sha256(repr(self.batches).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[Batch]:

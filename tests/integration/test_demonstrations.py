@@ -24,7 +24,7 @@ from daptq.calibration.states import DemonstrationSource, open_course
 from daptq.calibration.tabletop import COURSE, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK
 
 
@@ -119,11 +119,11 @@ def test_states_belong_to_their_instruction(recordings: Path) -> None:
 
 
 def test_batches_pass_the_checks_of_the_pipeline(recordings: Path) -> None:
-    settings = tiny().config() | {"cameras": {"front": 96, "wrist": 64}}
-    policy = CogACTPolicy.from_config(settings, tiny().files())
+    settings = CogACTPolicy.tiny().config() | {"cameras": {"front": 96, "wrist": 64}}
+    policy = CogACTPolicy.from_config(settings, CogACTPolicy.tiny().files())
     for index, batch in enumerate(open_source("train", limit=20, seed=0, folder=recordings)):
         check_batch(batch, policy, index)
-        assert torch.isfinite(policy.predict_noise(batch, torch.Generator().manual_seed(0)).predicted).all()
+        assert torch.isfinite(policy.predict_target(batch, torch.Generator().manual_seed(0)).predicted).all()
 
 
 @pytest.mark.parametrize("limit", [0, 100_000])

@@ -20,13 +20,13 @@ from daptq.calibration.contract import (
 )
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
 from daptq.errors import CalibrationDataError, UnknownNameError
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import Batch
 
 
 @pytest.fixture(scope="module")
 def policy() -> CogACTPolicy:
-    return tiny()
+    return CogACTPolicy.tiny()
 
 
 class Batches(CalibrationSource):
@@ -141,7 +141,7 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
 
     def predict() -> Tensor:
         with torch.no_grad():
-            return policy.predict_noise(batch, torch.Generator().manual_seed(0)).predicted
+            return policy.predict_target(batch, torch.Generator().manual_seed(0)).predicted
 
     before = predict()
     with observe_interfaces(policy, policy.interfaces(), lambda *observed: seen.append(observed)):
@@ -158,7 +158,7 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
 def test_observed_values_carry_no_graph(policy: CogACTPolicy) -> None:
     seen: list[Tensor] = []
     with observe_interfaces(policy, policy.interfaces(), lambda _, representation: seen.append(representation)):
-        policy.predict_noise(policy.example_batch(0), torch.Generator())
+        policy.predict_target(policy.example_batch(0), torch.Generator())
     assert [tensor.requires_grad for tensor in seen] == [False]
 
 
@@ -169,7 +169,7 @@ def test_hooks_are_removed_after_an_exception(policy: CogACTPolicy) -> None:
         observe_interfaces(policy, policy.interfaces(), lambda _, z: seen.append(z)),
     ):
         raise RuntimeError("stop")
-    policy.predict_noise(policy.example_batch(0), torch.Generator())
+    policy.predict_target(policy.example_batch(0), torch.Generator())
     assert seen == []
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.policies.captured import CapturedLoop, capture_denoising, captured_denoising
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.captured import CapturedFunction, CapturedLoop, captured_denoising, captured_loop
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import ACTION, Batch
 
 
@@ -52,7 +52,7 @@ def predicted(policy: CogACTPolicy, seed: int) -> Tensor:
 
 
 def test_replays_give_what_the_loop_gives(device: torch.device) -> None:
-    policy = tiny().to(device)
+    policy = CogACTPolicy.tiny().to(device)
     expected = [predicted(policy, seed) for seed in range(3)]
     assert not torch.equal(expected[0], expected[1])
     with captured_denoising(policy, Eager):
@@ -68,7 +68,7 @@ def test_replays_give_what_the_loop_gives(device: torch.device) -> None:
 
 
 def test_a_recording_that_does_not_compute_again_is_seen() -> None:
-    policy = tiny()
+    policy = CogACTPolicy.tiny()
     expected = [predicted(policy, seed) for seed in range(2)]
     with captured_denoising(policy, Stale):
         results = [predicted(policy, seed) for seed in range(2)]
@@ -77,7 +77,7 @@ def test_a_recording_that_does_not_compute_again_is_seen() -> None:
 
 
 def test_every_shape_has_a_recording_of_its_own() -> None:
-    loop = CapturedLoop(lambda a, b: a + 2 * b, Eager)
+    loop = CapturedFunction(lambda a, b: a + 2 * b, Eager)
     for rows in (2, 3, 2):
         a, b = torch.randn(rows, 4), torch.randn(rows, 4)
         result = loop(a, b)
@@ -93,19 +93,19 @@ def test_every_shape_has_a_recording_of_its_own() -> None:
 def test_nothing_is_captured_on_a_cpu_and_an_error_leaves_the_policy_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy = tiny()
-    with captured_denoising(policy):
-        assert "denoise" not in vars(policy)
-    assert not capture_denoising(policy)
+    policy = CogACTPolicy.tiny()
+    with captured_denoising(policy) as replayed:
+        assert not replayed
+        assert policy.loop == policy.denoise
+    assert captured_loop(policy) is None
     inside = captured_denoising(policy, Eager)
-    inside.__enter__()
-    assert isinstance(policy.denoise, CapturedLoop)
+    assert inside.__enter__() is True
+    assert isinstance(policy.loop, CapturedLoop)
     assert inside.__exit__(RuntimeError, RuntimeError("inside"), None) is not True
-    assert "denoise" not in vars(policy)
+    assert policy.loop == policy.denoise
     # On a CUDA device, what is made is a CUDA graph.
     monkeypatch.setattr(type(policy), "device", torch.device("cuda"))
-    with captured_denoising(policy):
-        assert isinstance(policy.denoise, CapturedLoop)
-    assert "denoise" not in vars(policy)
-    assert capture_denoising(policy)
-    assert isinstance(policy.denoise, CapturedLoop)
+    with captured_denoising(policy) as replayed:
+        assert replayed
+        assert isinstance(policy.loop, CapturedLoop)
+    assert policy.loop == policy.denoise

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daptq.errors import InvalidInputError
 from daptq.policies.cogact_config import CogACTConfig
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
 from daptq.policies.execution import ChunkExecutor, ensemble_weights, noise_generator
 from daptq.policies.tokenizer import prompt, train_tokenizer
@@ -19,7 +19,7 @@ from daptq.policies.vision_tower import Keypoints, pixel_shuffle
 
 @pytest.fixture(scope="module")
 def policy() -> CogACTPolicy:
-    return tiny()
+    return CogACTPolicy.tiny()
 
 
 def one(batch: Batch, row: int) -> Batch:
@@ -55,7 +55,7 @@ def test_the_instruction_changes_the_chunk(policy: CogACTPolicy) -> None:
 
 @given(st.lists(st.floats(-0.2, 0.2), min_size=6, max_size=6), st.sampled_from([-1.0, 1.0]))
 def test_normalisation_round_trip_clips_to_the_quantiles(values: list[float], gripper: float) -> None:
-    policy = tiny()
+    policy = CogACTPolicy.tiny()
     actions = torch.tensor([*values, gripper]).view(1, 1, 7)
     back = policy.unnormalize(policy.normalize(actions))
     expected = torch.minimum(torch.maximum(actions, policy.action_low), policy.action_high)
@@ -69,8 +69,8 @@ def test_gripper_is_thresholded_at_one_half(policy: CogACTPolicy) -> None:
 
 
 def test_proprioception_is_an_option() -> None:
-    settings = tiny().config() | {"state_dim": 0, "state_mean": [], "state_std": []}
-    blind = CogACTPolicy.from_config(settings, tiny().files())
+    settings = CogACTPolicy.tiny().config() | {"state_dim": 0, "state_mean": [], "state_std": []}
+    blind = CogACTPolicy.from_config(settings, CogACTPolicy.tiny().files())
     assert blind.state_projector is None
     assert "state_projector" not in blind.linear_layers()
     torch.nn.init.normal_(blind.action_model.net.final_layer.linear.weight)

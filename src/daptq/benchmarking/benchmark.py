@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from daptq.errors import InvalidInputError
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
-from daptq.policies.captured import capture_denoising
+from daptq.policies.captured import captured_denoising
 from daptq.policies.contract import Policy
 from daptq.statistics.intervals import bootstrap_estimate, median
 
@@ -88,7 +88,7 @@ def benchmark(
     names = list(dict.fromkeys((EAGER, *(FLOAT_PATHS if paths is None else paths))))
     total = 2 * (len(policies) + 1) + len(names) + warmup + repeats
     done = _counted(progress, total)
-    with _threads(threads):
+    with _threads(threads), ExitStack() as stack:
         loaded = {name: load_policy(name).to(place) for name in (*policies, against)}
         _require_float(loaded[against], against)
         steps = {name: control_step(policy, seed) for name, policy in loaded.items()}
@@ -98,7 +98,7 @@ def benchmark(
             name: partial(steps[name].run, loaded[name]) for name in policies
         }
         candidates |= {path.name: path.run for path in built}
-        captured = {name: capture_denoising(loaded[name]) for name in policies} | {against: False}
+        captured = {name: stack.enter_context(captured_denoising(loaded[name])) for name in policies}
         times = interleaved_times(candidates, repeats=repeats, warmup=warmup, seed=seed, progress=done)
         times[against] = times[EAGER]
         measured = []
@@ -107,7 +107,7 @@ def benchmark(
             done(f"stages of {name}")
             peak = peak_bytes(name, device=device, threads=torch.get_num_threads(), seed=seed)
             done(f"memory of {name}")
-            entry = {"name": name, "captured": captured[name], "weight_bytes": weight_bytes_resident(policy)}
+            entry = {"name": name, "captured": captured.get(name, False), "weight_bytes": weight_bytes_resident(policy)}
             entry["peak_bytes"] = peak
             measured.append({**entry, "control_step_ms": percentiles(times[name]), "stages_ms": stages})
         fastest = min((path.name for path in built if path.kind == "float"), key=lambda name: np.median(times[name]))

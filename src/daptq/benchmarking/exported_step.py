@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
-from torch.overrides import TorchFunctionMode
 
 from daptq.benchmarking.control_step import ControlStep
 from daptq.errors import MissingDependencyError
-from daptq.policies.captured import CapturedLoop
+from daptq.policies.captured import CapturedFunction
 from daptq.policies.contract import TASK, Batch, Policy
 
 __all__ = ["Exported", "ExportedStep", "Run", "inductor", "onnx_runtime", "openvino"]
@@ -57,10 +56,7 @@ class ExportedStep:
         on_cpu = policy.device.type == "cpu"
         traced = policy if on_cpu else copy.deepcopy(policy).cpu()
         with torch.no_grad():
-            noises = _drawn(traced, step)
-            self._shapes = [noise.shape for noise in noises]
-            module = _Step(traced, step, len(noises))
-            program = torch.export.export(module.eval(), self._inputs(traced), strict=False)
+            program = torch.export.export(_Step(traced, step).eval(), self._inputs(traced), strict=False)
         self.program = program if on_cpu else move_to_device_pass(program, policy.device)
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -68,9 +64,7 @@ class ExportedStep:
         return self._inputs(self._policy)
 
     def _inputs(self, policy: Policy) -> tuple[Tensor, ...]:
-        generator = self._step.generator()
-        noises = [torch.randn(shape, generator=generator).to(policy.device) for shape in self._shapes]
-        return (*noises, *_tensors(self._step.batch(policy)))
+        return (policy.noise(1, self._step.generator()), *_tensors(self._step.batch(policy)))
 
 
 def inductor(exported: Exported) -> Run:
@@ -81,7 +75,7 @@ def inductor(exported: Exported) -> Run:
     """
     on_cuda = exported.inputs()[0].device.type == "cuda"
     compiled = torch.compile(exported.program.module(), mode="max-autotune-no-cudagraphs" if on_cuda else None)
-    step: Callable[..., Tensor] = CapturedLoop(compiled) if on_cuda else compiled
+    step: Callable[..., Tensor] = CapturedFunction(compiled) if on_cuda else compiled
 
     def run() -> Float[Tensor, "chunk action"]:
         with torch.inference_mode():
@@ -154,53 +148,14 @@ def required(package: str) -> Any:
 class _Step(nn.Module):
     """A control step whose noise is an input."""
 
-    def __init__(self, policy: Policy, step: ControlStep, draws: int) -> None:
+    def __init__(self, policy: Policy, step: ControlStep) -> None:
         super().__init__()
         batch = step.batch(policy)
-        self.policy, self.draws = policy, draws
-        self.task, self.keys = batch[TASK], [key for key in batch if key != TASK]
+        self.policy, self.task, self.keys = policy, batch[TASK], [key for key in batch if key != TASK]
 
-    def forward(self, *inputs: Tensor) -> Float[Tensor, "1 chunk action"]:
-        noises, observed = inputs[: self.draws], inputs[self.draws :]
+    def forward(self, noise: Tensor, *observed: Tensor) -> Float[Tensor, "1 chunk action"]:
         batch = {TASK: self.task, **dict(zip(self.keys, observed, strict=True))}
-        with _GivenNoise(noises):
-            return self.policy.predict_chunk(batch, torch.Generator())
-
-
-class _GivenNoise(TorchFunctionMode):
-    """Gives noise in place of what a generator would draw."""
-
-    def __init__(self, noises: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._noises = iter(noises)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.randn and kwargs.get("generator") is not None:
-            return next(self._noises)
-        return func(*args, **kwargs)
-
-
-class _NotedNoise(TorchFunctionMode):
-    """Keeps what a generator draws."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noises: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.randn and (kwargs or {}).get("generator") is not None:
-            self.noises.append(result)
-        return result
-
-
-def _drawn(policy: Policy, step: ControlStep) -> list[Tensor]:
-    """The noise that a control step draws, in order."""
-    noted = _NotedNoise()
-    with noted:
-        policy.predict_chunk(step.batch(policy), step.generator())
-    return noted.noises
+        return self.policy.executed(self.policy.denoise(self.policy.condition(batch), noise), batch)
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:

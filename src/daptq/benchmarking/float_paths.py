@@ -24,7 +24,7 @@ from daptq.benchmarking.control_step import ControlStep
 from daptq.benchmarking.exported_step import ExportedStep, Run, inductor, onnx_runtime, openvino, required
 from daptq.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from daptq.packing.checkpoint import replace_module
-from daptq.policies.captured import capture_denoising
+from daptq.policies.captured import captured_loop
 from daptq.policies.contract import Batch, Policy
 
 __all__ = ["EAGER", "FLOAT_PATHS", "Candidate", "FloatPath", "Skipped", "float_paths"]
@@ -142,8 +142,7 @@ def _eager(sources: _Sources) -> Run:
 
 
 def _captured_float32(sources: _Sources) -> Run:
-    # A shallow copy: the weights are shared, the loop of the original stays as it is.
-    return _captured(copy.copy(sources.policy), sources.step)
+    return _captured(sources.policy, sources.step)
 
 
 def _bfloat16(sources: _Sources) -> Run:
@@ -215,17 +214,20 @@ def fitting(policy: Policy, *, inputs: int, outputs: int) -> list[str]:
 
 
 def _captured(policy: Policy, step: ControlStep) -> Run:
-    """Runs a policy whose denoising loop is a CUDA graph from now on.
+    """Runs a policy with its denoising loop as a CUDA graph.
 
     Raises:
-        InvalidInputError: It has no loop to capture.
+        InvalidInputError: The policy is not on a CUDA device.
     """
-    if not capture_denoising(policy):
-        raise InvalidInputError(
-            f"a policy must have a denoising loop on a CUDA device, got family {policy.family!r} on {policy.device}. "
-            "Leave this candidate out."
-        )
-    return lambda: step.run(policy)
+    loop = captured_loop(policy)
+    if loop is None:
+        raise InvalidInputError(f"a policy must be on a CUDA device, got {policy.device}. Leave this candidate out.")
+
+    def run() -> Float[Tensor, "chunk action"]:
+        with policy.running(loop):
+            return step.run(policy)
+
+    return run
 
 
 def _in_bfloat16(sources: _Sources) -> tuple[Policy, ControlStep]:

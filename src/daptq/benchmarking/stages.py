@@ -4,22 +4,20 @@ The clock is read whenever a block begins; the time from there on belongs to the
 stage begins. What happens between two blocks (norms, embedding, the diffusion update) counts to the stage before it,
 and what happens before the first block is preprocessing. The stages add up to the whole step.
 
-On a CUDA device the clock waits for the device whenever another stage begins. The blocks of a denoising loop that is
-replayed as a graph are not called; the action head's stage begins with the loop.
+The action head's stage begins with its denoising loop, whose blocks are not called where it is replayed as a graph. On
+a CUDA device the clock waits for the device whenever another stage begins.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from daptq.benchmarking.control_step import ControlStep
 from daptq.layers.watching import watch_beginnings
-from daptq.policies.contract import Policy, Role
+from daptq.policies.contract import Condition, Policy, Role
 
 __all__ = ["STAGES", "stage_times"]
 
@@ -40,32 +38,18 @@ def stage_times(policy: Policy, step: ControlStep) -> dict[str, float]:
         policy: The policy.
         step: The control step.
     """
-    clock = _Clock(policy.device)
+    clock, loop = _Clock(policy.device), policy.loop
     stages = {block.name: _STAGE[block.role] for block in policy.blocks()}
-    with watch_beginnings(policy, stages, lambda name: clock.enter(stages[name])), _loop_announced(policy, clock):
+
+    def announced(condition: Condition, noise: Tensor) -> Tensor:
+        clock.enter(_STAGE["action_head"])
+        return loop(condition, noise)
+
+    with watch_beginnings(policy, stages, lambda name: clock.enter(stages[name])), policy.running(announced):
         clock.enter("preprocessing")
         step.run(policy)
         clock.enter(None)
     return {stage: 1e3 * clock.seconds[stage] for stage in STAGES}
-
-
-@contextmanager
-def _loop_announced(policy: Policy, clock: _Clock) -> Iterator[None]:
-    """Lets the action head's stage begin with the denoising loop inside, if the loop is replayed."""
-    replayed: Callable[..., Tensor] | None = vars(policy).get("denoise")
-    if replayed is None:
-        yield
-        return
-
-    def denoise(*inputs: Tensor) -> Tensor:
-        clock.enter(_STAGE["action_head"])
-        return replayed(*inputs)
-
-    policy.denoise = denoise  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        policy.denoise = replayed  # type: ignore[assignment]
 
 
 class _Clock:

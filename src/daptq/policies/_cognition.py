@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.policies.contract import ACTION, Batch, Block, NoisePrediction, Policy
+from daptq.policies.contract import ACTION, Batch, Block, Condition, Policy, Prediction
 from daptq.policies.diffusion import add_noise, ddim_sample, ddim_steps
 from daptq.policies.dit import DiT
 from daptq.policies.tokenizer import prompt
@@ -90,22 +90,16 @@ class CognitionPolicy(Policy):
     def action_blocks(self) -> tuple[Block, ...]:
         """The blocks of the action head, in execution order."""
         embedders = [f"{ACTION_NET}.x_embedder", f"{ACTION_NET}.t_embedder", f"{ACTION_NET}.z_embedder"]
-        stack = [f"{ACTION_NET}.blocks.{i}" for i in range(self.settings.action_depth)]
-        return tuple(Block(name=name, role="action_head") for name in (*embedders, *stack, f"{ACTION_NET}.final_layer"))
+        names = (*embedders, *self.head_stack(), f"{ACTION_NET}.final_layer")
+        return tuple(Block(name=name, role="action_head") for name in names)
 
-    def predict_chunk(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """See `Policy.predict_chunk`: DDIM with classifier-free guidance, then un-normalisation."""
-        return self.unnormalize(self._sample(batch, generator))
+    def head_stack(self) -> tuple[str, ...]:
+        """See `Policy.head_stack`."""
+        return tuple(f"{ACTION_NET}.blocks.{i}" for i in range(self.settings.action_depth))
 
-    def denoised_chunk(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """See `Policy.denoised_chunk`: un-normalised linearly; the gripper as 2 x - 1, whose threshold is 0."""
-        actions = self._sample(batch, generator)
-        scaled = self.action_low + 0.5 * (actions + 1) * (self.action_high - self.action_low)
-        return torch.where(self.action_mask, scaled, 2 * actions - 1)
+    def condition(self, batch: Batch) -> Condition:
+        """See `Policy.condition`: the cognition feature."""
+        return (self.cognition(batch),)
 
     @property
     def action_unit(self) -> Float[Tensor, " action"]:
@@ -113,39 +107,43 @@ class CognitionPolicy(Policy):
         half = 0.5 * (self.action_high - self.action_low)
         return torch.where(self.action_mask, half, torch.full_like(half, 2.0))
 
-    def _sample(
-        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> Float[Tensor, "b chunk action"]:
-        """Normalised action chunks."""
-        cognition = self.cognition(batch)
-        shape = (self.chunk_size, self.action_dim)
-        if isinstance(generator, torch.Generator):
-            noise = torch.randn(len(cognition), *shape, generator=generator)
-        else:
-            noise = torch.stack([torch.randn(*shape, generator=one) for one in generator])
-        return self.denoise(cognition, noise.to(cognition))
-
-    def denoise(
-        self, cognition: Float[Tensor, "b language"], noise: Float[Tensor, "b chunk action"]
-    ) -> Float[Tensor, "b chunk action"]:
-        """Normalised action chunk from the cognition feature and the start of the diffusion."""
-        condition = cognition.unsqueeze(1)
+    def denoise(self, condition: Condition, noise: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.denoise`: DDIM with classifier-free guidance."""
+        (cognition,) = condition
+        token, noise = cognition.unsqueeze(1), noise.to(cognition)
         net, scale = self.action_model.net, self.settings.guidance_scale
 
         def predict(sample: Tensor, timestep: int, step: int) -> Tensor:
             self.denoising_step.index = step
             timesteps = torch.full((len(sample),), timestep, device=sample.device)
             if scale == 1.0:
-                return net.forward(sample, timesteps, condition)
-            return net.guided(sample, timesteps, condition, scale)
+                return net.forward(sample, timesteps, token)
+            return net.guided(sample, timesteps, token, scale)
 
         steps = ddim_steps(self.alphas, self.settings.denoising_steps)
         self.denoising_step.index = 0
-        fused = net.denoise(noise, condition, scale, steps)
+        fused = net.denoise(noise, token, scale, steps)
         return ddim_sample(predict, noise, steps) if fused is None else fused
 
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
-        """See `Policy.predict_noise`: the conditional branch, at uniformly drawn diffusion steps."""
+    def executed(
+        self,
+        chunk: Float[Tensor, "b chunk action"],
+        batch: Batch,  # noqa: ARG002  (CogACT's actions do not depend on the observation)
+    ) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.executed`: clipped to the quantiles; the gripper thresholded."""
+        return self.unnormalize(chunk)
+
+    def unlimited(
+        self,
+        chunk: Float[Tensor, "b chunk action"],
+        batch: Batch,  # noqa: ARG002
+    ) -> Float[Tensor, "b chunk action"]:
+        """See `Policy.unlimited`: un-normalised linearly; the gripper as 2 x - 1, whose threshold is 0."""
+        scaled = self.action_low + 0.5 * (chunk + 1) * (self.action_high - self.action_low)
+        return torch.where(self.action_mask, scaled, 2 * chunk - 1)
+
+    def predict_target(self, batch: Batch, generator: torch.Generator) -> Prediction:
+        """See `Policy.predict_target`: the noise, by the conditional branch, at uniformly drawn diffusion steps."""
         cognition = self.cognition(batch)
         actions = self.normalize(batch[ACTION])
         noise = torch.randn(actions.shape, generator=generator).to(actions)
@@ -154,7 +152,7 @@ class CognitionPolicy(Policy):
         )
         noisy = add_noise(actions, noise, timesteps, self.alphas)
         predicted = self.action_model.net(noisy, timesteps, cognition.unsqueeze(1))
-        return NoisePrediction(predicted=predicted, noise=noise)
+        return Prediction(predicted=predicted, target=noise, kind="noise")
 
     def normalize(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
         """Physical units to [-1, 1] between the quantiles; the gripper's -1 / +1 to 0 / 1."""

@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from daptq.policies.contract import Policy
+from daptq.policies.contract import Condition, Loop, Policy
 
-__all__ = ["CapturedLoop", "CudaRecording", "Recording", "capture_denoising", "captured_denoising"]
+__all__ = ["CapturedFunction", "CapturedLoop", "CudaRecording", "Recording", "captured_denoising", "captured_loop"]
 
 # What a call does for the first time, such as choosing a kernel or a library's workspace, cannot be recorded.
 WARM_UPS = 3
@@ -55,7 +55,7 @@ class CudaRecording:
         self._graph.replay()
 
 
-class CapturedLoop:
+class CapturedFunction:
     """A function of tensors that is recorded once for each combination of shapes, and replayed from then on.
 
     Args:
@@ -81,32 +81,40 @@ class CapturedLoop:
         return result.clone()
 
 
-def capture_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> bool:
-    """Replays the policy's denoising loop from now on, if it is on a CUDA device; on others nothing changes.
-
-    A family whose action head iterates has a method `denoise(condition, noise)` that its `predict_chunk` calls; one
-    without is left as it is. Predictions from now on must be without gradient.
+class CapturedLoop:
+    """A denoising loop that is recorded, see `CapturedFunction`: what `Policy.running` takes.
 
     Args:
-        policy: The policy. Its layers must stay what they are from now on.
-        make: Makes recordings, on any device; by default CUDA graphs, on a CUDA device only.
-
-    Returns:
-        Whether the loop is replayed.
+        denoise: The loop, for example a policy's `denoise`; its layers must stay what they are from now on.
+        make: Makes an empty recording.
     """
-    denoise = getattr(policy, "denoise", None)
-    if denoise is None or (make is None and policy.device.type != "cuda"):
-        return False
-    policy.denoise = CapturedLoop(denoise, make or CudaRecording)  # type: ignore[assignment]
-    return True
+
+    def __init__(self, denoise: Loop, make: Callable[[], Recording] = CudaRecording) -> None:
+        self._captured = CapturedFunction(lambda *inputs: denoise(inputs[:-1], inputs[-1]), make)
+
+    def __call__(self, condition: Condition, noise: Tensor) -> Tensor:
+        """The normalised action chunk."""
+        return self._captured(*condition, noise)
+
+
+def captured_loop(policy: Policy, make: Callable[[], Recording] | None = None) -> CapturedLoop | None:
+    """The policy's denoising loop as a recording, or None where the policy is not on a CUDA device.
+
+    Args:
+        policy: The policy. Its layers must stay what they are from now on, and it must predict without gradient.
+        make: Makes recordings, on any device; by default CUDA graphs, on a CUDA device only.
+    """
+    if make is None and policy.device.type != "cuda":
+        return None
+    return CapturedLoop(policy.denoise, make or CudaRecording)
 
 
 @contextmanager
-def captured_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> Iterator[None]:
-    """Replays the policy's denoising loop inside, and leaves the policy as it was: see `capture_denoising`."""
-    replayed = capture_denoising(policy, make)
-    try:
-        yield
-    finally:
-        if replayed:
-            del policy.denoise
+def captured_denoising(policy: Policy, make: Callable[[], Recording] | None = None) -> Iterator[bool]:
+    """Within the block predictions replay `captured_loop`, where there is one; gives whether they do."""
+    loop = captured_loop(policy, make)
+    if loop is None:
+        yield False
+        return
+    with policy.running(loop):
+        yield True

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from typing_extensions import Self
 
 from daptq.policies._cognition import register_action_buffers
 from daptq.policies._vit import ViT
@@ -138,41 +139,41 @@ class PrismaticCogACTPolicy(CogACTFamily):
             ACTION: self.unnormalize(uniform),
         }
 
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        """See `Policy.tiny`: a random policy of 0.4 M parameters."""
+        tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
+        config = PrismaticConfig(
+            name="tiny-prismatic",
+            action_low=(-0.05, -0.05, -0.05, -0.2, -0.2, -0.2, 0.0),
+            action_high=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 1.0),
+            action_mask=(True, True, True, True, True, True, False),
+            cameras={"primary": 28},
+            patch_size=7,
+            registers=2,
+            dino=TowerConfig(width=16, depth=3, heads=2, mlp=32),
+            siglip=TowerConfig(width=24, depth=3, heads=2, mlp=40),
+            language_width=48,
+            language_depth=2,
+            language_heads=2,
+            language_mlp=96,
+            vocab_size=tokenizer.get_vocab_size(),
+            prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
+            action_width=32,
+            action_depth=4,
+            action_heads=2,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            policy = cls(config, tokenizer)
+            policy._initialize()
+            # A trained head's last layer is not zero: give the random one something to say.
+            nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
+        return policy
+
 
 POLICY = PrismaticCogACTPolicy
 FORMER_NAMES = ("cogact-prismatic",)
-
-
-def tiny(seed: int = 0) -> PrismaticCogACTPolicy:
-    """A random policy of 0.4 M parameters for tests and examples; float32."""
-    tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
-    config = PrismaticConfig(
-        name="tiny-prismatic",
-        action_low=(-0.05, -0.05, -0.05, -0.2, -0.2, -0.2, 0.0),
-        action_high=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 1.0),
-        action_mask=(True, True, True, True, True, True, False),
-        cameras={"primary": 28},
-        patch_size=7,
-        registers=2,
-        dino=TowerConfig(width=16, depth=3, heads=2, mlp=32),
-        siglip=TowerConfig(width=24, depth=3, heads=2, mlp=40),
-        language_width=48,
-        language_depth=2,
-        language_heads=2,
-        language_mlp=96,
-        vocab_size=tokenizer.get_vocab_size(),
-        prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
-        action_width=32,
-        action_depth=4,
-        action_heads=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        policy = PrismaticCogACTPolicy(config, tokenizer)
-        policy._initialize()
-        # A trained head's last layer is not zero: give the random one something to say.
-        nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
-    return policy
 
 
 def _standardized(

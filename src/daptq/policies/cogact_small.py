@@ -15,6 +15,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from typing_extensions import Self
 
 from daptq.layers.transformer_stack import PreNormBlock, Stack
 from daptq.policies._cognition import register_action_buffers
@@ -169,6 +170,42 @@ class CogACTPolicy(CogACTFamily):
         batch[ACTION] = self.unnormalize(uniform)
         return batch
 
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        """See `Policy.tiny`: a random CogACT policy of 0.2 M parameters."""
+        tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
+        config = CogACTConfig(
+            name="tiny",
+            cameras={"front": 64},
+            state_dim=7,
+            vision_channels=(8, 16, 16, 32),
+            vision_depth=1,
+            vision_heads=2,
+            vision_mlp_ratio=2.0,
+            keypoints=8,
+            language_width=48,
+            language_depth=2,
+            language_heads=2,
+            language_mlp=96,
+            vocab_size=tokenizer.get_vocab_size(),
+            action_width=32,
+            action_depth=4,
+            action_heads=2,
+            action_low=(-0.05, -0.05, -0.05, -0.2, -0.2, -0.2, -1.0),
+            action_high=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 1.0),
+            action_mask=(True, True, True, True, True, True, False),
+            state_mean=(0.0,) * 7,
+            state_std=(1.0,) * 7,
+            prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            policy = cls(config, tokenizer)
+            policy._initialize()
+            # A trained head's last layer is not zero: give the random one something to say.
+            nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
+        return policy
+
     def towers(self) -> dict[str, VisionTower]:
         """The vision tower of each camera."""
         return {camera: cast("VisionTower", tower) for camera, tower in self.vision_backbone.items()}
@@ -184,39 +221,3 @@ class CogACTPolicy(CogACTFamily):
 
 POLICY = CogACTPolicy
 FORMER_NAMES = ("cogact",)
-
-
-def tiny(seed: int = 0) -> CogACTPolicy:
-    """A random CogACT policy of 0.2 M parameters for tests and examples; float32."""
-    tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
-    config = CogACTConfig(
-        name="tiny",
-        cameras={"front": 64},
-        state_dim=7,
-        vision_channels=(8, 16, 16, 32),
-        vision_depth=1,
-        vision_heads=2,
-        vision_mlp_ratio=2.0,
-        keypoints=8,
-        language_width=48,
-        language_depth=2,
-        language_heads=2,
-        language_mlp=96,
-        vocab_size=tokenizer.get_vocab_size(),
-        action_width=32,
-        action_depth=4,
-        action_heads=2,
-        action_low=(-0.05, -0.05, -0.05, -0.2, -0.2, -0.2, -1.0),
-        action_high=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 1.0),
-        action_mask=(True, True, True, True, True, True, False),
-        state_mean=(0.0,) * 7,
-        state_std=(1.0,) * 7,
-        prompt_suffix=(SPECIAL_TOKENS.index("<act>"), SPECIAL_TOKENS.index("</s>")),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        policy = CogACTPolicy(config, tokenizer)
-        policy._initialize()
-        # A trained head's last layer is not zero: give the random one something to say.
-        nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
-    return policy

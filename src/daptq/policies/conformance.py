@@ -5,12 +5,14 @@ It runs the policy on its own example batch; it knows no family.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
 from daptq.errors import CheckFailedError
 from daptq.layers.watching import watch_outputs
-from daptq.policies.contract import ACTION, ROLES, Batch, Policy
+from daptq.policies.contract import ACTION, ROLES, TASK, Batch, Condition, Policy, PredictionKind
 
 __all__ = ["check_policy"]
 
@@ -27,10 +29,14 @@ def check_policy(policy: Policy, *, seed: int = 0) -> None:
     """
     batch = policy.example_batch(seed)
     _check_structure(policy)
+    _check_head_stack(policy)
     _check_every_layer_runs(policy, batch, seed)
     _check_chunk(policy, batch, seed)
-    _check_denoised(policy, batch, seed)
-    _check_noise(policy, batch, seed)
+    _check_noise(policy, seed)
+    _check_parts(policy, batch, seed)
+    _check_loop(policy, batch, seed)
+    _check_unlimited(policy, batch, seed)
+    _check_target(policy, batch, seed)
     _check_rebuilt(policy, batch, seed)
 
 
@@ -49,21 +55,37 @@ def _chunk(policy: Policy, batch: Batch, seed: int) -> Tensor:
 
 
 def _check_structure(policy: Policy) -> None:
-    layers = policy.linear_layers()
+    layers, idle = policy.linear_layers(), policy.idle_layers()
     for block in policy.blocks():
         _require(block.role in ROLES, f"role of block {block.name} must be one of {ROLES}, got {block.role!r}.")
+    for path in idle:
+        _require(path in layers, f"idle layer {path!r} must be a linear layer of a block.")
     for interface in policy.interfaces():
         for path in (interface.producer, interface.consumer):
             _require(path in layers, f"interface layer {path!r} must be a linear layer of a block.")
+            _require(path not in idle, f"interface layer {path!r} must not be idle.")
         parameters = dict(policy.named_parameters())
         for path in interface.constants:
             _require(path in parameters, f"interface constant {path!r} must be a parameter.")
     _require(bool(policy.interfaces()), "a policy must name at least one perception-to-action interface.")
-    _require(bool(policy.action_head_blocks()), "a policy must name the blocks of its action head.")
+
+
+def _check_head_stack(policy: Policy) -> None:
+    """The stack's modules hold layers of the action head alone, and stand in the order in which these run."""
+    layers = policy.linear_layers()
+    inside: list[str] = []
+    for path in policy.head_stack():
+        found = [name for name in layers if name == path or name.startswith(f"{path}.")]
+        _require(bool(found), f"block {path!r} of the action head's stack must hold linear layers of the policy.")
+        roles = {layers[name] for name in found}
+        _require(roles == {"action_head"}, f"block {path!r} of the action head's stack must be of the action head.")
+        inside += found
+    ordered = [name for name in layers if name in inside]
+    _require(inside == ordered, "the action head's stack must name each block once, in execution order.")
 
 
 def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:
-    """The linear layers that run are those that the blocks list, each listed once, in the order of their first call."""
+    """The linear layers that run are those that the blocks list."""
     called: dict[str, None] = {}
     paths = [path for path, module in policy.named_modules() if isinstance(module, nn.Linear)]
     with watch_outputs(policy, paths, lambda path, *_: called.update({path: None})):
@@ -77,13 +99,16 @@ def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:
 
 def _check_chunk(policy: Policy, batch: Batch, seed: int) -> None:
     chunk = _chunk(policy, batch, seed)
-    expected = (len(batch["task"]), policy.chunk_size, policy.action_dim)
+    expected = (len(batch[TASK]), policy.chunk_size, policy.action_dim)
     _require(tuple(chunk.shape) == expected, f"chunk must have shape {expected}, got {tuple(chunk.shape)}.")
     _require(bool(torch.isfinite(chunk).all()), "chunk must be finite.")
     _require(torch.equal(chunk, _chunk(policy, batch, seed)), "the same generator state must give the same chunk.")
-    _require(
-        not torch.equal(chunk, _chunk(policy, batch, seed + 1)), "another generator state must give another chunk."
-    )
+    same = torch.equal(chunk, _chunk(policy, batch, seed + 1))
+    if policy.deterministic:
+        _require(same, "another generator state must give the same chunk of a deterministic policy.")
+        _require(policy.denoising_steps == 1, "a deterministic policy must have one denoising step.")
+    else:
+        _require(not same, "another generator state must give another chunk.")
     _require(
         policy.denoising_step.index == policy.denoising_steps - 1,
         "denoising_step must count the action head's iterations.",
@@ -92,8 +117,42 @@ def _check_chunk(policy: Policy, batch: Batch, seed: int) -> None:
     _require(not torch.equal(chunk, _chunk(policy, other, seed)), "another observation must give another chunk.")
 
 
-def _check_denoised(policy: Policy, batch: Batch, seed: int) -> None:
-    """The differentiable chunk is the executed one wherever that is not limited, and every layer moves it."""
+def _check_noise(policy: Policy, seed: int) -> None:
+    """The noise of a sample depends on its own generator alone."""
+    several = policy.noise(2, [_generator(seed), _generator(seed + 1)])
+    _require(len(several) == 2, f"noise of two samples must have two rows, got {len(several)}.")
+    alone = policy.noise(1, [_generator(seed + 1)])
+    _require(torch.equal(several[1:], alone), "noise of a sample must depend on its own generator alone.")
+
+
+def _check_parts(policy: Policy, batch: Batch, seed: int) -> None:
+    """The chunk is made of its parts, and `denoise` knows nothing but what it is given."""
+    with torch.inference_mode():
+        condition, noise = policy.condition(batch), policy.noise(len(batch[TASK]), _generator(seed))
+        policy.condition(policy.example_batch(seed + 1))
+        chunk = policy.executed(policy.denoise(condition, noise), batch)
+    same = torch.equal(chunk, _chunk(policy, batch, seed))
+    _require(same, "denoise must depend on the condition and the noise that it is given alone.")
+
+
+def _check_loop(policy: Policy, batch: Batch, seed: int) -> None:
+    """A loop that runs in place of `denoise` is asked once for each chunk, and what it answers is executed."""
+    answers: list[Tensor] = []
+
+    def loop(condition: Condition, noise: Tensor) -> Tensor:
+        answers.append(policy.denoise(condition, noise).flip(1))
+        return answers[-1]
+
+    with policy.running(loop):
+        chunk = _chunk(policy, batch, seed)
+    _require(len(answers) == 1, f"the denoising loop must run once for a chunk, got {len(answers)} times.")
+    with torch.inference_mode():
+        executed = policy.executed(answers[0], batch)
+    _require(torch.equal(chunk, executed), "what the denoising loop answers must be what is executed.")
+
+
+def _check_unlimited(policy: Policy, batch: Batch, seed: int) -> None:
+    """The differentiable chunk is the executed one wherever that is not limited; all layers but idle ones move it."""
     executed, free = _chunk(policy, batch, seed), policy.denoised_chunk(batch, _generator(seed))
     unit = policy.action_unit
     _require(tuple(unit.shape) == (policy.action_dim,) and bool((unit > 0).all()), "action_unit must be positive.")
@@ -103,21 +162,27 @@ def _check_denoised(policy: Policy, batch: Batch, seed: int) -> None:
         bool((agree | (executed * free.detach() > 0)).all()),
         "the chunk before limits must agree with the executed one.",
     )
-    modules = dict(policy.named_modules())
+    modules, idle = dict(policy.named_modules()), policy.idle_layers()
     layers = list(policy.linear_layers())
     gradients = torch.autograd.grad(free.sum(), [modules[path].weight for path in layers], allow_unused=True)
     for path, gradient in zip(layers, gradients, strict=True):
-        _require(gradient is not None, f"the chunk must depend on layer {path!r}, got no gradient.")
+        if path in idle:
+            still = gradient is None or not bool(gradient.any())
+            _require(still, f"the chunk must not depend on idle layer {path!r}, got a gradient.")
+        else:
+            _require(gradient is not None, f"the chunk must depend on layer {path!r}, got no gradient.")
 
 
-def _check_noise(policy: Policy, batch: Batch, seed: int) -> None:
-    answer = policy.predict_noise(batch, _generator(seed))
+def _check_target(policy: Policy, batch: Batch, seed: int) -> None:
+    answer = policy.predict_target(batch, _generator(seed))
     shape = tuple(batch[ACTION].shape)
-    _require(tuple(answer.predicted.shape) == shape, f"predicted noise must have shape {shape}.")
-    _require(tuple(answer.noise.shape) == shape, f"noise must have shape {shape}.")
-    error = (answer.predicted - answer.noise).square().mean()
-    modules = dict(policy.named_modules())
-    heads = [path for path, role in policy.linear_layers().items() if role == "action_head"]
+    _require(tuple(answer.predicted.shape) == shape, f"what is predicted must have shape {shape}.")
+    _require(tuple(answer.target.shape) == shape, f"the target of the prediction must have shape {shape}.")
+    kinds = get_args(PredictionKind)
+    _require(answer.kind in kinds, f"kind of the prediction must be one of {kinds}, got {answer.kind!r}.")
+    error = (answer.predicted - answer.target).square().mean()
+    modules, idle = dict(policy.named_modules()), policy.idle_layers()
+    heads = [path for path, role in policy.linear_layers().items() if role == "action_head" and path not in idle]
     gradients = torch.autograd.grad(error, [modules[path].weight for path in heads], allow_unused=True)
     for path, gradient in zip(heads, gradients, strict=True):
         _require(gradient is not None, f"the loss must reach action-head layer {path!r}, got no gradient.")

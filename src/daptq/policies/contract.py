@@ -1,8 +1,12 @@
 """The contract of a Vision-Language-Action policy, as every later stage sees it.
 
 A family (one file beside this one) provides the structure that quantization needs (linear layers in execution order,
-each with a role, and the perception-to-action interface), the action head's noise prediction for given noise, and the
-prediction of an action chunk. This module knows nothing of quantization and of any particular family.
+each with a role, and the perception-to-action interface), the two halves of the prediction of an action chunk, and the
+prediction that its training loss is about. This module knows nothing of quantization and of any particular family.
+
+A chunk is predicted in four parts: `condition` reads the observation, `noise` is drawn, `denoise` makes a normalised
+chunk of both, and `executed` turns it into commands. Only `denoise` runs the action head, and it depends on tensors
+alone, so it can be replaced while the policy runs (see `Policy.running`), recorded, timed and exported.
 
 A *batch* is a dict with LeRobot's keys; `b` is the batch size:
 
@@ -16,12 +20,13 @@ A *batch* is a dict with LeRobot's keys; `b` is the batch size:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -30,7 +35,11 @@ from daptq.policies.streaming import PolicyTensors, StoredWeights
 Role = Literal["vision", "connector", "language", "action_head"]
 ROLES: tuple[Role, ...] = ("vision", "connector", "language", "action_head")
 
+PredictionKind = Literal["noise", "velocity", "action"]
+
 Batch = dict[str, Any]
+Condition = tuple[Tensor, ...]
+Loop = Callable[[Condition, Tensor], Tensor]
 
 IMAGE_PREFIX = "observation.images."
 STATE = "observation.state"
@@ -59,7 +68,7 @@ class Interface:
         producer: Module path of the last linear layer that writes the representation. Its output need not *be* the
             representation (a residual stream and a norm may follow), but a gain on it changes the representation.
         observed: Module path of the module whose first input is the representation (statistics are taken there). In
-            `predict_noise` that is all it reads; where it reads constants as well (guidance), they stand behind.
+            `predict_target` that is all it reads; where it reads constants as well (guidance), they stand behind.
         consumer: Module path of the linear layer that reads the representation directly.
         exact_producer: Whether the producer's output is the representation itself, so that a per-channel gain folds
             into the producer without error.
@@ -76,16 +85,18 @@ class Interface:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisePrediction:
-    """The action head's answer to a noised action chunk.
+class Prediction:
+    """What the action head predicts of a demonstrated chunk, and what it should predict.
 
     Attributes:
-        predicted: float32 (b, chunk_size, action_dim), predicted noise, in normalised action units, differentiable.
-        noise: float32 (b, chunk_size, action_dim), the noise that was added, standard normal.
+        predicted: float32 (b, chunk_size, action_dim), in normalised action units, differentiable.
+        target: float32 (b, chunk_size, action_dim), in the same units.
+        kind: What is predicted: the noise that was added, the velocity of a flow, or the action itself.
     """
 
     predicted: Float[Tensor, "b chunk action"]
-    noise: Float[Tensor, "b chunk action"]
+    target: Float[Tensor, "b chunk action"]
+    kind: PredictionKind
 
 
 @dataclass
@@ -109,8 +120,9 @@ class Policy(nn.Module, ABC):
         chunk_size: Number of actions predicted at once.
         n_action_steps: Number of actions of a chunk that are executed before the next prediction.
         cameras: Image edge length [px] expected from each camera.
+        deterministic: Whether a chunk depends on the observation alone, so that no noise is drawn.
         denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
-        denoising_step: The iteration that is running; the family keeps it up to date in `predict_chunk`.
+        denoising_step: The iteration that is running; the family keeps it up to date in `denoise`.
         weights: Where a streamed policy reads its large weights from, see `daptq.policies.streaming`; None for a
             policy in memory.
     """
@@ -121,9 +133,16 @@ class Policy(nn.Module, ABC):
     chunk_size: int
     n_action_steps: int
     cameras: Mapping[str, int]
+    deterministic: bool = False
     denoising_steps: int
     denoising_step: DenoisingStep
     weights: StoredWeights | None = None
+    _loop: Loop | None = None
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        """A policy of this family with few random weights, for tests and examples; float32, in evaluation mode."""
 
     @classmethod
     @abstractmethod
@@ -157,6 +176,94 @@ class Policy(nn.Module, ABC):
         """The perception-to-action interfaces, in execution order."""
 
     @abstractmethod
+    def head_stack(self) -> tuple[str, ...]:
+        """Module paths of the transformer blocks of the action head, in execution order; may be empty."""
+
+    def idle_layers(self) -> tuple[str, ...]:
+        """Module paths of linear layers that run although no chunk depends on what they compute."""
+        return ()
+
+    def interface_mask(self, name: str, batch: Batch) -> Bool[Tensor, "b rows"] | None:  # noqa: ARG002
+        """Which rows of the representation at interface `name` are real and no padding; None where all of them are."""
+        return None
+
+    @abstractmethod
+    def condition(self, batch: Batch) -> Condition:
+        """What the action head reads of the observations, differentiable; the first axis of each tensor is b.
+
+        Args:
+            batch: Observation batch; ``action`` is not read.
+        """
+
+    def noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator]) -> Float[Tensor, "b ..."]:
+        """The start of `denoise` for `count` samples, float32, on the policy's device.
+
+        Standard normal (count, chunk_size, action_dim), drawn on the CPU; a deterministic policy draws nothing, and its
+        noise is (count, 0). A family whose action head starts from another shape overrides this.
+
+        Args:
+            count: Number of samples.
+            generator: One source for all samples, or one for each.
+        """
+        if self.deterministic:
+            return torch.zeros(count, 0, device=self.device)
+        shape = (self.chunk_size, self.action_dim)
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(count, *shape, generator=generator)
+        else:
+            noise = torch.stack([torch.randn(*shape, generator=one) for one in generator])
+        return noise.to(self.device)
+
+    @abstractmethod
+    def denoise(self, condition: Condition, noise: Float[Tensor, "b ..."]) -> Float[Tensor, "b chunk action"]:
+        """The normalised action chunk; depends on nothing but its arguments and the weights.
+
+        Args:
+            condition: What `condition` returned.
+            noise: What `noise` returned; a deterministic policy does not read it.
+        """
+
+    @abstractmethod
+    def executed(self, chunk: Float[Tensor, "b chunk action"], batch: Batch) -> Float[Tensor, "b chunk action"]:
+        """A normalised chunk in physical units, with every limit and threshold.
+
+        Args:
+            chunk: What `denoise` returned.
+            batch: The observations that it belongs to.
+        """
+
+    @abstractmethod
+    def unlimited(self, chunk: Float[Tensor, "b chunk action"], batch: Batch) -> Float[Tensor, "b chunk action"]:
+        """A normalised chunk in physical units, without limits and thresholds: differentiable everywhere.
+
+        Where no limit and no threshold applies it is what `executed` returns; of an on-off action such as the gripper's
+        it is the value before thresholding, shifted so that the threshold is at 0.
+
+        Args:
+            chunk: What `denoise` returned.
+            batch: The observations that it belongs to.
+        """
+
+    @property
+    def loop(self) -> Loop:
+        """What predictions run in place of `denoise`: `denoise` itself, unless `running` replaced it."""
+        return self.denoise if self._loop is None else self._loop
+
+    @contextmanager
+    def running(self, loop: Loop) -> Iterator[None]:
+        """Within the block predictions run `loop` in place of `denoise`; afterwards what they ran before.
+
+        Args:
+            loop: Answers as `denoise` does.
+        """
+        before = self._loop
+        # As a plain attribute: a loop that is a module must not become a part of the policy.
+        object.__setattr__(self, "_loop", loop)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_loop", before)
+
     def predict_chunk(
         self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Float[Tensor, "b chunk action"]:
@@ -166,16 +273,18 @@ class Policy(nn.Module, ABC):
             batch: Observation batch without ``action``.
             generator: Source of the diffusion noise, one for the batch or one per sample.
         """
+        return self.executed(self._normalised(batch, generator), batch)
 
-    @abstractmethod
     def denoised_chunk(
         self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Float[Tensor, "b chunk action"]:
-        """The chunk of `predict_chunk` before limits and thresholds, in physical units: differentiable everywhere.
+        """The chunk of `predict_chunk` before limits and thresholds, see `unlimited`."""
+        return self.unlimited(self._normalised(batch, generator), batch)
 
-        Where no limit and no threshold applies the two are equal; an on-off action such as the gripper's is told as
-        the number that is compared with the threshold, on the scale of the executed command.
-        """
+    def _normalised(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> Float[Tensor, "b chunk action"]:
+        return self.loop(self.condition(batch), self.noise(len(batch[TASK]), generator))
 
     @property
     @abstractmethod
@@ -183,8 +292,13 @@ class Policy(nn.Module, ABC):
         """Physical units of one unit of the normalised action, float32 (action_dim,)."""
 
     @abstractmethod
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
-        """Noises ``batch["action"]`` at random diffusion steps and predicts that noise (differentiable)."""
+    def predict_target(self, batch: Batch, generator: torch.Generator) -> Prediction:
+        """Predicts what the training loss compares for ``batch["action"]``, at random noise levels if it has any.
+
+        Args:
+            batch: Batch with ``action``.
+            generator: Source of noise and noise levels.
+        """
 
     @abstractmethod
     def example_batch(self, seed: int) -> Batch:
@@ -201,10 +315,6 @@ class Policy(nn.Module, ABC):
             for path, module in self.get_submodule(block.name).named_modules()
             if hasattr(module, "in_features") and hasattr(module, "out_features")
         )
-
-    def action_head_blocks(self) -> tuple[str, ...]:
-        """Module paths of the transformer blocks of the action head, in execution order."""
-        return tuple(block.name for block in self.blocks() if block.role == "action_head" and ".blocks." in block.name)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Parameters and persistent buffers by name, in the order of the state dict; streamed ones are read when asked.

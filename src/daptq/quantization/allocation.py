@@ -218,6 +218,6 @@ def _knapsack(
 
 def _last_blocks(policy: Policy, config: TopFractionConfig, scores: Iterable[str]) -> list[str]:
     """Layers of the last blocks of the action head."""
-    blocks = policy.action_head_blocks()
+    blocks = policy.head_stack()
     kept = blocks[max(len(blocks) - config.keep_last_blocks, 0) :]
     return [name for name in scores if any(name == block or name.startswith(f"{block}.") for block in kept)]

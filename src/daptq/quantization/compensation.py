@@ -58,7 +58,7 @@ def compensation_content(
 
     def step(batch: Batch, generator: torch.Generator) -> None:
         with torch.no_grad():
-            quantized.predict_noise(batch, generator)
+            quantized.predict_target(batch, generator)
 
     # A fused stack differs in its last bits, and a streamed policy has no fused one. Whether a policy is streamed must
     # not show in the checkpoint.

@@ -107,8 +107,8 @@ def _one_pass(
                 assert root is not None
                 sensitivity.update(probe(policy.denoised_chunk(batch, generator), root, probe_generator(generator)))
             else:
-                noise = policy.predict_noise(batch, generator)
-                sensitivity.update(drift_loss(noise.predicted, noise.noise, profile.drift_weights))
+                answer = policy.predict_target(batch, generator)
+                sensitivity.update(drift_loss(answer.predicted, answer.target, profile.drift_weights))
             report(done)
     return sensitivity.second_moment() if config.estimate == "fisher" else sensitivity.first_order()
 

@@ -165,11 +165,11 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
 
     def step(batch: Batch, generator: torch.Generator) -> None:
         if parameters:
-            noise = policy.predict_noise(batch, generator)
-            sensitivity.update(drift_loss(noise.predicted, noise.noise, weights))
+            answer = policy.predict_target(batch, generator)
+            sensitivity.update(drift_loss(answer.predicted, answer.target, weights))
         else:
             with torch.no_grad():
-                policy.predict_noise(batch, generator)
+                policy.predict_target(batch, generator)
 
     with evaluating(policy), only_gradients_of(policy, parameters):
         statistics = observe(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.environments.contract import Environment, Info, Observation
-from daptq.policies.contract import STATE, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
+from daptq.policies.contract import STATE, Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
 
 TASKS = ("left", "right")
 VARIANTS = {
@@ -147,13 +147,17 @@ class Pusher(Policy):
         self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.gain = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.gain.weight)
-        self.error, self.turn, self.noise, self.stop_at = error, turn, noise, stop_at
+        self.error, self.turn, self.spread, self.stop_at = error, turn, noise, stop_at
         self.pause = pause
         self.predictions: list[tuple[float, float]] = []
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
         return cls(**config)
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        return cls()
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -167,28 +171,40 @@ class Pusher(Policy):
     def interfaces(self) -> tuple[Interface, ...]:
         return ()
 
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    def head_stack(self) -> tuple[str, ...]:
+        return ()
+
+    def condition(self, batch: Batch) -> Condition:
         time.sleep(self.pause)
-        generators = [generator] if isinstance(generator, torch.Generator) else generator
-        chunk = torch.zeros(len(generators), self.chunk_size, 7)
-        for row, one in enumerate(generators):
-            noise = self.noise * torch.randn(self.chunk_size, generator=one)
-            x = float(batch[STATE][row, 0])
-            self.predictions.append((x, float(noise.sum())))
-            side = 1.0 if "left" in batch["task"][row] else -1.0
-            chunk[row, :, 0] = (0.01 * side if abs(x) < self.stop_at else 0.0) + self.error + noise
+        sides = torch.tensor([1.0 if "left" in task else -1.0 for task in batch["task"]])
+        return batch[STATE], sides
+
+    def noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        generators = [generator] * count if isinstance(generator, torch.Generator) else generator
+        return torch.stack([self.spread * torch.randn(self.chunk_size, generator=one) for one in generators])
+
+    def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
+        state, sides = condition
+        chunk = torch.zeros(len(noise), self.chunk_size, 7)
+        for row, drawn in enumerate(noise):
+            x = float(state[row, 0])
+            self.predictions.append((x, float(drawn.sum())))
+            chunk[row, :, 0] = (0.01 * float(sides[row]) if abs(x) < self.stop_at else 0.0) + self.error + drawn
             chunk[row, :, 6] = -1.0 if x > 0.05 else 1.0
         chunk[..., 5] = self.turn
         return chunk
 
-    def denoised_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        raise NotImplementedError
+    def executed(self, chunk: Tensor, batch: Batch) -> Tensor:
+        return chunk
+
+    def unlimited(self, chunk: Tensor, batch: Batch) -> Tensor:
+        return chunk
 
     @property
     def action_unit(self) -> Tensor:
         return torch.ones(7)
 
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
+    def predict_target(self, batch: Batch, generator: torch.Generator) -> Prediction:
         raise NotImplementedError
 
     def example_batch(self, seed: int) -> Batch:
@@ -212,11 +228,11 @@ class Deadly(Pusher):
         super().__init__(name, **settings)
         self.marks, self.deaths, self.home = marks, deaths, os.getpid()
 
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    def condition(self, batch: Batch) -> Condition:
         if os.getpid() != self.home and len(os.listdir(self.marks)) < self.deaths:
             (self.marks / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().predict_chunk(batch, generator)
+        return super().condition(batch)
 
 
 class Reader(Pusher):
@@ -244,9 +260,12 @@ class Reader(Pusher):
             ),
         )
 
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    def condition(self, batch: Batch) -> Condition:
         sides = torch.tensor([0.01 if "left" in task else -0.01 for task in batch["task"]])
-        z = torch.stack([sides + batch[STATE][:, 1], batch[STATE][:, 0]], dim=1)
+        return (torch.stack([sides + batch[STATE][:, 1], batch[STATE][:, 0]], dim=1),)
+
+    def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
+        (z,) = condition
         for step in range(STEPS):
             self.denoising_step.index = step
             read = self.consumer(torch.cat([z, self.constant.expand(len(z), 2)]).unsqueeze(1))[: len(z), 0]

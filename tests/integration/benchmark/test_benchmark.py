@@ -26,7 +26,7 @@ from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, 
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, save_quantized
 from daptq.policies import cogact_small as cogact
-from daptq.policies.captured import CapturedLoop, capture_denoising
+from daptq.policies.captured import CapturedLoop, captured_denoising, captured_loop
 from daptq.rounding.nearest import round_weight
 from tests.integration.conftest import Refused, Run
 
@@ -47,7 +47,7 @@ KEYS = {
 @pytest.fixture(scope="session")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small policy with 4-bit layers everywhere."""
-    policy = cogact.tiny(seed=0)
+    policy = cogact.POLICY.tiny(seed=0)
     layers = {}
     for name in policy.linear_layers():
         linear: Any = policy.get_submodule(name)
@@ -79,7 +79,7 @@ def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Pa
         assert list(entry["stages_ms"]) == list(STAGES)
         assert all(milliseconds > 0 for milliseconds in entry["stages_ms"].values())
         assert entry["peak_bytes"] > entry["weight_bytes"]
-    parameters = sum(parameter.numel() for parameter in cogact.tiny().parameters())
+    parameters = sum(parameter.numel() for parameter in cogact.POLICY.tiny().parameters())
     assert 4 * parameters <= full["weight_bytes"] < 4 * parameters + 1000
     assert low["weight_bytes"] < 0.6 * full["weight_bytes"]
 
@@ -148,7 +148,7 @@ class Replayed:
 def test_policies_are_captured_and_the_eager_baseline_is_not(
     tiny: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "capture_denoising", partial(capture_denoising, make=Replayed))
+    monkeypatch.setattr(module, "captured_denoising", partial(captured_denoising, make=Replayed))
     monkeypatch.setattr(module, "peak_bytes", lambda name, **settings: 1)
     result = benchmark([str(quantized)], against=str(tiny), paths=["torch-bfloat16"], repeats=1, warmup=0)
     assert [entry["captured"] for entry in result["policies"]] == [True, False]
@@ -160,25 +160,25 @@ CAPTURED = ["torch-float32-captured", "torch-bfloat16-captured"]
 
 
 def test_captured_candidates_say_what_eager_ones_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     step = control_step(policy)
     _, skipped = float_paths(policy, step, CAPTURED, lambda name: None)
     assert [left_out.reason for left_out in skipped] == ["runs on cuda only, got cpu"] * 2
     for name in CAPTURED:
         monkeypatch.setitem(FLOAT_PATHS, name, replace(FLOAT_PATHS[name], devices=("cpu",)))
     _, skipped = float_paths(policy, step, CAPTURED, lambda name: None)
-    assert all("must have a denoising loop on a CUDA device" in left_out.reason for left_out in skipped)
-    monkeypatch.setattr(paths, "capture_denoising", partial(capture_denoising, make=Replayed))
+    assert all("must be on a CUDA device, got cpu" in left_out.reason for left_out in skipped)
+    monkeypatch.setattr(paths, "captured_loop", partial(captured_loop, make=Replayed))
     (full, low), _ = float_paths(policy, step, CAPTURED, lambda name: None)
     (eager, rounded), _ = float_paths(policy, step, [EAGER, "torch-bfloat16"], lambda name: None)
     assert torch.equal(full.run(), eager.run())
     assert torch.equal(low.run(), rounded.run())
-    assert "denoise" not in vars(policy)  # It is the eager baseline, too.
+    assert policy.loop == policy.denoise  # It is the eager baseline, too.
 
 
 def test_every_candidate_of_this_library_runs_on_its_device(device: torch.device) -> None:
     """On a CUDA device with real graphs."""
-    policy = cogact.tiny().to(device)
+    policy = cogact.POLICY.tiny().to(device)
     names = [EAGER, "torch-bfloat16", *CAPTURED]
     built, skipped = float_paths(policy, control_step(policy), names, lambda name: None)
     on_cuda = device.type == "cuda"
@@ -188,7 +188,7 @@ def test_every_candidate_of_this_library_runs_on_its_device(device: torch.device
 
 @pytest.mark.usefixtures("candidates")
 def test_candidates_that_are_wrong_or_fail_are_left_out_with_a_reason() -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     names = [EAGER, "right", "wrong", "not-a-number", "missing", "broken", "elsewhere", "rival"]
     built, skipped = float_paths(policy, control_step(policy), names, lambda name: None)
     assert [(path.name, path.kind) for path in built] == [(EAGER, "float"), ("right", "float"), ("rival", "4-bit")]
@@ -250,7 +250,7 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
         nonlocal now
         now += 5.0
 
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     policy.get_submodule("llm_backbone.layers.1").register_forward_pre_hook(wait)
     hooks = sum(len(inner._forward_pre_hooks) for inner in policy.modules())
     monkeypatch.setattr("daptq.benchmarking.stages.time.perf_counter", clock)
@@ -258,9 +258,9 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
     times = stage_times(policy, step)
     assert times == {"preprocessing": 1e3, "vision": 1e3, "language": 6e3, "action_head": 1e3}
     # A loop that is replayed calls no blocks, from the second time on.
-    capture_denoising(policy, Replayed)
-    assert [stage_times(policy, step) for _ in range(2)] == [times] * 2
-    assert isinstance(vars(policy)["denoise"], CapturedLoop)
+    with captured_denoising(policy, Replayed):
+        assert [stage_times(policy, step) for _ in range(2)] == [times] * 2
+        assert isinstance(policy.loop, CapturedLoop)
     assert sum(len(inner._forward_pre_hooks) for inner in policy.modules()) == hooks
 
 
@@ -277,7 +277,7 @@ def test_a_process_that_fails_is_reported(tmp_path: Path) -> None:
 
 
 def test_an_observation_is_made_up_where_no_camera_fits() -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     seen = control_step(policy)
     assert (seen.source, seen.observation["observation.images.front"].shape) == ("tabletop", (64, 64, 3))
     policy.cameras = {"front": 64, "ceiling": 64}
@@ -291,7 +291,7 @@ def test_an_observation_is_made_up_where_no_camera_fits() -> None:
     assert made_up.source == "synthetic"
     assert (made_up.observation["observation.images.ceiling"] == 127).all()
     assert torch.equal(made_up.run(policy), made_up.run(policy))
-    assert not torch.equal(made_up.run(policy), seen.run(cogact.tiny()))
+    assert not torch.equal(made_up.run(policy), seen.run(cogact.POLICY.tiny()))
 
 
 def test_bad_input_exits_with_2(refused: Refused, tiny: Path, quantized: Path) -> None:

@@ -21,7 +21,7 @@ def devices(program: torch.export.ExportedProgram) -> set[str]:
 
 @pytest.mark.slow
 def test_the_exported_step_is_the_policy() -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     step = control_step(policy)
     exported = ExportedStep(policy, step)
     graph = exported.program.module()
@@ -36,7 +36,7 @@ def test_the_exported_step_is_the_policy() -> None:
 
 
 def test_the_exported_step_leaves_nothing_on_the_device_that_it_is_moved_from() -> None:
-    policy = cogact.tiny()
+    policy = cogact.POLICY.tiny()
     exported = ExportedStep(policy, control_step(policy))
     inputs = [tensor.to("meta") for tensor in exported.inputs()]
     assert devices(exported.program) == {"cpu"}

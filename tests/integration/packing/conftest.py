@@ -13,7 +13,7 @@ from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
 from daptq.packing.checkpoint import save_policy, save_quantized
-from daptq.policies.cogact_small import tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import ACTION, Policy
 
 KEPT = "action_model.net.blocks.3."
@@ -75,6 +75,6 @@ def predict() -> Callable[..., Tensor]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A float and a quantized policy, on disk."""
     root = tmp_path_factory.mktemp("policies")
-    save_policy(tiny(), root / "float")
-    _write_quantized(tiny(), root / "quantized", _quantize_layers(tiny()))
+    save_policy(CogACTPolicy.tiny(), root / "float")
+    _write_quantized(CogACTPolicy.tiny(), root / "quantized", _quantize_layers(CogACTPolicy.tiny()))
     return {"float": root / "float", "quantized": root / "quantized"}

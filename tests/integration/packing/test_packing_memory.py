@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
-from daptq.policies.cogact_small import CogACTPolicy, tiny
+from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import ACTION, Policy
 
 Layers = dict[str, QuantizedLinear]
@@ -44,10 +44,10 @@ class LiveFloats(TorchDispatchMode):
 
 def wide_policy() -> CogACTPolicy:
     """A random policy of which 95 % are linear layers: 6 M weights, the largest of them 0.2 M."""
-    config = tiny().config()
+    config = CogACTPolicy.tiny().config()
     config |= {"name": "wide", "language_width": 256, "language_depth": 8, "language_heads": 4, "language_mlp": 768}
     torch.manual_seed(0)
-    policy = CogACTPolicy.from_config(config, tiny().files())
+    policy = CogACTPolicy.from_config(config, CogACTPolicy.tiny().files())
     for parameter in policy.parameters():
         nn.init.normal_(parameter, std=0.02)
     return policy

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from daptq.errors import ForeignArtifactError, InvalidInputError, UnknownNameError
 from daptq.packing import source
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_public import POLICY, PrismaticCogACTPolicy, tiny
+from daptq.policies.cogact_public import POLICY, PrismaticCogACTPolicy
 
 STATISTICS = {"q01": [-0.1] * 6 + [0.0], "q99": [0.2] * 6 + [1.0], "mask": [True] * 6 + [False], "mean": [0.0] * 7}
 
@@ -22,7 +22,7 @@ STATISTICS = {"q01": [-0.1] * 6 + [0.0], "q99": [0.2] * 6 + [1.0], "mask": [True
 def small() -> PrismaticCogACTPolicy:
     """A policy whose numbers of heads follow from its widths, as in the public sizes."""
     config = {
-        **tiny().config(),
+        **PrismaticCogACTPolicy.tiny().config(),
         "name": "CogACT-Tiny",
         "action_low": STATISTICS["q01"],
         "action_high": STATISTICS["q99"],
@@ -37,7 +37,7 @@ def small() -> PrismaticCogACTPolicy:
         "action_depth": 2,
     }
     torch.manual_seed(0)
-    policy = POLICY.from_config(config, tiny().files())
+    policy = POLICY.from_config(config, PrismaticCogACTPolicy.tiny().files())
     nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
     return policy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -11,8 +11,19 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.calibration.contract import CalibrationSource
-from daptq.policies.cogact_small import CogACTPolicy, tiny
-from daptq.policies.contract import ACTION, STATE, TASK, Batch, Block, DenoisingStep, Interface, NoisePrediction, Policy
+from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.contract import (
+    ACTION,
+    STATE,
+    TASK,
+    Batch,
+    Block,
+    Condition,
+    DenoisingStep,
+    Interface,
+    Policy,
+    Prediction,
+)
 
 
 class HeldBatches(CalibrationSource):
@@ -48,6 +59,11 @@ class ChainPolicy(Policy):
         with torch.device("meta" if empty else "cpu"):
             return cls()
 
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        torch.manual_seed(seed)
+        return cls().eval()
+
     def config(self) -> dict[str, Any]:
         return {}
 
@@ -55,8 +71,8 @@ class ChainPolicy(Policy):
         return {}
 
     def blocks(self) -> tuple[Block, ...]:
-        head = [f"stack.{i}" for i in range(3)]
-        roles = [("language", "language"), *((name, "action_head") for name in ("consumer", "embed", *head, "out"))]
+        head = ("consumer", "embed", *self.head_stack(), "out")
+        roles = [("language", "language"), *((name, "action_head") for name in head)]
         return tuple(Block(name=name, role=role) for name, role in roles)  # type: ignore[arg-type]
 
     def interfaces(self) -> tuple[Interface, ...]:
@@ -70,6 +86,9 @@ class ChainPolicy(Policy):
             ),
         )
 
+    def head_stack(self) -> tuple[str, ...]:
+        return tuple(f"stack.{i}" for i in range(3))
+
     def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
         hidden: Tensor = self.consumer(representation) + self.consumer(self.null) + self.embed(noisy.flatten(1))
         for block in self.stack:
@@ -77,17 +96,22 @@ class ChainPolicy(Policy):
         predicted: Tensor = self.out(hidden)
         return predicted.view(noisy.shape)
 
-    def predict_noise(self, batch: Batch, generator: torch.Generator) -> NoisePrediction:
+    def predict_target(self, batch: Batch, generator: torch.Generator) -> Prediction:
         noise = torch.randn(batch[ACTION].shape, generator=generator)
-        return NoisePrediction(predicted=self.head(self.language(batch[STATE]), batch[ACTION] + noise), noise=noise)
+        predicted = self.head(self.language(batch[STATE]), batch[ACTION] + noise)
+        return Prediction(predicted=predicted, target=noise, kind="noise")
 
-    def predict_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        return self.denoised_chunk(batch, generator)
+    def condition(self, batch: Batch) -> Condition:
+        return (self.language(batch[STATE]),)
 
-    def denoised_chunk(self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        assert isinstance(generator, torch.Generator)
-        noise = torch.randn(len(batch[STATE]), 2, 7, generator=generator)
-        return 0.01 * self.head(self.language(batch[STATE]), noise)
+    def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
+        return self.head(condition[0], noise)
+
+    def executed(self, chunk: Tensor, batch: Batch) -> Tensor:
+        return 0.01 * chunk
+
+    def unlimited(self, chunk: Tensor, batch: Batch) -> Tensor:
+        return self.executed(chunk, batch)
 
     @property
     def action_unit(self) -> Tensor:
@@ -112,7 +136,7 @@ def chain() -> ChainPolicy:
 
 @pytest.fixture(scope="session")
 def cogact() -> CogACTPolicy:
-    return tiny()
+    return CogACTPolicy.tiny()
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def reasons(folder: Path) -> dict[str, tuple[int, str]]:
 
 def predicted(policy: Policy, seed: int = 77) -> Tensor:
     with torch.no_grad():
-        return policy.predict_noise(policy.example_batch(seed), torch.Generator().manual_seed(0)).predicted
+        return policy.predict_target(policy.example_batch(seed), torch.Generator().manual_seed(0)).predicted
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])

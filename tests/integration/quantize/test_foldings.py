@@ -67,7 +67,7 @@ def placed(policy: Policy, layers: dict[str, QuantizedLinear]) -> Policy:
 
 def predicted(policy: Policy) -> Tensor:
     with torch.no_grad():
-        return policy.predict_noise(policy.example_batch(3), torch.Generator().manual_seed(0)).predicted
+        return policy.predict_target(policy.example_batch(3), torch.Generator().manual_seed(0)).predicted
 
 
 @contextmanager

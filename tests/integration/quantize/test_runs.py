@@ -28,10 +28,10 @@ KILLED_RUN = textwrap.dedent(
     import torch
     torch.set_num_threads(1)
     from daptq.calibration.contract import CalibrationSource
-    from daptq.policies.cogact_small import tiny
+    from daptq.policies.cogact_small import CogACTPolicy
     from daptq.recipes import da_ptq, quantize
 
-    policy = tiny()
+    policy = CogACTPolicy.tiny()
 
     class Source(CalibrationSource):
         hash, licence, description = "cogact-small-4", "CC0-1.0", "made-up states"

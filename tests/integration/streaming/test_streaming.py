@@ -49,7 +49,7 @@ class MadeUp(CalibrationSource):
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small policy in bfloat16."""
     family: ModuleType = request.param
-    return save_policy(family.tiny(), tmp_path_factory.mktemp("policy") / "policy")
+    return save_policy(family.POLICY.tiny(), tmp_path_factory.mktemp("policy") / "policy")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -107,9 +107,9 @@ def test_gradients_of_weights_in_files_are_refused(folder: Path, tmp_path: Path)
 
 
 def test_never_more_than_a_few_layers_are_in_memory(tmp_path: Path, live_weights: Any) -> None:
-    config = cogact_prismatic.tiny().config()
+    config = cogact_prismatic.POLICY.tiny().config()
     config |= {"language_width": 128, "language_depth": 12, "language_heads": 4, "language_mlp": 384}
-    policy = cogact_prismatic.POLICY.from_config(config, cogact_prismatic.tiny().files())
+    policy = cogact_prismatic.POLICY.from_config(config, cogact_prismatic.POLICY.tiny().files())
     save_policy(policy, tmp_path / "policy")
     weights = sum(parameter.nbytes for parameter in policy.parameters())
     del policy
@@ -187,7 +187,7 @@ KILLED_RUN = textwrap.dedent(
 def test_a_killed_streamed_run_continues_to_the_same_bytes(tmp_path: Path, stage: str, done: int) -> None:
     torch.set_num_threads(1)
     try:
-        save_policy(cogact_prismatic.tiny(), tmp_path / "policy")
+        save_policy(cogact_prismatic.POLICY.tiny(), tmp_path / "policy")
         policy = load_policy(tmp_path / "policy", stream=True)
         straight = content(quantize(policy, da_ptq(), data=MadeUp(policy), output=tmp_path / "straight"))
         command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "policy"), str(tmp_path / "out"), stage, str(done)]
