@@ -20,8 +20,8 @@ from daptq.artifacts import write_json
 from daptq.benchmarking.latency import measure_latency
 from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
-from daptq.report.films import film_discordant
 from daptq.report.table import result_table
+from daptq.report.videos import record_discordant
 
 DA_PTQ = "DA-PTQ W4A8"
 ROUND_TO_NEAREST = "round-to-nearest W4A8"
@@ -74,8 +74,8 @@ def _run(options: argparse.Namespace, work: Path) -> None:
     loaded = {options.policy: policy, **{label: daptq.load_policy(folder) for label, folder in folders.items()}}
     result["latency"] = measure_latency(loaded, against=options.policy)
     write_json(work / "evaluation.json", result)
-    filming = film_discordant(result, count=ANIMATED, sources=loaded)
-    daptq.write_report(result, work / "report.html", filming=filming)
+    videos = record_discordant(result, count=ANIMATED, sources=loaded)
+    daptq.write_report(result, work / "report.html", videos=videos)
     Console().print(result_table(result))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daptq.report import write_report
 from tests.report.browser import Browser, browser
-from tests.unit.evaluation.conftest import add_variants, film, synthetic_benchmark, synthetic_result
+from tests.unit.evaluation.conftest import add_variants, synthetic_benchmark, synthetic_result, video
 
 pytestmark = pytest.mark.report
 
@@ -83,7 +83,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low = {"low": -9.0, "high": 4.0, "difference": -2.5}
     result["comparisons"][2]["paired"].update(low)
     path = tmp_path_factory.mktemp("page") / "report.html"
-    return write_report(add_variants(result), path, benchmark=synthetic_benchmark(), filming=film(result))
+    return write_report(add_variants(result), path, benchmark=synthetic_benchmark(), videos=video(result))
 
 
 @pytest.fixture(scope="module")
@@ -200,18 +200,18 @@ def test_the_check_of_requests_can_fail(tab: Browser, spoilt: Callable[[str], Pa
 
 def test_an_animation_waits_plays_and_pauses(tab: Browser, page: Path) -> None:
     tab.open(page, width=PHONE)
-    (place,) = tab.run(PLACES % ".film .screen")
+    (place,) = tab.run(PLACES % ".video .screen")
     assert (place["width"], place["height"]) == pytest.approx((place["width"], place["width"] / 2.03), abs=1)
-    state = "getComputedStyle(document.querySelector('.film img')).animationPlayState"
-    moment = "document.querySelector('.film img').getAnimations()[0].ready.then(one => one.currentTime)"
+    state = "getComputedStyle(document.querySelector('.video img')).animationPlayState"
+    moment = "document.querySelector('.video img').getAnimations()[0].ready.then(one => one.currentTime)"
     assert tab.run(state) == "paused"
     start = tab.picture(clip=place)
     assert np.array_equal(tab.picture(clip=place), start)
-    tab.run("document.querySelector('.film label').click()")
+    tab.run("document.querySelector('.video label').click()")
     assert tab.run(state) == "running"
     # A frame of eight in 12 s lasts 1.5 s of the animation's own time.
-    tab.run("document.querySelector('.film img').getAnimations()[0].currentTime += 3000")
-    tab.run("document.querySelector('.film label').click()")
+    tab.run("document.querySelector('.video img').getAnimations()[0].currentTime += 3000")
+    tab.run("document.querySelector('.video label').click()")
     assert tab.run(state) == "paused"
     stopped = tab.run(moment)
     later = tab.picture(clip=place)

@@ -10,7 +10,7 @@ import click
 from daptq.cli.console import json_option, reported_progress
 
 if TYPE_CHECKING:
-    from daptq.report.films import Filming
+    from daptq.report.videos import Videos
 
 ANIMATED = 4
 
@@ -36,22 +36,22 @@ def report(file: Path, output: Path, benchmark_path: Path | None, animate: int |
     result = read_json(file)
     benchmark = None if benchmark_path is None else read_json(benchmark_path)
     check_inputs(result, benchmark)
-    written = write_report(result, output, benchmark=benchmark, filming=_filming(result, animate))
+    written = write_report(result, output, benchmark=benchmark, videos=_videos(result, animate))
     click.echo(written)
     if json_path is not None:
         write_json(json_path, {"schema_version": 1, "report": str(written), "bytes": written.stat().st_size})
 
 
-def _filming(result: dict[str, Any], animate: int | None) -> Filming:
-    """Animations; without a number that was asked for, what stands in their way is said on the page."""
+def _videos(result: dict[str, Any], animate: int | None) -> Videos:
+    """Videos; without a number that was asked for, what stands in their way is said on the page."""
     from daptq.errors import DaptqError
-    from daptq.report.films import Filming, film_discordant
+    from daptq.report.videos import Videos, record_discordant
 
     try:
         with reported_progress() as progress:
-            return film_discordant(result, count=ANIMATED if animate is None else animate, progress=progress)
+            return record_discordant(result, count=ANIMATED if animate is None else animate, progress=progress)
     except DaptqError as error:
         if animate is not None:
             raise
         click.echo(f"no animations: {error}", err=True)
-        return Filming(note=f"No animations: {error}")
+        return Videos(note=f"No animations: {error}")

@@ -2,104 +2,115 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
-from daptq.report.curves import Curve, growth_plot
-from daptq.report.figures import Estimate
-from daptq.report.markup import (
-    NOTHING,
-    Json,
-    Policies,
-    absent,
-    count_of,
-    estimate,
-    legend,
-    note,
-    section,
-    table,
-)
+from markupsafe import Markup
+
+from daptq.report.elements import Section, Table, lines_of, small
+from daptq.report.labels import PolicyLabels
+from daptq.report.plots import Curve, growth_plot
+from daptq.report.tracks import Estimate
+from daptq.report.wording import NOTHING, Json, count_of, estimate
 
 _UNITS = (("position_mm", "mm", "Position"), ("rotation_deg", "deg", "Rotation"))
 _WHOLE = ("episode RMS", "median of episodes", "until contact differs")
-_TITLE = "Drift of the end-effector"
 
 
-def drift_section(result: Json, policies: Policies) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure with its heading."""
+
+    title: str
+    figure: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """Drift of every candidate.
+
+    Attributes:
+        states: Number of states from which every policy continues; 0 where none was saved.
+        episodes: Number of the baseline's episodes that the states are from.
+        candidates: Names of the candidates.
+        plots: How position and rotation drift after a state.
+        numbers: Drift after some steps, and over whole episodes.
+    """
+
+    states: int
+    episodes: int
+    candidates: tuple[str, ...]
+    plots: tuple[Plot, ...]
+    numbers: Table
+
+
+def drift_section(result: Json, labels: PolicyLabels) -> Section:
     """Growth curves with their bands, and a table."""
     comparisons = result["comparisons"]
-    if not comparisons:
-        return section("drift", _TITLE, absent("No baseline was given, so there is nothing to drift from."))
-    first = _branches(comparisons[0])
-    parts = []
-    if first["n"]:
-        parts.append(
-            f"<p>From {count_of(first['n'], 'state')} of {count_of(first['episodes'], 'full-precision episode')} every "
-            "policy continues with the same noise. Lines are medians over states, bands their 95 % intervals; at "
-            f"step 0 the drift is exactly 0.</p>{legend(policies, [one['policy'] for one in comparisons])}"
-        )
-        plots = "".join(_plot(result, policies, *unit) for unit in _UNITS)
-        parts.append(f'<div class="charts">{plots}</div>')
-    else:
-        parts.append(absent("No state was saved, so there is no growth from identical states."))
-    header = ("policy", *(f"after {count_of(entry['steps'], 'step')}" for entry in first["after_steps"]))
-    rows = [(policies.marked(one["policy"]), *_cells(one)) for one in comparisons]
-    caption = "Drift in mm, below it in deg: median after steps from identical states; over whole episodes"
-    words = (
-        "Episode RMS and its median: over whole episodes, in which both policies act alone. Until contact differs: "
-        "over the steps before one policy first holds an object that the other does not."
+    absent = "" if comparisons else "No baseline was given, so there is nothing to drift from."
+    view = _view(comparisons, labels) if comparisons else None
+    return Section(
+        anchor="drift",
+        link="Drift",
+        title="Drift of the end-effector",
+        template="drift.html",
+        view=view,
+        absent=absent,
     )
-    parts.append(table(caption, (*header, *_WHOLE), rows))
-    return section("drift", _TITLE, "".join(parts) + note(words))
 
 
-def _plot(result: Json, policies: Policies, name: str, unit: str, what: str) -> str:
+def _view(comparisons: list[Json], labels: PolicyLabels) -> Drift:
+    first = comparisons[0]["drift"]["identical_states"]
+    steps = (f"after {count_of(entry['steps'], 'step')}" for entry in first["after_steps"])
+    return Drift(
+        states=first["n"],
+        episodes=first["episodes"],
+        candidates=tuple(one["policy"] for one in comparisons),
+        plots=tuple(_plot(comparisons, labels, *unit) for unit in _UNITS) if first["n"] else (),
+        numbers=Table(
+            caption="Drift in mm, below it in deg: median after steps from identical states; over whole episodes",
+            header=("policy", *steps, *_WHOLE),
+            rows=[(labels.marked(one["policy"]), *_cells(one["drift"])) for one in comparisons],
+        ),
+    )
+
+
+def _plot(comparisons: list[Json], labels: PolicyLabels, name: str, unit: str, what: str) -> Plot:
     curves, readings = [], []
-    for comparison in result["comparisons"]:
-        entries = _growth(comparison, name)
+    for comparison in comparisons:
+        growth = comparison["drift"]["identical_states"]["growth"]
         curves.append(
             Curve(
-                series=policies.marks[comparison["policy"]],
-                places=(0.0, *(steps for steps, _ in entries)),
-                estimates=(Estimate(value=0.0, low=0.0, high=0.0), *(Estimate(**value) for _, value in entries)),
+                series=labels.marks[comparison["policy"]],
+                places=(0.0, *(entry["steps"] for entry in growth)),
+                estimates=(Estimate(value=0.0, low=0.0, high=0.0), *(Estimate(**entry[name]) for entry in growth)),
             )
         )
-        steps, last = entries[-1]
-        label = policies.labels[comparison["policy"]]
-        readings.append(f"{label}: {estimate(last)} {unit} after {count_of(int(steps), 'step')}")
-    title = f"{what} drift [{unit}]"
-    plot = growth_plot(curves, unit=unit, across="control steps", title=title, description="; ".join(readings) + ".")
-    return f"<figure><figcaption>{what} drift</figcaption>{plot}</figure>"
+        last = f"{estimate(growth[-1][name])} {unit} after {count_of(growth[-1]['steps'], 'step')}"
+        readings.append(f"{labels.label(comparison['policy'])}: {last}")
+    figure = growth_plot(
+        curves,
+        unit=unit,
+        across="control steps",
+        title=f"{what} drift [{unit}]",
+        description="; ".join(readings) + ".",
+    )
+    return Plot(title=f"{what} drift", figure=figure)
 
 
-def _growth(comparison: Json, name: str) -> list[tuple[float, Json]]:
-    """Steps and medians; results of older versions hold a few steps only."""
-    branches = _branches(comparison)
-    if branches.get("growth"):
-        return [(entry["steps"], entry[name]) for entry in branches["growth"]]
-    return [(entry["steps"], entry[name]["median"]) for entry in branches["after_steps"]]
-
-
-def _branches(comparison: Json) -> Json:
-    branches: Json = comparison["drift"]["identical_states"]
-    return branches
-
-
-def _cells(comparison: Json) -> list[str]:
-    cells = [
-        _pair(entry["position_mm"]["median"], entry["rotation_deg"]["median"])
-        for entry in _branches(comparison)["after_steps"]
-    ]
-    whole = comparison["drift"]["whole_episode"]
+def _cells(drift: Json) -> list[str]:
+    after_steps = drift["identical_states"]["after_steps"]
+    cells = [_pair(entry["position_mm"]["median"], entry["rotation_deg"]["median"]) for entry in after_steps]
+    whole = drift["whole_episode"]
     if whole is None:
         return [*cells, NOTHING, NOTHING, NOTHING]
     names = ("rms", "median_of_episodes")
     cells += [_pair(whole["position_mm"][name], whole["rotation_deg"][name]) for name in names]
-    alike = whole.get("until_contact_differs", {"n": 0})
+    alike = whole["until_contact_differs"]
     if not alike["n"]:
         return [*cells, NOTHING]
-    steps = f"<small>{count_of(round(alike['steps']['value']), 'step')}, n = {alike['n']}</small>"
-    return [*cells, f"{_pair(alike['position_mm'], alike['rotation_deg'])}<br>{steps}"]
+    steps = small(f"{count_of(round(alike['steps']['value']), 'step')}, n = {alike['n']}")
+    return [*cells, lines_of(_pair(alike["position_mm"], alike["rotation_deg"]), steps)]
 
 
-def _pair(position: Json, rotation: Json) -> str:
-    return f"{escape(estimate(position))}<br>{escape(estimate(rotation))}"
+def _pair(position: Json, rotation: Json) -> Markup:
+    return lines_of(estimate(position), estimate(rotation))

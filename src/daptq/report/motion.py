@@ -2,75 +2,116 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
-from daptq.report.markup import MINUS, NOTHING, Json, Policies, absent, note, section, table
+from markupsafe import Markup
+
+from daptq.report.elements import Section, Table, small
+from daptq.report.labels import PolicyLabels
+from daptq.report.wording import MINUS, NOTHING, Json
 
 _TITLE = "Motion"
 
-# Name, unit, definition, and whether the change is a difference (otherwise it is a ratio).
-METRICS: dict[str, tuple[str, str, str, bool]] = {
-    "rms_jerk": ("jerk, RMS", "m/s\N{SUPERSCRIPT THREE}", "third difference of the position, over an episode", False),
-    "path_length": ("path length", "m", "sum of the distances between consecutive positions", False),
-    "spectral_arc_length": (
-        "smoothness, SPARC",
-        "none",
-        "spectral arc length of the speed; smooth is close to 0",
-        True,
+
+@dataclass(frozen=True, kw_only=True)
+class MotionMetric:
+    """How a metric of motion is shown.
+
+    Attributes:
+        title: What it is called.
+        unit: Its unit.
+        definition: What it measures.
+        differs: Whether its change is a difference; otherwise it is a ratio.
+    """
+
+    title: str
+    unit: str
+    definition: str
+    differs: bool = False
+
+
+METRICS = {
+    "rms_jerk": MotionMetric(
+        title="jerk, RMS",
+        unit="m/s\N{SUPERSCRIPT THREE}",
+        definition="third difference of the position, over an episode",
     ),
-    "high_frequency_share": (
-        "oscillation",
-        "fraction",
-        "share of the velocity's energy above a quarter of the control frequency",
-        True,
+    "path_length": MotionMetric(
+        title="path length", unit="m", definition="sum of the distances between consecutive positions"
     ),
-    "chunk_jump": (
-        "chunk jump",
-        "ratio",
-        "change of velocity where a chunk begins, over that inside; 1 does not show",
-        False,
+    "spectral_arc_length": MotionMetric(
+        title="smoothness, SPARC",
+        unit="none",
+        definition="spectral arc length of the speed; smooth is close to 0",
+        differs=True,
     ),
-    "gripper_flips": ("gripper flips", "count", "changes between open and closed in an episode; means", True),
-    "time_to_success": ("time to success", "s", "over episodes in which both succeed", False),
+    "high_frequency_share": MotionMetric(
+        title="oscillation",
+        unit="fraction",
+        definition="share of the velocity's energy above a quarter of the control frequency",
+        differs=True,
+    ),
+    "chunk_jump": MotionMetric(
+        title="chunk jump",
+        unit="ratio",
+        definition="change of velocity where a chunk begins, over that inside; 1 does not show",
+    ),
+    "gripper_flips": MotionMetric(
+        title="gripper flips",
+        unit="count",
+        definition="changes between open and closed in an episode; means",
+        differs=True,
+    ),
+    "time_to_success": MotionMetric(
+        title="time to success", unit="s", definition="over episodes in which both succeed"
+    ),
 }
 
 
-def motion_section(result: Json, policies: Policies) -> str:
+@dataclass(frozen=True, kw_only=True)
+class MotionTables:
     """One table per comparison."""
-    parts = []
-    for comparison in result["comparisons"]:
-        motion = comparison.get("motion")
-        if motion is None:
-            continue
-        against = policies.labels[comparison["against"]]
-        rows = [_row(name, motion[name]) for name in motion]
-        caption = f"{policies.labels[comparison['policy']]} against {against}: medians over episodes"
-        header = ("metric", "unit", against, "policy", "change [95 %]", "reads", "n")
-        parts.append(table(caption, header, rows, wide_first=True))
-    if not parts:
-        return section("motion", _TITLE, absent("Motion was not compared: that takes a baseline and whole episodes."))
-    words = note(
-        "Change: median (mean for counts) over episodes of policy / baseline, or of policy \N{MINUS SIGN} baseline "
-        "where a sign is written. An interval that contains 1, or 0 for a difference, shows no difference."
+
+    tables: tuple[Table, ...]
+
+
+def motion_section(result: Json, labels: PolicyLabels) -> Section:
+    """One table per comparison that ran whole episodes."""
+    tables = tuple(_table(one, labels) for one in result["comparisons"] if one["motion"] is not None)
+    return Section(
+        anchor="motion",
+        link=_TITLE,
+        title=_TITLE,
+        template="motion.html",
+        view=MotionTables(tables=tables),
+        absent="" if tables else "Motion was not compared: that takes a baseline and whole episodes.",
     )
-    return section("motion", _TITLE, "".join(parts) + words)
 
 
-def _row(name: str, entry: Json) -> tuple[str, ...]:
-    title, unit, definition, differs = METRICS.get(name, (name.replace("_", " "), "", "", False))
-    head = f"{escape(title)}<small>{escape(definition)}</small>"
+def _table(comparison: Json, labels: PolicyLabels) -> Table:
+    against = labels.label(comparison["against"])
+    return Table(
+        caption=f"{labels.label(comparison['policy'])} against {against}: medians over episodes",
+        header=("metric", "unit", against, "policy", "change [95 %]", "reads", "n"),
+        rows=[_row(METRICS[name], entry) for name, entry in comparison["motion"].items()],
+        wide_first=True,
+    )
+
+
+def _row(metric: MotionMetric, entry: Json) -> tuple[str, ...]:
+    head = Markup("{}{}").format(metric.title, small(metric.definition))
     if not entry["n"]:
-        return head, escape(unit), NOTHING, NOTHING, NOTHING, "defined in no episode", "0"
-    change = entry["change"]
-    ends = f"[{_number(change['low'], signed=differs)}, {_number(change['high'], signed=differs)}]"
-    neutral = 0.0 if differs else 1.0
+        return head, metric.unit, NOTHING, NOTHING, NOTHING, "defined in no episode", "0"
+    change, signed = entry["change"], metric.differs
+    ends = f"[{_number(change['low'], signed=signed)}, {_number(change['high'], signed=signed)}]"
+    neutral = 0.0 if metric.differs else 1.0
     reads = "higher" if change["low"] > neutral else "lower" if change["high"] < neutral else "no difference shown"
     return (
         head,
-        escape(unit),
+        metric.unit,
         _number(entry["baseline"]),
         _number(entry["candidate"]),
-        f"{_number(change['value'], signed=differs)} {ends}",
+        f"{_number(change['value'], signed=signed)} {ends}",
         reads,
         str(entry["n"]),
     )

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
-from daptq.report.markup import Json, Policies, section, table
+from daptq.report.elements import Section, Table, code
+from daptq.report.labels import PolicyLabels
+from daptq.report.wording import Json
+
+_TITLE = "Provenance"
 
 
-def provenance_section(result: Json, policies: Policies, benchmark: Json | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What was recorded.
+
+    Attributes:
+        recorded: With the evaluation, and with the benchmark where there is one.
+        names: Full names of the policies; None where all are shown by their names.
+    """
+
+    recorded: tuple[Table, ...]
+    names: Table | None
+
+
+def provenance_section(result: Json, labels: PolicyLabels, benchmark: Json | None) -> Section:
     """What was recorded with the result and with the benchmark."""
-    parts = [_listed("The evaluation", {**result["provenance"], **_weights(result)})]
+    weights = {f"weights of {one['name']}": f"sha256 {one['weights']['sha256']}" for one in result["policies"]}
+    recorded = [_recorded("The evaluation", {**result["provenance"], **weights})]
     if benchmark is not None:
-        parts.append(_listed("The benchmark", benchmark["provenance"]))
-    names = [(escape(policies.labels[name]), f"<code>{escape(name)}</code>") for name in policies.labels]
-    if any(policies.labels[name] != name for name in policies.labels):
-        parts.append(table("Full names of the policies", ("policy", "name"), names))
-    return section(
-        "provenance", "Provenance", f"<details><summary>Versions, machine, weights</summary>{''.join(parts)}</details>"
-    )
+        recorded.append(_recorded("The benchmark", benchmark["provenance"]))
+    names = None
+    if any(label != name for name, label in labels.labels.items()):
+        names = Table(
+            caption="Full names of the policies",
+            header=("policy", "name"),
+            rows=[(label, code(name)) for name, label in labels.labels.items()],
+        )
+    view = Provenance(recorded=tuple(recorded), names=names)
+    return Section(anchor="provenance", link=_TITLE, title=_TITLE, template="provenance.html", view=view)
 
 
-def _weights(result: Json) -> dict[str, str]:
-    return {f"weights of {one['name']}": f"sha256 {one['weights']['sha256']}" for one in result["policies"]}
-
-
-def _listed(caption: str, entries: Json) -> str:
-    rows = [(escape(name), escape(_text(value))) for name, value in entries.items() if value is not None]
-    return f'<div class="wrapped">{table(caption, ("what", "value"), rows)}</div>'
+def _recorded(caption: str, entries: Json) -> Table:
+    rows = [(name, _text(value)) for name, value in entries.items() if value is not None]
+    return Table(caption=caption, header=("what", "value"), rows=rows)
 
 
 def _text(value: Any) -> str:

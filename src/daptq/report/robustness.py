@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
-from daptq.report.figures import Estimate, interval_track
-from daptq.report.markup import Json, Policies, absent, note, points, row, scale_row, section, table
+from markupsafe import Markup
+
+from daptq.report.elements import Group, Line, Section, Table
+from daptq.report.labels import PolicyLabels
 from daptq.report.table import rate_text
+from daptq.report.tracks import Estimate, interval_track, scale
+from daptq.report.wording import Json, points, points_ends, readable
 
 _TITLE = "Robustness"
 
 
-def robustness_section(result: Json, policies: Policies) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Gaps and rates on every variant.
+
+    Attributes:
+        gaps: Gaps of every candidate, by variant; empty without a baseline.
+        scale: Labels of the gaps' axis.
+        rates: Success of every policy in every condition.
+    """
+
+    gaps: tuple[Group, ...]
+    scale: Markup
+    rates: Table
+
+
+def robustness_section(result: Json, labels: PolicyLabels) -> Section:
     """One line per variant and candidate, and a table of rates."""
     variants = result.get("variants")
-    if not variants:
-        return section("robustness", _TITLE, absent("No variant was run: daptq evaluate --variant all runs every one."))
-    gaps = [(entry["variant"].replace("_", " "), entry["robustness_gap"]) for entry in variants]
+    return Section(
+        anchor="robustness",
+        link=_TITLE,
+        title=_TITLE,
+        template="robustness.html",
+        view=_view(result, variants, labels) if variants else None,
+        absent="" if variants else "No variant was run: daptq evaluate --variant all runs every one.",
+    )
+
+
+def _view(result: Json, variants: list[Json], labels: PolicyLabels) -> Robustness:
+    gaps = [(readable(entry["variant"]), entry["robustness_gap"]) for entry in variants]
     if len(variants) > 1:
         gaps.append(("all variants", result["robustness_gap"]))
-    reach = (
-        max((abs(one[end]) for _, entries in gaps for one in entries for end in ("low", "high")), default=0.0) or 1.0
-    )
-    parts = []
-    for name, entries in gaps:
-        rows = "".join(_gap(one, policies, reach) for one in entries)
-        parts.append(f'<div class="group"><h3>{escape(name.capitalize())}</h3>{rows}</div>' if rows else "")
-    if any(parts):
-        parts.append(scale_row(points(-reach), "0", points(reach)))
-        parts.append(
-            note(
-                "Robustness gap [points]: the difference to the baseline on the variant minus that in the nominal "
-                "scene, with its 95 % interval. Below 0, quantization costs more on the variant."
-            )
-        )
-    names = [policy["name"] for policy in result["policies"]]
-    cells = [("nominal", "the scene that policies were trained in", *map(rate_text, result["policies"]))]
-    cells += [
-        (escape(entry["variant"].replace("_", " ")), escape(entry["description"]), *map(rate_text, entry["policies"]))
-        for entry in variants
+    ends = (abs(one[end]) for _, entries in gaps for one in entries for end in ("low", "high"))
+    reach = max(ends, default=0.0) or 1.0
+    rows = [("nominal", "the scene that policies were trained in", *map(rate_text, result["policies"]))]
+    rows += [
+        (readable(entry["variant"]), entry["description"], *map(rate_text, entry["policies"])) for entry in variants
     ]
-    caption = f"Success on variants, n = {result['episodes']} each"
-    rates = table(caption, ("condition", "what changes", *(policies.labels[name] for name in names)), cells)
-    return section("robustness", _TITLE, "".join(parts) + rates)
+    return Robustness(
+        gaps=tuple(
+            Group(title=name.capitalize(), lines=tuple(_gap(one, labels, reach) for one in entries))
+            for name, entries in gaps
+            if entries
+        ),
+        scale=scale(points(-reach), "0", points(reach)),
+        rates=Table(
+            caption=f"Success on variants, n = {result['episodes']} each",
+            header=("condition", "what changes", *(labels.label(policy["name"]) for policy in result["policies"])),
+            rows=rows,
+        ),
+    )
 
 
-def _gap(gap: Json, policies: Policies, reach: float) -> str:
+def _gap(gap: Json, labels: PolicyLabels, reach: float) -> Line:
     shown = Estimate(value=gap["value"], low=gap["low"], high=gap["high"])
-    mark = policies.marks[gap["policy"]]
-    track = interval_track(shown, series=mark, low=-reach, high=reach, lines=(0.0,))
-    text = f"{points(gap['value'])} [{points(gap['low'])}, {points(gap['high'])}]"
-    return row(policies.label(gap["policy"]), track, text)
+    track = interval_track(shown, series=labels.marks[gap["policy"]], low=-reach, high=reach, lines=(0.0,))
+    return Line(name=labels.label(gap["policy"]), track=track, number=f"{points(gap['value'])} {points_ends(gap)}")

@@ -2,100 +2,142 @@
 
 from __future__ import annotations
 
-from daptq.report.figures import Estimate, interval_track
-from daptq.report.markup import (
-    Json,
-    Policies,
-    absent,
-    legend,
-    note,
-    points,
-    points_interval,
-    row,
-    scale_row,
-    section,
-    table,
-    task_name,
-)
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from daptq.report.elements import Group, Line, Section, Table
+from daptq.report.labels import PolicyLabels
 from daptq.report.table import rate_text
+from daptq.report.tracks import Estimate, interval_track, scale
 from daptq.report.verdict import MARGIN
+from daptq.report.wording import Json, points, points_ends, points_interval, task_name
 
-_SCALE = ("0 %", "50 %", "100 %")
+
+@dataclass(frozen=True, kw_only=True)
+class Success:
+    """Rates of success, over all tasks and per task.
+
+    Attributes:
+        driven: Policies that ran whole episodes.
+        groups: Rates with their intervals, over all tasks first.
+        scale: Labels of the intervals' axis.
+        rules: Rates by both rules, and how often another task was done.
+    """
+
+    driven: tuple[str, ...]
+    groups: tuple[Group, ...]
+    scale: Markup
+    rules: Table
 
 
-def success_section(result: Json, policies: Policies) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Paired differences of success.
+
+    Attributes:
+        against: Label of the baseline.
+        margin: The loss at the dashed line, in percentage points.
+        lines: Differences with their intervals.
+        scale: Labels of the intervals' axis.
+        pairs: Counts of pairs, McNemar's p, and other intervals.
+    """
+
+    against: str
+    margin: float
+    lines: tuple[Line, ...]
+    scale: Markup
+    pairs: Table
+
+
+def success_section(result: Json, labels: PolicyLabels) -> Section:
     """Success of every policy, over all tasks and per task."""
     driven = [policy for policy in result["policies"] if "success_rate" in policy]
+    section = Section(anchor="success", link="Success", title="Success", template="success.html")
     if not driven:
-        return section("success", "Success", absent("No whole episodes were run, so there are no rates of success."))
+        return replace(section, absent="No whole episodes were run, so there are no rates of success.")
     groups = []
     for task in (None, *result["tasks"]):
-        rows = []
-        for policy in driven:
-            rate = policy if task is None else policy["per_task"][task]
-            shown = Estimate(value=rate["success_rate"], low=rate["low"], high=rate["high"])
-            track = interval_track(shown, series=policies.marks[policy["name"]], low=0.0, high=1.0)
-            rows.append(row(policies.label(policy["name"]), track, rate_text(rate)))
-        count = driven[0]["n"] if task is None else driven[0]["per_task"][task]["n"]
-        name = "All tasks" if task is None else task_name(task)
-        groups.append(f'<div class="group"><h3>{name} <small>n = {count}</small></h3>{"".join(rows)}</div>')
-    rules = table(
-        "Success by both rules, and other tasks that were fulfilled",
-        ("policy", "at any step", "at the last step", "did another task"),
-        (
+        rates = {policy["name"]: policy if task is None else policy["per_task"][task] for policy in driven}
+        lines = tuple(_rate(name, rate, labels) for name, rate in rates.items())
+        title = "All tasks" if task is None else task_name(task)
+        groups.append(Group(title=title, aside=f"n = {rates[driven[0]['name']]['n']}", lines=lines))
+    rules = Table(
+        caption="Success by both rules, and other tasks that were fulfilled",
+        header=("policy", "at any step", "at the last step", "did another task"),
+        rows=[
             (
-                policies.marked(policy["name"]),
+                labels.marked(policy["name"]),
                 rate_text(policy),
                 rate_text(policy["at_last_step"]),
                 rate_text(policy["other_task"]),
             )
             for policy in driven
-        ),
+        ],
     )
-    other = note('"Did another task": the robot fulfilled an instruction of the scene that was not given.')
-    names = [policy["name"] for policy in driven]
-    body = f"{legend(policies, names)}{''.join(groups)}{scale_row(*_SCALE)}{rules}{other}"
-    return section("success", "Success", body)
+    view = Success(
+        driven=tuple(policy["name"] for policy in driven),
+        groups=tuple(groups),
+        scale=scale("0 %", "50 %", "100 %"),
+        rules=rules,
+    )
+    return replace(section, view=view)
 
 
-def difference_section(result: Json, policies: Policies) -> str:
+def difference_section(result: Json, labels: PolicyLabels) -> Section:
     """Paired differences of success."""
     comparisons = [one for one in result["comparisons"] if one["paired"] is not None]
-    title = "Paired difference of success"
+    section = Section(
+        anchor="difference", link="Difference", title="Paired difference of success", template="difference.html"
+    )
     if not comparisons:
-        return section("difference", title, absent("No pair of whole episodes was run, so there is no difference."))
+        return replace(section, absent="No pair of whole episodes was run, so there is no difference.")
     reach = max(MARGIN, *(abs(one["paired"][end]) for one in comparisons for end in ("low", "high")))
-    rows, cells = [], []
-    for one in comparisons:
-        paired, last = one["paired"], one["paired"]["at_last_step"]
-        shown = Estimate(value=paired["difference"], low=paired["low"], high=paired["high"])
-        mark = policies.marks[one["policy"]]
-        track = interval_track(shown, series=mark, low=-reach, high=reach, lines=(0.0, -MARGIN))
-        rows.append(row(policies.label(one["policy"]), track, points_interval(paired)))
-        counts = [str(paired[name]) for name in ("both", "only_baseline", "only_candidate", "neither")]
-        p_value = f"{paired['mcnemar_p']:.3g}"
-        cells.append((policies.marked(one["policy"]), *counts, p_value, points_interval(last), _clustered(paired)))
-    rows.append(scale_row(points(-reach), "0", points(reach)))
-    header = (
-        "policy",
-        "both succeed",
-        "lost",
-        "won",
-        "neither",
-        "McNemar p",
-        "at last step [points]",
-        "clustered by task [points]",
+    against = labels.label(comparisons[0]["against"])
+    pairs = Table(
+        caption=f"Episodes in pairs, against {against}",
+        header=(
+            "policy",
+            "both succeed",
+            "lost",
+            "won",
+            "neither",
+            "McNemar p",
+            "at last step [points]",
+            "clustered by task [points]",
+        ),
+        rows=[_pairs(one, labels) for one in comparisons],
     )
-    against = policies.labels[comparisons[0]["against"]]
-    words = note(
-        f"Points of success, policy minus {against}, with Tango's interval; the dashed line is a loss of {MARGIN:g} "
-        f'points. "Lost": only {against} succeeds; "won": only the policy does. Clustered by task: an interval about '
-        "tasks like these ones."
+    view = Difference(
+        against=against,
+        margin=MARGIN,
+        lines=tuple(_difference(one, reach, labels) for one in comparisons),
+        scale=scale(points(-reach), "0", points(reach)),
+        pairs=pairs,
     )
-    pairs = table(f"Episodes in pairs, against {against}", header, cells)
-    return section("difference", title, f'<div class="group">{"".join(rows)}</div>{words}{pairs}')
+    return replace(section, view=view)
 
 
-def _clustered(paired: Json) -> str:
-    clustered = paired.get("clustered_by_task")
-    return "not available" if clustered is None else f"[{points(clustered['low'])}, {points(clustered['high'])}]"
+def _rate(name: str, rate: Json, labels: PolicyLabels) -> Line:
+    shown = Estimate(value=rate["success_rate"], low=rate["low"], high=rate["high"])
+    track = interval_track(shown, series=labels.marks[name], low=0.0, high=1.0)
+    return Line(name=labels.label(name), track=track, number=rate_text(rate))
+
+
+def _difference(comparison: Json, reach: float, labels: PolicyLabels) -> Line:
+    name, paired = comparison["policy"], comparison["paired"]
+    shown = Estimate(value=paired["difference"], low=paired["low"], high=paired["high"])
+    track = interval_track(shown, series=labels.marks[name], low=-reach, high=reach, lines=(0.0, -MARGIN))
+    return Line(name=labels.label(name), track=track, number=points_interval(paired))
+
+
+def _pairs(comparison: Json, labels: PolicyLabels) -> tuple[str, ...]:
+    paired = comparison["paired"]
+    clustered = paired["clustered_by_task"]
+    return (
+        labels.marked(comparison["policy"]),
+        *(str(paired[name]) for name in ("both", "only_baseline", "only_candidate", "neither")),
+        f"{paired['mcnemar_p']:.3g}",
+        points_interval(paired["at_last_step"]),
+        "not available" if clustered is None else points_ends(clustered),
+    )

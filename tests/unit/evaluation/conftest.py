@@ -16,7 +16,7 @@ from daptq.evaluation.robustness import with_variants
 from daptq.metrics.drift import branch_drift, episode_drift
 from daptq.metrics.motion import motion_summary
 from daptq.metrics.summary import paired_summary, success_summary
-from daptq.report.films import Film, Filming
+from daptq.report.videos import Video, Videos
 
 TASKS = ("spoon_on_towel", "carrot_on_plate", "stack_green_on_yellow", "eggplant_in_basket")
 POLICIES = {
@@ -200,8 +200,8 @@ def synthetic_benchmark() -> dict[str, Any]:
     }
 
 
-def film(result: dict[str, Any]) -> Filming:
-    """An animation of the first discordant episode of the first comparison: a square that crosses both halves."""
+def video(result: dict[str, Any]) -> Videos:
+    """A video of the first discordant episode of the first comparison: a square that crosses both halves."""
     comparison = result["comparisons"][0]
     entry = comparison["paired"]["discordant"][0]
     strip = np.full((8, 48, 96, 3), 200, dtype=np.uint8)
@@ -210,7 +210,7 @@ def film(result: dict[str, Any]) -> Filming:
     stream = BytesIO()
     Image.fromarray(strip.reshape(-1, 96, 3)).save(stream, "WEBP")
     about = {name: entry[name] for name in ("index", "task", "succeeds", "first_success")}
-    shown = Film(
+    shown = Video(
         policy=comparison["policy"],
         against=comparison["against"],
         **about,
@@ -221,7 +221,7 @@ def film(result: dict[str, Any]) -> Filming:
         seconds=12.0,
         poster=5,
     )
-    return Filming(films=(shown,), note="")
+    return Videos(videos=(shown,), note="")
 
 
 def _plan(bits: int, *, scored: bool) -> dict[str, Any]:

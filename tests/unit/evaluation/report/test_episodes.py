@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from daptq.report import write_report
-from daptq.report.films import Filming
-from tests.unit.evaluation.conftest import film
+from daptq.report.videos import Videos
+from tests.unit.evaluation.conftest import video
 
 
 def section(page: str) -> str:
@@ -41,9 +41,9 @@ def test_no_discordant_episode_is_said(result: dict[str, Any], tmp_path: Path) -
 
 
 def test_an_animation_says_what_is_in_it_and_waits(result: dict[str, Any], tmp_path: Path) -> None:
-    page = write_report(result, tmp_path / "report.html", filming=film(result)).read_text(encoding="utf-8")
+    page = write_report(result, tmp_path / "report.html", videos=video(result)).read_text(encoding="utf-8")
     shown = section(page)
-    assert shown.count('<figure class="film"') == 1
+    assert shown.count('<figure class="video"') == 1
     entry = result["comparisons"][0]["paired"]["discordant"][0]
     assert f"succeeds after step {entry['first_success']}" in shown
     assert "does not succeed" in shown
@@ -52,12 +52,14 @@ def test_an_animation_says_what_is_in_it_and_waits(result: dict[str, Any], tmp_p
     # 12 s and 8 frames; frame 5 is on while 5 / 8 to 6 / 8 of the time have passed.
     assert "--duration:12.00s;--frames:8;--delay:-8.25s" in shown
     assert "infinite paused" in page
-    assert re.search(r'<input type="checkbox" id="(film-0-0)" class="play">.*<label for="film-0-0">', shown, re.DOTALL)
+    assert re.search(
+        r'<input type="checkbox" id="(video-0-0)" class="play">.*<label for="video-0-0">', shown, re.DOTALL
+    )
 
 
 def test_what_is_to_be_said_of_animations_is_said(result: dict[str, Any], tmp_path: Path) -> None:
-    (one,) = film(result).films
-    filming = Filming(films=(replace(one, note="It came out differently."),), note="3 more are not animated.")
-    page = section(write_report(result, tmp_path / "report.html", filming=filming).read_text(encoding="utf-8"))
+    (one,) = video(result).videos
+    videos = Videos(videos=(replace(one, note="It came out differently."),), note="3 more are not animated.")
+    page = section(write_report(result, tmp_path / "report.html", videos=videos).read_text(encoding="utf-8"))
     assert "It came out differently." in page
     assert "3 more are not animated." in page

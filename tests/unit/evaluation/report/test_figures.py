@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from daptq.report.curves import Curve, Point, growth_plot, scatter_plot
-from daptq.report.figures import SERIES, Estimate, bar, interval_track, key, patterns, series_style
-from daptq.report.markup import estimate, points, table
+from daptq.report.elements import Table
+from daptq.report.marks import SERIES, key, patterns, series_style
+from daptq.report.page import templates
+from daptq.report.plots import Curve, Point, growth_plot, scatter_plot
+from daptq.report.tracks import Estimate, bar, interval_track
+from daptq.report.wording import estimate, points
 
 
 def test_marks_stand_where_the_numbers_say() -> None:
@@ -86,8 +89,13 @@ def test_powers_of_ten_fit_beside_the_axis() -> None:
     assert labels == ["10\u207b\u2075", "10\u207b\u2074", "0.001", "0.01", "0.1"]
 
 
+def drawn(table: Table) -> str:
+    """A table as the page shows it."""
+    return templates().from_string('{% from "elements.html" import table %}{{ table(one) }}').render(one=table)
+
+
 def test_words_stand_left_and_numbers_right() -> None:
-    html = table("c", ("name", "word", "number"), [("1", "lost", "7"), ("2", "won", "8")])
+    html = drawn(Table(caption="c", header=("name", "word", "number"), rows=[("1", "lost", "7"), ("2", "won", "8")]))
     assert html.count('<td class="words">') == 2
     assert '<th scope="col" class="words">word</th><th scope="col">number</th>' in html
-    assert "<th" in table("c", ("name", "word"), [])
+    assert "<th" in drawn(Table(caption="c", header=("name", "word"), rows=[]))

@@ -1,7 +1,7 @@
-"""Animations of discordant episodes: an episode is run again by both policies, and its pictures are put side by side.
+"""Videos of discordant episodes: both policies run an episode again, and their pictures are put side by side.
 
-An episode is determined by its seed, so nothing has to be kept while an evaluation runs. What is animated is checked
-against the result: weights by their hash, and the outcome, which on another machine may come out differently.
+An episode is determined by its seed, so nothing has to be kept while an evaluation runs. What is recorded is checked
+against the result: weights by their hash, and the outcome, which may differ on another machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Picture = UInt8[np.ndarray, "edge edge 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class Video:
     """One discordant episode, the baseline left and the candidate right.
 
     Attributes:
@@ -72,26 +72,26 @@ class Film:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filming:
-    """The animations of a page.
+class Videos:
+    """The videos of a page.
 
     Attributes:
-        films: What is shown.
+        videos: What is shown.
         note: What is not, and why; empty when everything is.
     """
 
-    films: tuple[Film, ...] = ()
+    videos: tuple[Video, ...] = ()
     note: str = "No animation was made: daptq report --animate 4 replays episodes where the policies are at hand."
 
 
-def film_discordant(
+def record_discordant(
     result: Mapping[str, Any],
     *,
     count: int,
     sources: Mapping[str, PolicySource] | None = None,
     progress: Progress | None = None,
-) -> Filming:
-    """Replays discordant episodes of every comparison, lost and won ones in turn.
+) -> Videos:
+    """Records discordant episodes of every comparison, lost and won ones in turn.
 
     Args:
         result: What `evaluate` returned.
@@ -110,36 +110,36 @@ def film_discordant(
         raise InvalidInputError(f"episodes to animate must be at least 0, got {count}. Use 0 for none.")
     chosen = [(one, entry) for one in result["comparisons"] for entry in _chosen(one["paired"], count)]
     if not chosen:
-        return Filming(note="" if count else "No animation was asked for.")
+        return Videos(note="" if count else "No animation was asked for.")
     _pillow()
-    studio = _Studio(result, sources or {}, {name for one, _ in chosen for name in (one["against"], one["policy"])})
-    films: list[Film] = []
+    recorder = _Recorder(result, sources or {}, {name for one, _ in chosen for name in (one["against"], one["policy"])})
+    videos: list[Video] = []
     try:
         for number, (comparison, entry) in enumerate(chosen, start=1):
-            film = studio.film(comparison, entry)
+            video = recorder.video(comparison, entry)
             if progress is not None:
-                progress(number, len(chosen), f"animation of episode {film.index} of {film.policy}")
-            if sum(len(one.picture) for one in films) + len(film.picture) > MOST_BYTES:
-                left = len(chosen) - len(films)
-                return Filming(films=tuple(films), note=f"{left} more would make the page too large.")
-            films.append(film)
+                progress(number, len(chosen), f"animation of episode {video.index} of {video.policy}")
+            if sum(len(one.picture) for one in videos) + len(video.picture) > MOST_BYTES:
+                left = len(chosen) - len(videos)
+                return Videos(videos=tuple(videos), note=f"{left} more would make the page too large.")
+            videos.append(video)
     finally:
-        studio.close()
-    everything = sum(len((one["paired"] or {}).get("discordant", ())) for one in result["comparisons"])
-    left = everything - len(films)
-    return Filming(films=tuple(films), note=f"{left} more discordant episodes are not animated." if left else "")
+        recorder.close()
+    everything = sum(len(one["paired"]["discordant"]) for one in result["comparisons"] if one["paired"] is not None)
+    left = everything - len(videos)
+    return Videos(videos=tuple(videos), note=f"{left} more discordant episodes are not animated." if left else "")
 
 
 def _chosen(paired: Mapping[str, Any] | None, count: int) -> list[Mapping[str, Any]]:
-    entries = [] if paired is None else paired.get("discordant", [])
+    entries = [] if paired is None else paired["discordant"]
     lost = [entry for entry in entries if entry["succeeds"] == "baseline"]
     won = [entry for entry in entries if entry["succeeds"] == "candidate"]
     turns = chain.from_iterable(zip_longest(lost, won))
     return [entry for entry in turns if entry is not None][:count]
 
 
-class _Studio:
-    """The policies and the environment of a result, and what was filmed so far."""
+class _Recorder:
+    """Runs episodes of a result again; an episode of a policy is run once, however many videos show it."""
 
     def __init__(self, result: Mapping[str, Any], sources: Mapping[str, PolicySource], names: set[str]) -> None:
         described = {policy["name"]: policy for policy in result["policies"]}
@@ -147,21 +147,21 @@ class _Studio:
         sizes = {camera: size for policy in self.policies.values() for camera, size in policy.cameras.items()}
         variant = {"variant": result["variant"]} if "variant" in result else {}
         self.environment: Environment = ENVIRONMENTS.load(result["environment"]).make(image_size=sizes, **variant)
-        self._takes: dict[tuple[str, int], tuple[EpisodeRecord, list[Picture]]] = {}
+        self._runs: dict[tuple[str, int], tuple[EpisodeRecord, list[Picture]]] = {}
 
-    def film(self, comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> Film:
+    def video(self, comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> Video:
         names = {"baseline": comparison["against"], "candidate": comparison["policy"]}
         episode = Episode(index=entry["index"], task=entry["task"], seed=entry["seed"])
-        takes = {role: self._take(name, episode) for role, name in names.items()}
-        records = {role: record for role, (record, _) in takes.items()}
+        runs = {role: self._run(name, episode) for role, name in names.items()}
+        records = {role: record for role, (record, _) in runs.items()}
         as_recorded = records[entry["succeeds"]].first_success == entry["first_success"] and all(
             record.success_any_step == (role == entry["succeeds"]) for role, record in records.items()
         )
         horizon = self.environment.horizon_of(entry["task"])
         stride = _stride(horizon)
-        pictures = [_with_sign(frames, record, stride) for record, frames in takes.values()]
+        pictures = [_with_sign(frames, record, stride) for record, frames in runs.values()]
         strip = np.concatenate([np.concatenate(pair, axis=1) for pair in zip(*pictures, strict=True)])
-        return Film(
+        return Video(
             policy=comparison["policy"],
             against=comparison["against"],
             index=entry["index"],
@@ -180,18 +180,18 @@ class _Studio:
     def close(self) -> None:
         self.environment.close()
 
-    def _take(self, name: str, episode: Episode) -> tuple[EpisodeRecord, list[Picture]]:
+    def _run(self, name: str, episode: Episode) -> tuple[EpisodeRecord, list[Picture]]:
         key = (name, episode.index)
-        if key not in self._takes:
-            filmed = _Filmed(self.environment, _stride(self.environment.horizon_of(episode.task)))
+        if key not in self._runs:
+            recorded = _PictureRecorder(self.environment, _stride(self.environment.horizon_of(episode.task)))
             with one_thread():
-                record = run_episode(cast("Environment", filmed), self.policies[name], episode, label=name)
-            self._takes[key] = (record, filmed.frames)
-        return self._takes[key]
+                record = run_episode(cast("Environment", recorded), self.policies[name], episode, label=name)
+            self._runs[key] = (record, recorded.frames)
+        return self._runs[key]
 
 
 @dataclass
-class _Filmed:
+class _PictureRecorder:
     """An environment that keeps a small picture of the start and of every so many steps."""
 
     environment: Environment

@@ -1,7 +1,7 @@
-"""Figures with two axes: how a value grows, and a value of many items on a logarithmic axis.
+"""Figures with two axes as inline SVG: how a value grows, and a value of many items on a logarithmic axis.
 
-Horizontal places are percentages and vertical ones pixels, so that text keeps its size however wide the figure is. What
-has to be one shape (bands, lines) lives in a nested svg that stretches.
+Horizontal places are percentages and vertical ones pixels, so that text keeps its size however wide the figure is.
+Shapes that must be one piece (bands, lines) are in a nested svg that stretches.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from daptq.report.figures import Estimate, marked, style
+from markupsafe import Markup
+
+from daptq.report.marks import placed_mark, style
+from daptq.report.tracks import Estimate
 
 _HEIGHT = 260
 _BOTTOM = 215.0
@@ -52,7 +54,7 @@ class Point:
     title: str
 
 
-def growth_plot(curves: Sequence[Curve], *, unit: str, across: str, title: str, description: str) -> str:
+def growth_plot(curves: Sequence[Curve], *, unit: str, across: str, title: str, description: str) -> Markup:
     """Values with their bands, one line per series, from 0.
 
     Args:
@@ -72,14 +74,9 @@ def growth_plot(curves: Sequence[Curve], *, unit: str, across: str, title: str, 
     def along(place: float) -> float:
         return _LEFT + (_RIGHT - _LEFT) * place / furthest
 
-    parts = [f'<text class="soft" x="0" y="13">{escape(unit)}</text>']
-    parts += _levels([(height(tick), f"{tick:g}") for tick in ticks])
-    for place in _whole_ticks(furthest):
-        parts.append(
-            f'<text class="soft" x="{along(place):.2f}%" y="{_BOTTOM + 19}" text-anchor="middle">{place}</text>'
-        )
-    label = f"{escape(across)} \N{RIGHTWARDS ARROW}"
-    parts.append(f'<text class="soft" x="{_RIGHT}%" y="{_BOTTOM + 38}" text-anchor="end">{label}</text>')
+    parts = [_unit(unit), *_levels([(height(tick), f"{tick:g}") for tick in ticks])]
+    parts += [_label(along(place), _BOTTOM + 19, "middle", str(place)) for place in _whole_ticks(furthest)]
+    parts.append(_label(_RIGHT, _BOTTOM + 38, "end", f"{across} \N{RIGHTWARDS ARROW}"))
     shapes = []
     for curve in curves:
         pairs = list(zip(curve.places, curve.estimates, strict=True))
@@ -87,17 +84,17 @@ def growth_plot(curves: Sequence[Curve], *, unit: str, across: str, title: str, 
         lower = [f"{along(place):.2f},{height(one.low):.1f}" for place, one in reversed(pairs)]
         middle = [f"{along(place):.2f},{height(one.value):.1f}" for place, one in pairs]
         name = style(curve.series)
-        shapes.append(f'<polygon class="{name} band" points="{" ".join(upper + lower)}"/>')
-        shapes.append(f'<polyline class="{name} dashed" points="{" ".join(middle)}"/>')
+        shapes.append(Markup('<polygon class="{} band" points="{}"/>').format(name, " ".join(upper + lower)))
+        shapes.append(Markup('<polyline class="{} dashed" points="{}"/>').format(name, " ".join(middle)))
     parts.append(_stretched(shapes))
     for curve in curves:
         pairs = list(zip(curve.places, curve.estimates, strict=True))[:0:-1]  # from the right; at the origin all meet
         every = max(1, len(pairs) // 4)
-        parts += [marked(along(place), height(one.value), curve.series) for place, one in pairs[::every]]
+        parts += [placed_mark(along(place), height(one.value), curve.series) for place, one in pairs[::every]]
     return _figure(parts, title, description)
 
 
-def scatter_plot(points: Sequence[Point], *, unit: str, title: str, description: str) -> str:
+def scatter_plot(points: Sequence[Point], *, unit: str, title: str, description: str) -> Markup:
     """Items side by side in their order, their values on a logarithmic axis, and a line between groups.
 
     Args:
@@ -116,43 +113,50 @@ def scatter_plot(points: Sequence[Point], *, unit: str, title: str, description:
     def along(place: float) -> float:
         return _LEFT + (_RIGHT - _LEFT) * (place + 0.5) / len(points)
 
-    parts = [f'<text class="soft" x="0" y="13">{escape(unit)}</text>']
-    parts += _levels([(height(10.0**power), _power_of_ten(power)) for power in range(lowest, highest + 1, every)])
+    levels = [(height(10.0**power), _power_of_ten(power)) for power in range(lowest, highest + 1, every)]
+    parts = [_unit(unit), *_levels(levels)]
     names = [point.group for point in points]
     starts = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name]
+    edge = Markup('<line class="reference" x1="{0:.2f}%" x2="{0:.2f}%" y1="{1:.1f}" y2="{2}" stroke-dasharray="3 3"/>')
     for row, (start, end) in enumerate(zip(starts, [*starts[1:], len(points)], strict=True)):
         if start:
-            edge = along(start - 0.5)
-            ends = f'y1="{_TOP:.1f}" y2="{_BOTTOM + 40}"'
-            parts.append(f'<line class="reference" x1="{edge:.2f}%" x2="{edge:.2f}%" {ends} stroke-dasharray="3 3"/>')
+            parts.append(edge.format(along(start - 0.5), _TOP, _BOTTOM + 40))
         # Names of narrow groups would run into each other on one line.
-        middle, y = along((start + end - 1) / 2), _BOTTOM + 18 + 18 * (row % 2)
-        parts.append(
-            f'<text class="soft" x="{middle:.2f}%" y="{y:.1f}" text-anchor="middle">{escape(names[start])}</text>'
-        )
+        parts.append(_label(along((start + end - 1) / 2), _BOTTOM + 18 + 18 * (row % 2), "middle", names[start]))
+    circle = Markup(
+        '<svg x="{:.2f}%" y="{:.1f}" overflow="visible"><circle r="3.6" class="{}"><title>{}</title></circle></svg>'
+    )
     for place, point in enumerate(points):
-        circle = (
-            f'<circle r="3.6" class="{"dot" if point.solid else "ring"}"><title>{escape(point.title)}</title></circle>'
-        )
-        where = f'x="{along(place):.2f}%" y="{height(point.value):.1f}"'
-        parts.append(f'<svg {where} overflow="visible">{circle}</svg>')
+        shape = "dot" if point.solid else "ring"
+        parts.append(circle.format(along(place), height(point.value), shape, point.title))
     return _figure(parts, title, description)
 
 
-def _figure(parts: Sequence[str], title: str, description: str) -> str:
-    text = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
-    label = escape(f"{title}. {description}")
-    return f'<svg class="plot" height="{_HEIGHT}" role="img" aria-label="{label}">{text}{"".join(parts)}</svg>'
+def _figure(parts: Sequence[Markup], title: str, description: str) -> Markup:
+    figure = Markup(
+        '<svg class="plot" height="{height}" role="img" aria-label="{title}. {description}">'
+        "<title>{title}</title><desc>{description}</desc>{parts}</svg>"
+    )
+    return figure.format(height=_HEIGHT, title=title, description=description, parts=Markup().join(parts))
 
 
-def _levels(ticks: Sequence[tuple[float, str]]) -> list[str]:
+def _unit(unit: str) -> Markup:
+    """The unit of the values, above their axis."""
+    return Markup('<text class="soft" x="0" y="13">{}</text>').format(unit)
+
+
+def _label(percent: float, y: float, anchor: str, text: str) -> Markup:
+    label = Markup('<text class="soft" x="{:.2f}%" y="{:.1f}" text-anchor="{}">{}</text>')
+    return label.format(percent, y, anchor, text)
+
+
+def _levels(ticks: Sequence[tuple[float, str]]) -> list[Markup]:
     """Horizontal lines with their labels."""
+    line = Markup('<line class="axis" x1="{}%" x2="{}%" y1="{level:.1f}" y2="{level:.1f}"/>')
     parts = []
     for level, label in ticks:
-        parts.append(f'<line class="axis" x1="{_LEFT}%" x2="{_RIGHT}%" y1="{level:.1f}" y2="{level:.1f}"/>')
-        parts.append(
-            f'<text class="soft" x="{_LEFT - 1}%" y="{level + 4:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
+        parts.append(line.format(_LEFT, _RIGHT, level=level))
+        parts.append(_label(_LEFT - 1, level + 4, "end", label))
     return parts
 
 
@@ -166,12 +170,13 @@ def _power_of_ten(power: int) -> str:
     return "10" + str(power).translate(raised)
 
 
-def _stretched(shapes: Sequence[str]) -> str:
+def _stretched(shapes: Sequence[Markup]) -> Markup:
     """Shapes whose horizontal places are percentages of the figure and whose lines keep their width."""
-    return (
-        f'<svg class="stretched" x="0" y="0" width="100%" height="{_HEIGHT}" viewBox="0 0 100 {_HEIGHT}" '
-        f'preserveAspectRatio="none">{"".join(shapes)}</svg>'
+    stretched = Markup(
+        '<svg class="stretched" x="0" y="0" width="100%" height="{0}" viewBox="0 0 100 {0}" '
+        'preserveAspectRatio="none">{1}</svg>'
     )
+    return stretched.format(_HEIGHT, Markup().join(shapes))
 
 
 def _whole_ticks(furthest: float) -> list[int]:
