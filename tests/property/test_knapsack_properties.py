@@ -95,19 +95,6 @@ def test_no_layer_gets_more_than_it_gains_from(problem: Problem, data: st.DataOb
 
 
 @given(problems(), st.data())
-def test_fixed_layers_stay_and_use_the_budget(problem: Problem, data: st.DataObject) -> None:
-    costs, resources = problem
-    other = a_plan(data, costs)
-    names = data.draw(st.sets(st.sampled_from(sorted(costs))))
-    budget = other.total(resources)
-    found = allocate(costs, resources, budget, fixed={name: other[name].num_bits for name in names})
-    assert all(found[name].num_bits == other[name].num_bits for name in names)
-    assert {layer.name for layer in found.layers if layer.reason == "fixed"} == names
-    assert found.total(resources) <= budget * (1 + 1e-12)
-    assert no_worse(costs, found, other)
-
-
-@given(problems(), st.data())
 def test_verification_only_adds_bits_and_says_the_truth(problem: Problem, data: st.DataObject) -> None:
     """Against any measurement whatsoever, additive or not."""
     costs, resources = problem

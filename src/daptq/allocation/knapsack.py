@@ -5,7 +5,7 @@
 a multiple-choice knapsack, solved by SciPy's mixed-integer solver (HiGHS). The solver's tolerances are absolute, so a
 problem whose costs span many orders of magnitude is solved again in units of the best total found, without the options
 that cost more than this on their own; the total cost is least to within `PRECISION` of what it exceeds the sum of the
-layers' own minima by. Costs are taken as if they added up, which they do not quite: see `_verification.py`. The module
+layers' own minima by. Costs are taken as if they added up, which they do not quite: see `verification.py`. The module
 does not know what a cost or a resource is.
 """
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
@@ -34,11 +35,14 @@ PRECISION = 1e-8
 # Sums of budgets such as 0.1 ms are rounded: a total that is larger by this fraction is still the budget.
 _ROUNDING = 1e-12
 # What the best total, and the free budget, are to the solver, whose tolerances are 1e-6. On some problems of hundreds
-# of layers it prints a line of its own, whatever these units are.
+# of layers it prints `_STRAY_LINE`, whatever these units are.
 _COST_UNIT = 1e4
 _RESOURCE_UNIT = 1e4
 # Cost of using the whole budget beside _COST_UNIT: decides between plans of equal cost, and nothing else.
 _THRIFT = 1e-5
+_STRAY_LINE = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
+# One thread at a time puts a file in the place of the standard output.
+_standard_output = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,6 @@ def allocate(
     costs: Mapping[str, Mapping[int, float]],
     resources: Mapping[str, Mapping[int, float]],
     budget: float,
-    *,
-    fixed: Mapping[str, int] | None = None,
 ) -> BitPlan:
     """Chooses the bits of every layer so that the total cost is least and the total resource within the budget.
 
@@ -95,39 +97,27 @@ def allocate(
         costs: Drift cost of each layer at each of its possible bits, not negative, for example in mm^2.
         resources: What each layer needs at the same bits, not negative, for example bytes or milliseconds.
         budget: Largest total resource, in the same unit; rounding of the sum by 1e-12 of it is allowed for.
-        fixed: Layers of `costs` whose bits are decided already, and these bits. They use up budget like all others.
 
     Returns:
-        A plan for the layers of `costs`, in their order; reasons are ``"knapsack"`` and ``"fixed"``, scores the costs.
+        A plan for the layers of `costs`, in their order; the reason is ``"knapsack"``, scores are the costs.
 
     Raises:
         InvalidInputError: Costs and resources are not of the same layers and bits, a number is negative or not finite,
-            fixed bits are none of the layer's, or the budget is smaller than the smallest possible plan.
+            or the budget is smaller than the smallest possible plan.
     """
-    decided = dict(fixed or {})
     _require_numbers(costs, resources, budget)
-    if wrong := sorted(name for name, bits in decided.items() if bits not in costs.get(name, {})):
-        raise InvalidInputError(f"fixed bits must be among those of a layer, got others for {wrong}. Give their costs.")
     # The solver breaks ties by position: a fixed order of the layers makes its answer independent of the given one.
-    options = {
-        name: _options(costs[name], resources[name], [decided[name]] if name in decided else list(costs[name]))
-        for name in sorted(costs)
-    }
+    options = {name: _options(costs[name], resources[name]) for name in sorted(costs)}
     smallest = math.fsum(resources[name][bits[0]] for name, bits in options.items())
     if smallest > budget * (1 + _ROUNDING):
         raise InvalidInputError(
             f"budget must be at least {smallest:.6g}, the smallest that these layers and bits allow, got {budget:.6g}. "
-            "Raise it, allow fewer bits, or fix fewer layers."
+            "Raise it, or allow fewer bits."
         )
     chosen = _solve(costs, resources, options, budget)
     return BitPlan(
         tuple(
-            LayerBits(
-                name=name,
-                num_bits=chosen[name],
-                reason="fixed" if name in decided else "knapsack",
-                score=costs[name][chosen[name]],
-            )
+            LayerBits(name=name, num_bits=chosen[name], reason="knapsack", score=costs[name][chosen[name]])
             for name in costs
         )
     )
@@ -152,13 +142,30 @@ def _require_numbers(
         raise InvalidInputError(f"budget must be finite and not negative, got {budget}. Choose a larger budget.")
 
 
-def _options(cost: Mapping[int, float], resource: Mapping[int, float], bits: list[int]) -> list[int]:
+def _options(cost: Mapping[int, float], resource: Mapping[int, float]) -> list[int]:
     """The bits that may be best: ascending in the resource, descending in the cost."""
     kept: list[int] = []
-    for candidate in sorted(bits, key=lambda b: (resource[b], cost[b], b)):
+    for candidate in sorted(cost, key=lambda b: (resource[b], cost[b], b)):
         if not kept or cost[candidate] < cost[kept[-1]]:
             kept.append(candidate)
     return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """One option of one layer.
+
+    Attributes:
+        name: The layer.
+        bits: Its bits.
+        cost: What it costs beyond the layer's cheapest option that fits.
+        need: What it needs beyond the layer's smallest option, in units of the budget that these leave.
+    """
+
+    name: str
+    bits: int
+    cost: float
+    need: float
 
 
 def _solve(
@@ -167,52 +174,61 @@ def _solve(
     options: Mapping[str, list[int]],
     budget: float,
 ) -> dict[str, int]:
-    """The best choice, in ever finer units of cost until the best total is of the order of the unit."""
+    """The best choice of one option for each layer.
+
+    The solver's tolerance is absolute. It is therefore called again, in units of the best total so far and without the
+    options that cost more than that, until a total is at least half of its unit. The first unit is the total of the
+    smallest options.
+    """
     limit = budget * (1 + _ROUNDING)
-    free = limit - math.fsum(resources[name][bits[0]] for name, bits in options.items())
-
-    def extra(name: str, bits: int) -> float:
-        return resources[name][bits] - resources[name][options[name][0]]
-
-    fitting = {name: [b for b in bits if b == bits[0] or extra(name, b) <= free] for name, bits in options.items()}
-
-    def excess(name: str, bits: int) -> float:
-        return costs[name][bits] - costs[name][fitting[name][-1]]
-
-    def fits(choice: Mapping[str, int]) -> bool:
-        return math.fsum(resources[name][bits] for name, bits in choice.items()) <= limit
-
-    chosen = {name: bits[0] for name, bits in fitting.items()}
-    total, unit = math.fsum(excess(*choice) for choice in chosen.items()), math.inf
+    columns = _columns(costs, resources, options, limit)
+    chosen = [next(column for column in columns if column.name == name) for name in options]
+    total, unit = math.fsum(column.cost for column in chosen), math.inf
     while 0 < total < 0.5 * unit:
         unit = total
-        columns = [(name, bits) for name in fitting for bits in fitting[name] if excess(name, bits) <= unit]
-        cost = np.array([excess(*column) for column in columns]) / unit
-        need = np.array([extra(*column) for column in columns]) / (free or 1.0)
-        chosen = _choose(columns, cost, need, fits)
-        total = math.fsum(excess(*choice) for choice in chosen.items())
-    return chosen
+        affordable = [column for column in columns if column.cost <= unit]
+        chosen = _choose(affordable, unit, resources, limit)
+        total = math.fsum(column.cost for column in chosen)
+    return {column.name: column.bits for column in chosen}
+
+
+def _columns(
+    costs: Mapping[str, Mapping[int, float]],
+    resources: Mapping[str, Mapping[int, float]],
+    options: Mapping[str, list[int]],
+    limit: float,
+) -> list[_Column]:
+    """The options that fit into the budget beside the smallest of all other layers, layer by layer, smallest first."""
+    free = limit - math.fsum(resources[name][bits[0]] for name, bits in options.items())
+    columns: list[_Column] = []
+    for name, bits in options.items():
+        cost, resource, smallest = costs[name], resources[name], resources[name][bits[0]]
+        fitting = [b for b in bits if b == bits[0] or resource[b] - smallest <= free]
+        columns += [
+            _Column(name=name, bits=b, cost=cost[b] - cost[fitting[-1]], need=(resource[b] - smallest) / (free or 1.0))
+            for b in fitting
+        ]
+    return columns
 
 
 def _choose(
-    columns: list[tuple[str, int]],
-    cost: NDArray[np.float64],
-    need: NDArray[np.float64],
-    fits: Callable[[Mapping[str, int]], bool],
-) -> dict[str, int]:
-    """One column for every layer by mixed-integer programming: least cost, in units of 1, with a need of at most 1.
+    columns: list[_Column], unit: float, resources: Mapping[str, Mapping[int, float]], limit: float
+) -> list[_Column]:
+    """One column for every layer by mixed-integer programming: least cost in units of `unit`, with a need of at most 1.
 
     The solver accepts needs that exceed 1 within its tolerance; such a choice is forbidden, and the rest solved again.
     """
-    names = list(dict.fromkeys(name for name, _ in columns))
-    rows = [names.index(name) for name, _ in columns]
+    cost = np.array([column.cost for column in columns]) / unit
+    need = np.array([column.need for column in columns])
+    names = list(dict.fromkeys(column.name for column in columns))
+    rows = [names.index(column.name) for column in columns]
     one_each = csr_array((np.ones(len(columns)), (rows, np.arange(len(columns)))), shape=(len(names), len(columns)))
     constraints = [
         LinearConstraint(one_each, 1, 1),
         LinearConstraint(_RESOURCE_UNIT * need[None, :], -np.inf, _RESOURCE_UNIT),
     ]
     while True:
-        with _silent_standard_output():
+        with _without_the_solvers_line():
             result = milp(
                 _COST_UNIT * cost + _THRIFT * need,
                 integrality=np.ones(len(columns)),
@@ -226,21 +242,28 @@ def _choose(
                 "Check for numbers of very different size."
             )
         taken = result.x > 0.5
-        choice = dict(column for column, chosen in zip(columns, taken, strict=True) if chosen)
-        if fits(choice):
+        choice = [column for column, chosen in zip(columns, taken, strict=True) if chosen]
+        if math.fsum(resources[column.name][column.bits] for column in choice) <= limit:
             return choice
         constraints.append(LinearConstraint(taken[None, :].astype(np.float64), -np.inf, len(names) - 1))
 
 
 @contextmanager
-def _silent_standard_output() -> Iterator[None]:
-    """Within the block what the process writes to its standard output, C++ included, is dropped."""
-    sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
+def _without_the_solvers_line() -> Iterator[None]:
+    """Within the block the solver's stray line is kept from the process's standard output.
+
+    HiGHS prints it from C++ whatever it is told: SciPy's option ``disp`` is off already. Everything else that is
+    written meanwhile, by other threads too, is written when the block ends.
+    """
+    with _standard_output, tempfile.TemporaryFile() as written:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(written.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            written.seek(0)
+            with os.fdopen(kept, "wb") as output:
+                output.writelines(line for line in written if not line.startswith(_STRAY_LINE))
