@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -17,18 +15,19 @@ from torch import Tensor
 
 from daptq.drift import poses
 from daptq.drift.contract import mean_square, normalised
-from daptq.drift.mjcf import read_chain
-from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.kinematic import Commands, KinematicConfig
 from daptq.drift.models.kinematic import displacement_jacobian as kinematic_jacobian
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.se3 import displacement_jacobian as se3_jacobian
 from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights
 from daptq.drift.serial_chain import damped_inverse
-from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
+from daptq.drift.widowx_250 import JOINTS, SITE
 from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix
 from daptq.environments.tabletop.objects import SCENES
 from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
 from daptq.environments.tabletop.world import HOME_POSITION
+from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
+from daptq.policies.action_space import ActionDimension, ActionSpace
 
 Array = NDArray[np.float64]
 
@@ -36,6 +35,8 @@ LEVER, TRAVEL, GAP = 0.1, 0.011, 0.03
 CHUNK = 4
 # Central differences with a step of 1e-6: truncation 1e-12, cancellation of metres 1e-16 / 1e-6 ~ 1e-10; times ten.
 STEP, TOLERANCE = 1e-6, 1e-9
+
+JOINT = ActionDimension(kind="joint-delta", unit="rad")
 
 FLYING_GRIPPER = f"""
 <mujoco><compiler angle="radian"/><worldbody><body name="gripper"><freejoint/>
@@ -202,6 +203,42 @@ def test_joint_space_jacobian_is_the_derivative_of_the_arm() -> None:
     np.testing.assert_allclose(exact[0].numpy(), differences(points, chunk[0].numpy()), rtol=0, atol=TOLERANCE)
 
 
+def test_absolute_joints_move_the_arm_until_the_next_command() -> None:
+    config = KinematicConfig(action_space="joint", lever=LEVER, gripper_travel=TRAVEL, half_gap=GAP)
+    chunks = torch.from_numpy(joints_of(reachable_state(1))) + 0.1 * chunks_of(2, 6, seed=5)
+    chunks = torch.cat([chunks, chunks_of(2, 1, seed=6)], dim=2)
+    expected = np.zeros((CHUNK * 7, CHUNK * 7))
+    for chunk in chunks.numpy():
+
+        def points(c: Array) -> Array:
+            return np.array([fingertips(c[k, :6], c[k, 6]) for k in range(CHUNK)])
+
+        expected += loop_metric(differences(points, chunk)[None], 3) / 2
+    space = (ActionDimension(kind="joint", unit="rad"),) * 6 + SPACE[6:]
+    metric = config.metric(chunks, None, space=space, steps=3)
+    # Entries up to 1e6 mm^2 per unit of differences that err by 1e-9.
+    np.testing.assert_allclose(metric.numpy(), expected, rtol=0, atol=1e-2)
+    anywhere = config.metric(chunks, torch.full((2, 1), torch.nan), space=space, steps=3)
+    assert torch.equal(anywhere, metric)
+
+
+def test_states_may_hold_joints_or_nothing_of_use() -> None:
+    chunks, states = chunks_of(3, size=0.02), torch.stack([reachable_state(seed) for seed in range(3)])
+    joints = torch.from_numpy(np.stack([joints_of(state) for state in states]))
+    spaces: dict[Commands, ActionSpace] = {"cartesian-delta": SPACE, "joint-delta": (JOINT,) * 6 + SPACE[6:]}
+    for commands, space in spaces.items():
+        by_pose = KinematicConfig(action_space=commands).metric(chunks, states, space=space, steps=2)
+        held = KinematicConfig(action_space=commands, state="joints")
+        # Inverse kinematics agree to 2e-9, entries of 1e6 mm^2 change with them by at most about 1e2 of that.
+        torch.testing.assert_close(held.metric(chunks, joints, space=space, steps=2), by_pose, rtol=0, atol=0.2)
+        rest = KinematicConfig(action_space=commands, state="rest")
+        assert torch.equal(
+            rest.metric(chunks, states[:, :2], space=space, steps=2), rest.metric(chunks, None, space=space, steps=2)
+        )
+    rest_of_free = Se3Config(state="rest").metric(chunks, states[:, :2], space=SPACE, steps=2)
+    assert torch.equal(rest_of_free, Se3Config().metric(chunks, None, space=SPACE, steps=2))
+
+
 def commanded(chunk: Array, position: Array, rotation: Array) -> list[tuple[Array, Array]]:
     poses = []
     for action in chunk:
@@ -245,83 +282,6 @@ def test_cartesian_jacobian_is_the_derivative_of_the_arm_that_follows(damping: f
     np.testing.assert_allclose(exact[0].numpy(), differences(points, chunk[0].numpy()), rtol=0, atol=2e-7)
 
 
-ODD_ROBOT = """
-<mujoco><compiler angle="degree"/>
-<default><joint axis="0 1 0" range="-90 90"/><default class="roll"><joint axis="1 0 0"/></default></default>
-<worldbody><body pos="0.1 0.2 0.3" quat="0.9 0.1 -0.3 0.2"><geom size="0.01"/>
-  <joint name="a" pos="0.01 0.02 0.03"/><joint name="b" axis="0 2 1" pos="-0.02 0 0.05" range="-30 60"/>
-  <body pos="0 0.3 0" childclass="roll"><geom size="0.01"/><joint name="c"/>
-    <body pos="0.2 0 0" quat="0 1 0 1"><geom size="0.01"/><joint name="d" class="main" limited="false"/>
-      <site name="hand" pos="0.05 0.01 0" quat="1 0 0 0.5"/>
-    </body></body></body></worldbody></mujoco>"""
-
-
-def test_a_robot_from_a_file_moves_as_in_the_simulator(tmp_path: Path) -> None:
-    path = tmp_path / "odd.xml"
-    path.write_text(ODD_ROBOT)
-    names = ("a", "b", "c", "d")
-    config = KinematicConfig(
-        robot=str(path), joints=names, site="hand", rest=(0.1, 0.2, -0.3, 0.4), action_space="joint-delta"
-    )
-    chain = config.chain()
-    model = mujoco.MjModel.from_xml_string(ODD_ROBOT)
-    data = mujoco.MjData(model)
-    joints = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    position, rotation = chain.forward(joints)
-    jacobian = chain.jacobian(joints)
-    for i, q in enumerate(joints.numpy()):
-        data.qpos[:] = q
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        full = np.zeros((6, 4))
-        mujoco.mj_jacSite(model, data, full[:3], full[3:], 0)
-        np.testing.assert_allclose(position[i].numpy(), data.site_xpos[0], rtol=0, atol=1e-14)
-        np.testing.assert_allclose(rotation[i].numpy(), data.site_xmat[0].reshape(3, 3), rtol=0, atol=1e-14)
-        np.testing.assert_allclose(jacobian[i].numpy(), full, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(chain.low[:3].numpy(), model.jnt_range[:3, 0], rtol=1e-15)
-    np.testing.assert_allclose(chain.high[:3].numpy(), model.jnt_range[:3, 1], rtol=1e-15)
-    assert math.isinf(float(chain.low[3]))
-    metric = config.metric(chunks_of(2, 5), None, steps=CHUNK)
-    assert metric.shape == (CHUNK * 5, CHUNK * 5)
-    assert float(metric.diagonal().min()) > 0
-
-
-def test_a_saved_model_is_read_as_the_model(tmp_path: Path) -> None:
-    path = tmp_path / "saved.xml"
-    mujoco.mj_saveLastXML(str(path), mujoco.MjModel.from_xml_string(ODD_ROBOT))
-    joints = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    names = ("a", "b", "c", "d")
-    saved, original = (read_chain(xml, names, "hand").forward(joints) for xml in (path.read_text(), ODD_ROBOT))
-    torch.testing.assert_close(saved[0], original[0], rtol=0, atol=1e-5)  # MuJoCo writes six digits
-
-
-UNUSED = """
-<mujoco><compiler angle="radian"/>
-<asset><mesh name="hull" file="not_there.stl"/>
-<material name="steel" texture="t"/><texture name="t" file="no.png"/></asset>
-<default><geom type="mesh" mesh="hull" material="steel"/><site material="steel"/></default>
-<worldbody><frame euler="0 0 0.5"><body pos="0.1 0 0" euler="0.3 0.2 0.1"><geom mass="1"/>
-  <joint name="a" axis="0 1 0"/>
-  <body pos="0 0 0.2"><camera name="c"/><geom/><site name="hand" pos="0 0 0.1"/><site name="other"/></body>
-</body></frame></worldbody>
-<actuator><motor joint="a"/></actuator><sensor><framepos objtype="site" objname="other"/></sensor>
-</mujoco>"""
-
-
-def test_missing_meshes_and_everything_beside_the_way_do_no_harm() -> None:
-    bare = """<mujoco><compiler angle="radian"/><worldbody><frame euler="0 0 0.5">
-    <body pos="0.1 0 0" euler="0.3 0.2 0.1"><geom size="0.01"/><joint name="a" axis="0 1 0"/>
-    <site name="hand" pos="0 0 0.3"/></body></frame></worldbody></mujoco>"""
-    model = mujoco.MjModel.from_xml_string(bare)
-    data = mujoco.MjData(model)
-    data.qpos[:] = 0.4
-    mujoco.mj_kinematics(model, data)
-    joints = torch.full((1, 1), 0.4, dtype=torch.float64)
-    position, rotation = read_chain(UNUSED, ("a",), "hand").forward(joints)
-    np.testing.assert_allclose(position[0].numpy(), data.site_xpos[0], rtol=0, atol=1e-15)
-    np.testing.assert_allclose(rotation[0].numpy(), data.site_xmat[0].reshape(3, 3), rtol=0, atol=1e-15)
-
-
 def test_damped_inverse_is_that_of_the_formula() -> None:
     jacobian = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for one, result in zip(jacobian.numpy(), damped_inverse(jacobian, 0.2).numpy(), strict=True):
@@ -351,9 +311,9 @@ def test_metric_is_the_mean_square_of_the_displacement() -> None:
     states = torch.stack([reachable_state(seed) for seed in range(5)])
     settings = {"lever": LEVER, "gripper_travel": TRAVEL, "half_gap": GAP}
     jacobian = se3_jacobian(chunks, states[:, 3:6], frame="base", **settings)
-    metric = Se3Config(half_gap=GAP).metric(chunks.float(), states.float(), steps=3)
+    metric = Se3Config(half_gap=GAP).metric(chunks.float(), states.float(), space=SPACE, steps=3)
     np.testing.assert_allclose(metric.numpy(), loop_metric(jacobian.numpy(), 3), rtol=0, atol=1.0)  # float32 inputs
-    metric = Se3Config(half_gap=GAP).metric(chunks, states, steps=3)
+    metric = Se3Config(half_gap=GAP).metric(chunks, states, space=SPACE, steps=3)
     # Entries up to 1e6 from sums of 60 terms.
     np.testing.assert_allclose(metric.numpy(), loop_metric(jacobian.numpy(), 3), rtol=0, atol=1e-8)
     error = chunks_of(1, size=1e-3, seed=9).flatten()
@@ -373,7 +333,7 @@ def test_metric_is_the_mean_square_of_the_displacement() -> None:
     followed = kinematic_jacobian(
         chunks, joints, KinematicConfig().chain(), action_space="cartesian-delta", damping=0.01, **settings
     )
-    metric = KinematicConfig(half_gap=GAP).metric(chunks, states, steps=3)
+    metric = KinematicConfig(half_gap=GAP).metric(chunks, states, space=SPACE, steps=3)
     # The joints agree to 2e-9, entries of 1e6 mm^2 change with them by at most about 1e2 of that.
     np.testing.assert_allclose(metric.numpy(), loop_metric(followed.numpy(), 3), rtol=0, atol=0.2)
 
@@ -387,48 +347,17 @@ def test_weights_are_the_diagonal_in_normalised_units() -> None:
     unit = torch.tensor([0.01, 0.02, 0.03, 0.1, 0.2, 0.3, 1.0], dtype=torch.float64)
     actions = chunks_of(6)[:, 0]
     for model in (Se3Config(), KinematicConfig()):
-        metric = model.metric(actions[:, None], None, steps=1).numpy()
+        metric = model.metric(actions[:, None], None, space=SPACE, steps=1).numpy()
         raw = [metric[i, i] * float(unit[i]) ** 2 for i in range(7)]
         expected = [value / (sum(raw) / 7) for value in raw]
-        assert model.weights(actions, unit).tolist() == pytest.approx(expected, rel=1e-12)
-        assert torch.equal(model.weights(actions), normalised(torch.from_numpy(metric), None))
+        assert model.weights(actions, unit, space=SPACE).tolist() == pytest.approx(expected, rel=1e-12)
+        assert torch.equal(model.weights(actions, space=SPACE), normalised(torch.from_numpy(metric), None))
 
 
 def test_metric_of_the_virtual_chain_is_the_papers_weights() -> None:
     chunks = chunks_of(3)
-    metric = VirtualChainConfig().metric(chunks, None, steps=2)
+    metric = VirtualChainConfig().metric(chunks, None, space=SPACE, steps=2)
     weights = drift_weights(chunks[:, :2].reshape(6, 7))
     assert torch.equal(metric, torch.diag(metric.diagonal()))
     expected = torch.cat([weights * 5e5, weights * 5e5, torch.zeros(14, dtype=torch.float64)])
     torch.testing.assert_close(metric.diagonal(), expected, rtol=1e-15, atol=0)
-
-
-def test_the_built_in_arm_is_its_text_bit_for_bit() -> None:
-    chain = KinematicConfig().chain()
-    x, y, z = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
-    positions = [
-        [0.0, 0.0, 0.072],
-        [0.0, 0.0, 0.03865],
-        [0.04975, 0.0, 0.25],
-        [0.175, 0.0, 0.0],
-        [0.075, 0.0, 0.0],
-        [0.065, 0.0, 0.0],
-        [0.093575, 0.0, 0.0],
-    ]
-    expected = {
-        "positions": positions,
-        "rotations": [[x, y, z]] * 7,
-        "axes": [z, y, y, x, y, x],
-        "low": [-3.14158, -1.88496, -2.14675, -3.14158, -1.74533, -3.14158],
-        "high": [3.14158, 1.98968, 1.6057, 3.14158, 2.14675, 3.14158],
-    }
-    for name, values in expected.items():
-        assert getattr(chain, name).numpy().tobytes() == np.array(values).tobytes(), name
-
-
-def test_the_built_in_arm_is_read_from_its_own_text() -> None:
-    longer = MJCF.replace('pos="0.093575 0 0"', 'pos="0.193575 0 0"')
-    joints = torch.zeros(1, 6, dtype=torch.float64)
-    position, rotation = KinematicConfig().chain().forward(joints)
-    moved, _ = read_chain(longer, JOINTS, SITE).forward(joints)
-    torch.testing.assert_close(moved, position + 0.1 * rotation[:, :, 0], rtol=0, atol=1e-15)

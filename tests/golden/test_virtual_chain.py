@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from daptq.drift.loss import drift_loss
 from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights, jacobian
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.policies.action_space import END_EFFECTOR_DELTA
+from daptq.policies.contract import Prediction
 
 ACTIONS = torch.randn(9, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -74,7 +76,7 @@ def test_drift_weights_are_those_of_the_paper(settings: tuple[float, float, floa
 
 def test_defaults_are_the_papers() -> None:
     assert torch.equal(drift_weights(ACTIONS), drift_weights(ACTIONS, 3e-4, 1.8, 0.15))
-    assert torch.equal(VirtualChainConfig().weights(ACTIONS), drift_weights(ACTIONS))
+    assert torch.equal(VirtualChainConfig().weights(ACTIONS, space=END_EFFECTOR_DELTA), drift_weights(ACTIONS))
 
 
 @given(st.integers(1, 40), st.integers(0, 10_000), st.floats(1e-4, 3.0))
@@ -103,12 +105,15 @@ def test_drift_loss_is_that_of_the_paper() -> None:
     for b in range(2):
         for t in range(3):
             total += sum(float(weights[j] * (predicted[b, t, j] - noise[b, t, j]) ** 2) for j in range(7))
-    assert float(drift_loss(predicted, noise, weights)) == pytest.approx(total / 6, rel=1e-13)
+    assert float(drift_loss(Prediction(predicted=predicted, target=noise, kind="noise"), weights)) == pytest.approx(
+        total / 6, rel=1e-13
+    )
 
 
 def test_drift_loss_keeps_the_dtype_and_the_gradient() -> None:
     predicted = torch.ones(1, 2, 7, requires_grad=True)
-    loss = drift_loss(predicted, torch.zeros(1, 2, 7), torch.arange(7, dtype=torch.float64))
+    answer = Prediction(predicted=predicted, target=torch.zeros(1, 2, 7), kind="velocity")
+    loss = drift_loss(answer, torch.arange(7, dtype=torch.float64))
     loss.backward()
     assert loss.dtype == torch.float32
     assert predicted.grad is not None
@@ -132,8 +137,9 @@ def test_unusable_actions_are_refused(actions: torch.Tensor) -> None:
 
 
 def test_loss_of_unlike_shapes_is_refused() -> None:
+    answer = Prediction(predicted=torch.zeros(1, 2, 7), target=torch.zeros(1, 2, 7), kind="action")
     with pytest.raises(InvalidInputError, match="one weight per"):
-        drift_loss(torch.zeros(1, 2, 7), torch.zeros(1, 2, 7), torch.zeros(6))
+        drift_loss(answer, torch.zeros(6))
 
 
 @pytest.mark.parametrize("setting", ["damping", "translation_weight", "rotation_weight"])

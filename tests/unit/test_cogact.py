@@ -87,6 +87,7 @@ def test_proprioception_is_an_option() -> None:
         ({"cameras": {"front": 70}}, "multiple of 32, got 70"),
         ({"n_action_steps": 17}, "between 1 and chunk_size = 16, got 17"),
         ({"action_low": [0.0]}, "action_low must have 7 entries, got 1"),
+        ({"action_dim": 8}, r"action_dim must be 7 \(3 ee-position-delta \[m\], .*\), got 8"),
         ({"denoising_steps": 60}, "integer stride, got 60"),
         ({"colour": "red"}, r"known keys only, got \['colour'\]"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +12,69 @@ import torch
 
 from daptq.drift.contract import DriftModel
 from daptq.drift.mjcf import read_chain
+from daptq.drift.models.action import ActionConfig
 from daptq.drift.models.kinematic import KinematicConfig
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
+from daptq.policies.action_space import ActionDimension, ActionSpace
 from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
 
-MODELS: list[DriftModel] = [VirtualChainConfig(), Se3Config(), KinematicConfig()]
+MODELS: list[DriftModel] = [VirtualChainConfig(), Se3Config(), KinematicConfig(), ActionConfig()]
+READ_POSES: list[DriftModel] = [Se3Config(), KinematicConfig()]
 
 models = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.method)
+read_poses = pytest.mark.parametrize("model", READ_POSES, ids=lambda model: model.method)
 
 
 @models
 @pytest.mark.parametrize("shape", [(2, 3, 6), (2, 7), (0, 3, 7), (2, 0, 7)])
 def test_chunks_of_another_shape_are_refused(model: DriftModel, shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInputError, match=r"action chunks must have shape \(n, chunk, 7\)"):
-        model.metric(torch.zeros(shape), None, steps=1)
+        model.metric(torch.zeros(shape), None, space=SPACE, steps=1)
 
 
 @models
 @pytest.mark.parametrize("steps", [0, -1, 4])
 def test_steps_must_be_within_the_chunk(model: DriftModel, steps: int) -> None:
     with pytest.raises(InvalidInputError, match=f"steps must be between 1 and the 3 actions of a chunk, got {steps}"):
-        model.metric(torch.zeros(2, 3, 7), None, steps=steps)
+        model.metric(torch.zeros(2, 3, 7), None, space=SPACE, steps=steps)
 
 
-@models
+@read_poses
 @pytest.mark.parametrize("shape", [(3, 7), (2, 5), (2,)])
 def test_states_must_belong_to_the_chunks(model: DriftModel, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidInputError, match=r"states must have shape \(2, 6 or more\)"):
-        model.metric(torch.zeros(2, 3, 7), torch.zeros(shape), steps=1)
+    with pytest.raises(
+        InvalidInputError, match=r"states must have shape \(2, 6 or more\) and begin with an end-effector's"
+    ):
+        model.metric(torch.zeros(2, 3, 7), torch.zeros(shape), space=SPACE, steps=1)
 
 
 @models
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_must_be_finite(model: DriftModel, value: float) -> None:
     with pytest.raises(InvalidInputError, match="action chunks must be finite"):
-        model.metric(torch.full((1, 3, 7), value), None, steps=1)
+        model.metric(torch.full((1, 3, 7), value), None, space=SPACE, steps=1)
+
+
+@read_poses
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_poses_must_be_finite(model: DriftModel, value: float) -> None:
     with pytest.raises(InvalidInputError, match="states must be finite"):
-        model.metric(torch.zeros(1, 3, 7), torch.full((1, 7), value), steps=1)
+        model.metric(torch.zeros(1, 3, 7), torch.full((1, 7), value), space=SPACE, steps=1)
 
 
-@pytest.mark.parametrize("model", [Se3Config(), KinematicConfig()], ids=lambda model: model.method)
+@pytest.mark.parametrize("model", [Se3Config(), KinematicConfig(), ActionConfig()], ids=lambda model: model.method)
 @pytest.mark.parametrize("unit", [torch.ones(6), torch.zeros(7), -torch.ones(7), torch.full((7,), math.nan)])
 def test_unit_must_be_usable(model: DriftModel, unit: torch.Tensor) -> None:
     with pytest.raises(InvalidInputError, match="unit must hold 7 numbers of 0 or more"):
-        model.weights(torch.zeros(2, 7), unit)
+        model.weights(torch.zeros(2, 7), unit, space=SPACE)
 
 
 def test_a_dimension_that_never_varies_has_no_weight() -> None:
-    weights = Se3Config().weights(torch.zeros(2, 7), torch.tensor([0.0, 1, 1, 1, 1, 1, 1]))
+    weights = Se3Config().weights(torch.zeros(2, 7), torch.tensor([0.0, 1, 1, 1, 1, 1, 1]), space=SPACE)
     assert weights[0] == 0
     assert weights[1] > 0
 
@@ -69,20 +82,61 @@ def test_a_dimension_that_never_varies_has_no_weight() -> None:
 def test_the_virtual_chain_leaves_the_unit_aside() -> None:
     actions = torch.randn(3, 7)
     assert torch.equal(
-        VirtualChainConfig().weights(actions, torch.full((7,), 0.1)), VirtualChainConfig().weights(actions)
+        VirtualChainConfig().weights(actions, torch.full((7,), 0.1), space=SPACE),
+        VirtualChainConfig().weights(actions, space=SPACE),
     )
 
 
+JOINT_DELTAS = (*(ActionDimension(kind="joint-delta", unit="rad") for _ in JOINTS), SPACE[6])
+
+
 def test_joint_deltas_have_the_arms_width() -> None:
-    with pytest.raises(InvalidInputError, match=r"\(n, chunk, 7\) with \[waist, .*, gripper\]"):
-        KinematicConfig(action_space="joint-delta").metric(torch.zeros(1, 2, 8), None, steps=1)
+    model = KinematicConfig(action_space="joint-delta")
+    with pytest.raises(InvalidInputError, match=r"\(n, chunk, 7\) with 6 joint-delta \[rad\], 1 gripper \[1\], got"):
+        model.metric(torch.zeros(1, 2, 8), None, space=JOINT_DELTAS, steps=1)
+    with pytest.raises(
+        InvalidInputError, match=r"states must have shape \(1, 6 or more\) and begin with joint positions"
+    ):
+        KinematicConfig(action_space="joint-delta", state="joints").metric(
+            torch.zeros(1, 2, 7), torch.zeros(1, 5), space=JOINT_DELTAS, steps=1
+        )
+
+
+TWO_ARMS = (*SPACE[:6], ActionDimension(kind="gripper", unit="1", arm=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "read", "refused"),
+    [
+        (VirtualChainConfig(), [SPACE], [JOINT_DELTAS, TWO_ARMS, SPACE[:6], ()]),
+        (Se3Config(), [SPACE, tuple(replace(one, arm=1) for one in SPACE)], [JOINT_DELTAS, TWO_ARMS, SPACE + SPACE]),
+        (KinematicConfig(), [SPACE], [JOINT_DELTAS]),
+        (
+            KinematicConfig(action_space="joint-delta"),
+            [JOINT_DELTAS, (*JOINT_DELTAS[:6], ActionDimension(kind="gripper", unit="rad"))],
+            [SPACE, JOINT_DELTAS[1:], (*(replace(one, unit="1") for one in JOINT_DELTAS[:6]), SPACE[6])],
+        ),
+        (KinematicConfig(action_space="joint"), [], [SPACE, JOINT_DELTAS]),
+        (ActionConfig(), [SPACE, JOINT_DELTAS, TWO_ARMS, SPACE + SPACE], []),
+    ],
+    ids=lambda value: getattr(value, "method", None),
+)
+def test_models_say_which_spaces_they_read(
+    model: DriftModel, read: list[ActionSpace], refused: list[ActionSpace]
+) -> None:
+    for space in read:
+        assert model.refuses(space) is None
+    for space in refused:
+        assert model.refuses(space)
+        with pytest.raises(InvalidInputError, match=f"drift model {model.method} must read the action space: it reads"):
+            model.metric(torch.zeros(1, 2, len(space)), None, space=space, steps=1)
 
 
 def test_a_state_out_of_reach_is_refused() -> None:
     states = torch.tensor([[0.24, 0, 0.15, 0, 0, 0, 1.0], [2.0, 0, 0.15, 0, 0, 0, 1.0]])
     with pytest.raises(InvalidInputError, match=r"state must be a pose that the arm reaches, got \[2.0"):
-        KinematicConfig().metric(torch.zeros(2, 1, 7), states, steps=1)
-    KinematicConfig().metric(torch.zeros(1, 1, 7), states[:1], steps=1)
+        KinematicConfig().metric(torch.zeros(2, 1, 7), states, space=SPACE, steps=1)
+    KinematicConfig().metric(torch.zeros(1, 1, 7), states[:1], space=SPACE, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +149,15 @@ def test_a_state_out_of_reach_is_refused() -> None:
         (Se3Config, {"lever": math.nan}, "lever of the se3 drift model must be 0 or more"),
         (Se3Config, {"gripper_travel": 0.0}, "gripper_travel of the se3 drift model must be positive"),
         (Se3Config, {"gripper_travel": math.inf}, "gripper_travel of the se3 drift model must be positive"),
-        (KinematicConfig, {"action_space": "joint"}, "must be one of joint-delta, cartesian-delta, got 'joint'"),
+        (KinematicConfig, {"action_space": "xyz"}, "must be one of joint-delta, joint, cartesian-delta, got 'xyz'"),
+        (
+            KinematicConfig,
+            {"state": "none"},
+            "state of the kinematic drift model must be one of pose, joints, rest, got",
+        ),
+        (Se3Config, {"state": "joints"}, "state of the se3 drift model must be one of pose, rest, got 'joints'"),
+        (ActionConfig, {"pixel": 0.0}, "pixel of the action drift model must be positive"),
+        (ActionConfig, {"unitless": math.nan}, "unitless of the action drift model must be positive"),
         (KinematicConfig, {"rest": (0.0,)}, "rest of the kinematic drift model must hold a position for each of 6"),
         (KinematicConfig, {"rest": (math.nan,) * 6}, "rest of the kinematic drift model must hold a position"),
         (KinematicConfig, {"joints": (), "rest": ()}, "at least one joint"),

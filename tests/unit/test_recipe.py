@@ -37,6 +37,7 @@ RECIPES = {
     ),
     "no compensation": da_ptq(compensation="none"),
     "dense": replace(da_ptq(), compensation=CsrcConfig(rank=None, selection="always")),
+    "whole chunk": replace(da_ptq(), drift_horizon="chunk"),
     "nearest": round_to_nearest(weight_bits=8),
     "own interface": replace(
         da_ptq(),
@@ -122,6 +123,14 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any], mess
 def test_json_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json({**da_ptq().to_json(), **change})
+
+
+def test_the_drift_horizon_is_checked_and_may_be_left_out() -> None:
+    with pytest.raises(RecipeError, match="drift_horizon must be one of executed, chunk, got 'all'"):
+        replace(da_ptq(), drift_horizon="all")  # type: ignore[arg-type]
+    obj = da_ptq().to_json()
+    assert obj.pop("drift_horizon") == "executed"
+    assert Recipe.from_json(obj) == da_ptq()
 
 
 def test_an_unknown_drift_model_is_refused_with_near_names() -> None:

@@ -1,8 +1,9 @@
 """The contract of a drift model: what an error in an action chunk does to the point that the robot works with.
 
-A drift model (one file beside this one, which names its configuration ``DRIFT_MODEL``) turns an error e of a flattened
-action chunk, in physical action units, into the square of a displacement, e^T G e [mm^2]. Everything that asks "how
-much does this error matter" reads the same matrix G, so that another robot is another G and nothing else.
+A drift model (one file of `daptq.drift.models`, which names its configuration ``DRIFT_MODEL``) turns an error e of a
+flattened action chunk, in physical action units, into the square of a displacement, e^T G e [mm^2]. Everything that
+asks "how much does this error matter" reads the same matrix G, so that another robot is another G and nothing else. A
+model says which action spaces it reads.
 
 A model is a linearisation about the demonstrated chunk: it knows neither contacts nor how the policy answers to what an
 error did to its next picture.
@@ -19,8 +20,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.errors import InvalidInputError
+from daptq.policies.action_space import ActionSpace, described
 
-__all__ = ["ROWS_PER_STEP", "SQUARE_MILLIMETRES", "DriftModel", "checked_chunks", "mean_square", "normalised"]
+__all__ = [
+    "ROWS_PER_STEP",
+    "SQUARE_MILLIMETRES",
+    "DriftModel",
+    "checked_chunks",
+    "checked_poses",
+    "checked_states",
+    "mean_square",
+    "normalised",
+    "refusal",
+]
 
 SQUARE_MILLIMETRES = 1e6
 """Square millimetres in a square metre."""
@@ -45,8 +57,16 @@ class DriftModel(ABC):
     method: ClassVar[str]
 
     @abstractmethod
+    def refuses(self, space: ActionSpace) -> str | None:
+        """Why the model does not read actions of this space, in the form "X, not Y"; None where it does."""
+
+    @abstractmethod
     def weights(
-        self, actions: Float[Tensor, "n action"], unit: Float[Tensor, " action"] | None = None
+        self,
+        actions: Float[Tensor, "n action"],
+        unit: Float[Tensor, " action"] | None = None,
+        *,
+        space: ActionSpace,
     ) -> Float[Tensor, " action"]:
         """Weight of every action dimension in the drift loss (eq. 18 of arXiv 2604.11572).
 
@@ -54,6 +74,7 @@ class DriftModel(ABC):
             actions: Demonstrated actions, physical units, n at least 1.
             unit: Physical units per normalised unit of every dimension, since the loss weighs normalised errors;
                 0 for one that never varies, None for ones.
+            space: What the dimensions of an action are; one that the model does not refuse.
 
         Returns:
             float64, not negative, mean 1.
@@ -64,15 +85,21 @@ class DriftModel(ABC):
 
     @abstractmethod
     def metric(
-        self, chunks: Float[Tensor, "n chunk action"], states: Float[Tensor, "n state"] | None, *, steps: int
+        self,
+        chunks: Float[Tensor, "n chunk action"],
+        states: Float[Tensor, "n state"] | None,
+        *,
+        space: ActionSpace,
+        steps: int,
     ) -> Float[Tensor, "chunk*action chunk*action"]:
         """The matrix G of the squared displacement that an error of the chunk causes.
 
         Args:
             chunks: Demonstrated action chunks, physical units, n at least 1.
-            states: ``observation.state`` before each chunk: position [m], intrinsic XYZ Euler angles [rad] relative to
-                a gripper that points straight down, gripper. None for the model's own resting state.
-            steps: How many actions of a chunk are executed.
+            states: ``observation.state`` before each chunk; a model that looks at it says in what form it must be.
+                None for the model's own resting state.
+            space: What the dimensions of an action are; one that the model does not refuse.
+            steps: How many actions of a chunk count, from the first one on.
 
         Returns:
             float64, symmetric, positive semi-definite, mm^2 per product of two physical action units. With e flattened
@@ -85,45 +112,92 @@ class DriftModel(ABC):
         """
 
 
-def checked_chunks(
-    chunks: Float[Tensor, "n chunk action"],
-    states: Float[Tensor, "n state"] | None,
-    *,
-    width: int,
-    steps: int,
-    layout: str,
-) -> tuple[Float[Tensor, "n chunk action"], Float[Tensor, "n state"] | None]:
-    """Chunks and states in float64, after what every drift model asks of them.
+def refusal(space: ActionSpace, expected: ActionSpace) -> str | None:
+    """Why a space is not the one that a model of a single arm reads; None where it is.
 
     Args:
+        space: What the dimensions of an action are.
+        expected: Kinds and units that the model reads. Which arm it is does not matter, nor the unit of a gripper.
+    """
+    wanted = [(one.kind, None if one.kind == "gripper" else one.unit) for one in expected]
+    given = [(one.kind, None if one.kind == "gripper" else one.unit) for one in space]
+    if given == wanted and len({one.arm for one in space}) == 1:
+        return None
+    return f"it reads {described(expected)} of one arm, not {described(space)}"
+
+
+def checked_chunks(
+    model: DriftModel, chunks: Float[Tensor, "n chunk action"], *, space: ActionSpace, steps: int
+) -> Float[Tensor, "n chunk action"]:
+    """Chunks in float64, after what every drift model asks of them.
+
+    Args:
+        model: The model that reads them.
         chunks: Action chunks.
-        states: States, or None.
-        width: Action dimensions that the model reads.
-        steps: How many actions are executed.
-        layout: What the dimensions are, for the message.
+        space: What the dimensions of an action are.
+        steps: How many actions count.
 
     Raises:
-        InvalidInputError: The shapes do not belong together, a value is not finite, or `steps` is not within the chunk.
+        InvalidInputError: The model refuses the space, the chunks do not have its dimensions, a value is not finite,
+            or `steps` is not within the chunk.
     """
-    if chunks.dim() != 3 or chunks.shape[2] != width or 0 in chunks.shape:
+    if (reason := model.refuses(space)) is not None:
+        raise InvalidInputError(f"drift model {model.method} must read the action space: {reason}. Choose another.")
+    if chunks.dim() != 3 or chunks.shape[2] != len(space) or 0 in chunks.shape:
         raise InvalidInputError(
-            f"action chunks must have shape (n, chunk, {width}) with {layout}, got {tuple(chunks.shape)}. Choose the "
-            "drift model of this action space."
+            f"action chunks must have shape (n, chunk, {len(space)}) with {described(space)}, got "
+            f"{tuple(chunks.shape)}. Pass chunks of this action space."
         )
     if not 1 <= steps <= chunks.shape[1]:
         raise InvalidInputError(
             f"steps must be between 1 and the {chunks.shape[1]} actions of a chunk, got {steps}. Pass the number of "
             "actions that are executed."
         )
-    if states is not None and (states.dim() != 2 or states.shape[0] != len(chunks) or states.shape[1] < 6):
+    return _finite(chunks, "action chunks")
+
+
+def checked_states(
+    states: Float[Tensor, "n state"], count: int, *, width: int, meaning: str
+) -> Float[Tensor, "n state"]:
+    """States in float64 that begin with what a drift model reads.
+
+    Args:
+        states: States before each chunk.
+        count: Number of chunks.
+        width: How many numbers the model reads.
+        meaning: What they are, for the message.
+
+    Raises:
+        InvalidInputError: There is not one state for each chunk, a state is too short, or a value is not finite.
+    """
+    if states.dim() != 2 or len(states) != count or states.shape[1] < width:
         raise InvalidInputError(
-            f"states must have shape ({len(chunks)}, 6 or more), got {tuple(states.shape)}. Pass the observation.state "
-            "of every chunk, or None."
+            f"states must have shape ({count}, {width} or more) and begin with {meaning}, got {tuple(states.shape)}. "
+            "Set the drift model's state to what they hold, or to 'rest'."
         )
-    for label, values in (("action chunks", chunks), ("states", states)):
-        if values is not None and not bool(torch.isfinite(values).all()):
-            raise InvalidInputError(f"{label} must be finite, got NaN or infinity. Remove those rows.")
-    return chunks.to(torch.float64), None if states is None else states.to(torch.float64)
+    return _finite(states, "states")
+
+
+def checked_poses(states: Float[Tensor, "n state"], count: int) -> Float[Tensor, "n state"]:
+    """States in float64 that begin with an end-effector's pose.
+
+    The pose is position [m] and intrinsic XYZ Euler angles [rad] relative to a gripper that points straight down.
+
+    Args:
+        states: States before each chunk.
+        count: Number of chunks.
+
+    Raises:
+        InvalidInputError: As in `checked_states`.
+    """
+    return checked_states(states, count, width=6, meaning="an end-effector's position and Euler angles")
+
+
+def _finite(values: Float[Tensor, "..."], label: str) -> Float[Tensor, "..."]:
+    """The values in float64; refuses NaN and infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidInputError(f"{label} must be finite, got NaN or infinity. Remove those rows.")
+    return values.to(torch.float64)
 
 
 def mean_square(jacobians: Iterable[Float[Tensor, "n chunk row k"]], steps: int) -> Float[Tensor, "k k"]:

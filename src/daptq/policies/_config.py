@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from daptq.errors import InvalidInputError
+from daptq.policies.action_space import END_EFFECTOR_DELTA, described
 from daptq.policies.diffusion import ddim_timesteps
 
 Config = TypeVar("Config")
@@ -26,6 +27,19 @@ def config_from_json(kind: type[Config], config: Mapping[str, Any]) -> Config:
         return kind(**values)
     except TypeError as error:
         raise InvalidInputError(f"CogACT configuration must be complete: {error}. Add what is missing.") from error
+
+
+def check_action_dim(action_dim: int) -> None:
+    """Refuses another action space than the one that CogACT's families know.
+
+    Raises:
+        InvalidInputError: The number of dimensions differs.
+    """
+    if action_dim != len(END_EFFECTOR_DELTA):
+        raise InvalidInputError(
+            f"action_dim must be {len(END_EFFECTOR_DELTA)} ({described(END_EFFECTOR_DELTA)}), got {action_dim}. Write "
+            "a family that declares the action space of this policy."
+        )
 
 
 def check_lengths(entries: Mapping[str, tuple[Sized, int]]) -> None:

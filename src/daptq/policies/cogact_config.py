@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
-from daptq.policies._config import check_chunk, check_lengths, config_from_json
+from daptq.policies._config import check_action_dim, check_chunk, check_lengths, config_from_json
 
 # The towers' convolutions halve the image four times, the projector joins 2 x 2 tokens.
 IMAGE_MULTIPLE = 32
@@ -31,7 +31,8 @@ class CogACTConfig:
         vocab_size: Size of the tokenizer's vocabulary.
         prompt_prefix, prompt_suffix: Token ids around the prompt; the last one reads out the cognition feature.
         action_width, action_depth, action_heads: The DiT.
-        action_dim, chunk_size, n_action_steps: The action chunk and how much of it is executed.
+        action_dim: 7: an end-effector's delta pose and the gripper's command.
+        chunk_size, n_action_steps: The action chunk and how much of it is executed.
         diffusion_steps, denoising_steps, guidance_scale: Training steps, DDIM steps, classifier-free guidance.
         action_low, action_high: 1 % and 99 % quantiles of the actions, physical units, per dimension.
         action_mask: Dimensions mapped from [-1, 1] to [low, high]; the others (gripper) are thresholded at 0.5.
@@ -75,6 +76,7 @@ class CogACTConfig:
                     f"image size of camera {camera!r} must be a positive multiple of {IMAGE_MULTIPLE}, got {size}. "
                     "Choose for example 96."
                 )
+        check_action_dim(self.action_dim)
         check_lengths(
             {
                 "action_low": (self.action_low, self.action_dim),

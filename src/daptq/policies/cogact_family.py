@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
 from daptq.policies._cognition import CONDITION, UNCONDITION, ActionModel, CognitionPolicy
+from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_config import CogACTConfig
 from daptq.policies.contract import IMAGE_PREFIX, Batch, DenoisingStep, Interface
 from daptq.policies.diffusion import squared_cosine_alphas
@@ -53,7 +54,7 @@ class CogACTFamily(CognitionPolicy):
         self.tokenizer = tokenizer
         self.name = config.name
         self.cameras = dict(config.cameras)
-        self.action_dim, self.chunk_size = config.action_dim, config.chunk_size
+        self.action_space, self.chunk_size = END_EFFECTOR_DELTA, config.chunk_size
         self.n_action_steps = config.n_action_steps
         self.denoising_steps, self.denoising_step = config.denoising_steps, DenoisingStep()
         self.alphas = squared_cosine_alphas(config.diffusion_steps)

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.policies.action_space import ActionSpace
 from daptq.policies.streaming import PolicyTensors, StoredWeights
 
 Role = Literal["vision", "connector", "language", "action_head"]
@@ -116,7 +117,7 @@ class Policy(nn.Module, ABC):
     Attributes:
         family: Name of the family in the catalog.
         name: Human-readable name of this policy.
-        action_dim: Number of action dimensions.
+        action_space: What the dimensions of an action are.
         chunk_size: Number of actions predicted at once.
         n_action_steps: Number of actions of a chunk that are executed before the next prediction.
         cameras: Image edge length [px] expected from each camera.
@@ -129,7 +130,7 @@ class Policy(nn.Module, ABC):
 
     family: ClassVar[str]
     name: str
-    action_dim: int
+    action_space: ActionSpace
     chunk_size: int
     n_action_steps: int
     cameras: Mapping[str, int]
@@ -138,6 +139,11 @@ class Policy(nn.Module, ABC):
     denoising_step: DenoisingStep
     weights: StoredWeights | None = None
     _loop: Loop | None = None
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions."""
+        return len(self.action_space)
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
-from daptq.policies._config import check_chunk, check_lengths, config_from_json
+from daptq.policies._config import check_action_dim, check_chunk, check_lengths, config_from_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ class PrismaticConfig:
         vocab_size: Rows of its embedding.
         prompt_prefix, prompt_suffix: Token ids around the prompt; the last one reads out the cognition feature.
         action_width, action_depth, action_heads: The DiT.
-        action_dim, chunk_size, n_action_steps: The action chunk and how much of it is executed.
+        action_dim: 7: an end-effector's delta pose and the gripper's command.
+        chunk_size, n_action_steps: The action chunk and how much of it is executed.
         diffusion_steps, denoising_steps, guidance_scale: Training steps, DDIM steps, classifier-free guidance.
     """
 
@@ -85,6 +86,7 @@ class PrismaticConfig:
                 f"cameras must name one camera whose image size is a positive multiple of {self.patch_size}, got "
                 f"{dict(self.cameras)}. Choose for example 224."
             )
+        check_action_dim(self.action_dim)
         check_lengths(
             {
                 "action_low": (self.action_low, self.action_dim),

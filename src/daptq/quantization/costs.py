@@ -108,7 +108,7 @@ def _one_pass(
                 sensitivity.update(probe(policy.denoised_chunk(batch, generator), root, probe_generator(generator)))
             else:
                 answer = policy.predict_target(batch, generator)
-                sensitivity.update(drift_loss(answer.predicted, answer.target, profile.drift_weights))
+                sensitivity.update(drift_loss(answer, profile.drift_weights))
             report(done)
     return sensitivity.second_moment() if config.estimate == "fisher" else sensitivity.first_order()
 

@@ -29,6 +29,7 @@ from daptq.quantization.allocation import bit_plan, candidate_bits, check_budget
 from daptq.quantization.assembly import assemble, share_tensors
 from daptq.quantization.compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
+from daptq.quantization.drift_model import check_drift_model
 from daptq.quantization.folding import check_folding, consumers_to_keep, fold
 from daptq.quantization.interfaces import check_interfaces, interfaces_of
 from daptq.quantization.layer_times import TIMES_KIND, faster_in_float, layer_times
@@ -85,6 +86,7 @@ def quantize(
     output = Path(output)
     progress = progress or _log_progress
     _require_float(policy)
+    check_drift_model(policy, recipe)
     check_interfaces(policy, recipe)
     check_folding(policy, recipe)
     check_budget(policy, recipe)

@@ -143,8 +143,13 @@ def observe(
 
 
 def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
-    """The matrix G of the recipe's drift model over the executed actions of the demonstrated chunks [mm^2]."""
-    return recipe.drift.metric(calibration.chunks, calibration.positions, steps=policy.n_action_steps)
+    """The matrix G of the recipe's drift model over the demonstrated chunks, or what is executed of them [mm^2]."""
+    return recipe.drift.metric(
+        calibration.chunks,
+        calibration.positions,
+        space=policy.action_space,
+        steps=policy.chunk_size if recipe.drift_horizon == "chunk" else policy.n_action_steps,
+    )
 
 
 def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> DriftProfile:
@@ -157,7 +162,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         progress: Called as progress(done, total, "profile") after every batch.
     """
     interfaces = interfaces_of(policy, recipe)
-    weights = recipe.drift.weights(calibration.actions, policy.action_unit)
+    weights = recipe.drift.weights(calibration.actions, policy.action_unit, space=policy.action_space)
     phi = recipe.sensitivity if isinstance(recipe.sensitivity, SensitivityConfig) else None
     scored = layers_in_scope(policy, recipe) if phi is not None and recipe.scores_layers else ()
     parameters = {name: float_linear(policy, name).weight for name in scored}
@@ -166,7 +171,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
     def step(batch: Batch, generator: torch.Generator) -> None:
         if parameters:
             answer = policy.predict_target(batch, generator)
-            sensitivity.update(drift_loss(answer.predicted, answer.target, weights))
+            sensitivity.update(drift_loss(answer, weights))
         else:
             with torch.no_grad():
                 policy.predict_target(batch, generator)

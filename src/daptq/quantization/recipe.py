@@ -30,10 +30,11 @@ from daptq.rounding.transform import TransformConfig
 from daptq.sensitivity.phi import SensitivityConfig
 from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
-__all__ = ["Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits", "stage_from_json"]
+__all__ = ["DriftHorizon", "Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits", "stage_from_json"]
 
 Order = Literal["compensation-first", "allocation-first"]
 Folding = Literal["auto", "consumer", "producer"]
+DriftHorizon = Literal["executed", "chunk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,8 @@ class Recipe:
         rounding: How weights are rounded.
         calibration_states: Number of calibration states.
         drift: Drift model.
+        drift_horizon: Which actions of a chunk the matrix G counts: those that are executed before the next prediction,
+            or the whole ``"chunk"``, for a policy whose chunks are executed in part now and in whole later.
         sensitivity: How layers are scored.
         compensation: Compensation of the perception-to-action interfaces, or None.
         interfaces: These interfaces; None for those that the policy's family names.
@@ -161,6 +164,7 @@ class Recipe:
     rounding: NearestConfig | GptqConfig = field(default_factory=NearestConfig)
     calibration_states: int = 512
     drift: DriftModel = field(default_factory=VirtualChainConfig)
+    drift_horizon: DriftHorizon = "executed"
     sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
     compensation: CsrcConfig | PairedConfig | None = None
     interfaces: tuple[Interface, ...] | None = None
@@ -183,7 +187,11 @@ class Recipe:
             raise RecipeError(
                 f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
             )
-        for label, choices in (("order", get_args(Order)), ("folding", get_args(Folding))):
+        for label, choices in (
+            ("order", get_args(Order)),
+            ("folding", get_args(Folding)),
+            ("drift_horizon", get_args(DriftHorizon)),
+        ):
             if getattr(self, label) not in choices:
                 raise RecipeError(
                     f"{label} must be one of {', '.join(choices)}, got {getattr(self, label)!r}. Choose one of these."

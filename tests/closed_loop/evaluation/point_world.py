@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.environments.contract import Environment, Info, Observation
+from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.contract import STATE, Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
 
 TASKS = ("left", "right")
@@ -143,7 +144,8 @@ class Pusher(Policy):
         pause: float = 0.0,
     ) -> None:
         super().__init__()
-        self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = name, 7, 8, 4, {}
+        self.name, self.action_space, self.chunk_size = name, END_EFFECTOR_DELTA, 8
+        self.n_action_steps, self.cameras = 4, {}
         self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.gain = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.gain.weight)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.calibration.contract import CalibrationSource
+from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import (
     ACTION,
@@ -46,7 +47,8 @@ class ChainPolicy(Policy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name, self.action_dim, self.chunk_size, self.n_action_steps, self.cameras = "chain", 7, 2, 2, {}
+        self.name, self.action_space, self.chunk_size = "chain", END_EFFECTOR_DELTA, 2
+        self.n_action_steps, self.cameras = 2, {}
         self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.language = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 10))
         self.consumer = nn.Linear(10, 12)

@@ -18,6 +18,7 @@ from daptq import catalog
 from daptq.artifacts import read_artifact
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
+from daptq.policies.action_space import ActionSpace
 from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize
@@ -31,11 +32,14 @@ class GripperOnly(DriftModel):
 
     millimetres: float = 11.0
 
-    def weights(self, actions: Tensor, unit: Tensor | None = None) -> Tensor:
+    def refuses(self, space: ActionSpace) -> str | None:
+        return None if space[-1].kind == "gripper" else "it reads a gripper, and there is none"
+
+    def weights(self, actions: Tensor, unit: Tensor | None = None, *, space: ActionSpace) -> Tensor:
         width = actions.shape[-1]
         return torch.tensor([0.0] * (width - 1) + [float(width)], dtype=torch.float64)
 
-    def metric(self, chunks: Tensor, states: Tensor | None, *, steps: int) -> Tensor:
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
         diagonal = torch.zeros(chunks.shape[1:], dtype=torch.float64)
         diagonal[:steps, -1] = self.millimetres**2 / steps
         return torch.diag(diagonal.flatten())

@@ -1,7 +1,8 @@
 """Drift of a real arm: the Jacobian of its joint chain, for commands in joint or in Cartesian space.
 
 ``"joint-delta"`` reads an action as [dq_1, …, dq_J, gripper]: errors of the joints add up, and the chain's Jacobian at
-the joints after action k says what they do to the tool point then.
+the joints after action k says what they do to the tool point then. ``"joint"`` reads it as [q_1, …, q_J, gripper],
+where the joints go to: an error lasts until the next action, and the chunk alone says where the joints are.
 
 ``"cartesian-delta"`` reads an action as [dx, dy, dz, droll, dpitch, dyaw, gripper] in the base frame: the error of the
 commanded pose goes through one step of damped least squares to the joints and through the Jacobian to the arm, which
@@ -25,16 +26,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.drift.contract import ROWS_PER_STEP, DriftModel, checked_chunks, mean_square, normalised
+from daptq.drift.contract import (
+    ROWS_PER_STEP,
+    DriftModel,
+    checked_chunks,
+    checked_poses,
+    checked_states,
+    mean_square,
+    normalised,
+    refusal,
+)
 from daptq.drift.mjcf import read_chain
 from daptq.drift.poses import compose, displacements, matrix_from_euler, pointing_down
 from daptq.drift.serial_chain import SerialChain, damped_inverse
 from daptq.drift.widowx_250 import JOINTS, MJCF, REST, SITE
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 
-__all__ = ["DRIFT_MODEL", "ActionSpace", "KinematicConfig", "displacement_jacobian"]
+__all__ = ["DRIFT_MODEL", "Commands", "KinematicConfig", "State", "displacement_jacobian"]
 
-ActionSpace = Literal["joint-delta", "cartesian-delta"]
+Commands = Literal["joint-delta", "joint", "cartesian-delta"]
+State = Literal["pose", "joints", "rest"]
 
 _BATCH = 256
 _BUILT_IN = "widowx-250"
@@ -55,6 +67,9 @@ class KinematicConfig(DriftModel):
         half_gap: Distance from the tool point to each fingertip [m]; 0 judges the tool point alone.
         damping: Damping of the least squares step that an error goes through, in the Jacobian's units, positive; the
             tabletop's.
+        state: What ``observation.state`` holds: ``"pose"`` for the end-effector's position and Euler angles,
+            ``"joints"`` for the joint positions [rad], in order, or ``"rest"`` when it holds something else and every
+            chunk starts at `rest`. With absolute joint commands it is not looked at.
     """
 
     method: ClassVar[str] = "kinematic"
@@ -63,20 +78,22 @@ class KinematicConfig(DriftModel):
     joints: tuple[str, ...] = JOINTS
     site: str = SITE
     rest: tuple[float, ...] = REST
-    action_space: ActionSpace = "cartesian-delta"
+    action_space: Commands = "cartesian-delta"
     lever: float = 0.1
     gripper_travel: float = 0.011
     half_gap: float = 0.0
     damping: float = 0.01
+    state: State = "pose"
 
     def __post_init__(self) -> None:
         for label in ("joints", "rest"):
             object.__setattr__(self, label, tuple(getattr(self, label)))  # JSON knows lists only
-        if self.action_space not in get_args(ActionSpace):
-            raise RecipeError(
-                f"action_space of the kinematic drift model must be one of {', '.join(get_args(ActionSpace))}, got "
-                f"{self.action_space!r}. Choose what an action's dimensions are."
-            )
+        for label, choices in (("action_space", get_args(Commands)), ("state", get_args(State))):
+            if getattr(self, label) not in choices:
+                raise RecipeError(
+                    f"{label} of the kinematic drift model must be one of {', '.join(choices)}, got "
+                    f"{getattr(self, label)!r}. Choose what the policy's numbers are."
+                )
         if not self.joints or len(self.rest) != len(self.joints) or not all(map(math.isfinite, self.rest)):
             raise RecipeError(
                 f"rest of the kinematic drift model must hold a position for each of {len(self.joints)} joints, got "
@@ -113,30 +130,37 @@ class KinematicConfig(DriftModel):
             ) from error
         return read_chain(xml, self.joints, self.site)
 
+    def refuses(self, space: ActionSpace) -> str | None:
+        """Whatever is not what `action_space` says, for this arm's joints; see `DriftModel`."""
+        if self.action_space == "cartesian-delta":
+            return refusal(space, END_EFFECTOR_DELTA)
+        joint = ActionDimension(kind=self.action_space, unit="rad")
+        return refusal(space, (*(joint for _ in self.joints), ActionDimension(kind="gripper", unit="1")))
+
     def weights(
-        self, actions: Float[Tensor, "n action"], unit: Float[Tensor, " action"] | None = None
+        self,
+        actions: Float[Tensor, "n action"],
+        unit: Float[Tensor, " action"] | None = None,
+        *,
+        space: ActionSpace,
     ) -> Float[Tensor, " action"]:
         """Diagonal of the metric of a single action from the resting joints; see `DriftModel`."""
-        return normalised(self.metric(actions.unsqueeze(-2), None, steps=1), unit)
+        return normalised(self.metric(actions.unsqueeze(-2), None, space=space, steps=1), unit)
 
     def metric(
-        self, chunks: Float[Tensor, "n chunk action"], states: Float[Tensor, "n state"] | None, *, steps: int
+        self,
+        chunks: Float[Tensor, "n chunk action"],
+        states: Float[Tensor, "n state"] | None,
+        *,
+        space: ActionSpace,
+        steps: int,
     ) -> Float[Tensor, "chunk*action chunk*action"]:
         """The matrix G; see `DriftModel`.
 
         Raises:
             InvalidInputError: As in `DriftModel`, and when the arm cannot reach a state.
         """
-        joint_space = self.action_space == "joint-delta"
-        chunks, states = checked_chunks(
-            chunks,
-            states,
-            width=len(self.joints) + 1 if joint_space else 7,
-            steps=steps,
-            layout=f"[{', '.join(self.joints)}, gripper]"
-            if joint_space
-            else "[dx, dy, dz, droll, dpitch, dyaw, gripper]",
-        )
+        chunks = checked_chunks(self, chunks, space=space, steps=steps)
         chain = self.chain()
         joints = self._joints_at(chain, states, len(chunks))
         return mean_square(
@@ -159,17 +183,20 @@ class KinematicConfig(DriftModel):
     def _joints_at(
         self, chain: SerialChain, states: Float[Tensor, "n state"] | None, n: int
     ) -> Float[Tensor, "n joints"]:
-        """Joint positions whose pose is that of the states."""
+        """Joint positions before each chunk."""
         rest = torch.tensor(self.rest, dtype=torch.float64).expand(n, -1)
-        if states is None:
+        if states is None or self.state == "rest" or self.action_space == "joint":
             return rest
+        if self.state == "joints":
+            return checked_states(states, n, width=len(self.joints), meaning="joint positions")[:, : len(self.joints)]
+        states = checked_poses(states, n)
         rotation = matrix_from_euler(states[:, 3:6]) @ pointing_down()
         joints, reached = chain.inverse(rest, states[:, :3], rotation)
         if not bool(reached.all()):
             first = int((~reached).nonzero()[0])
             raise InvalidInputError(
-                f"state must be a pose that the arm reaches, got {states[first, :6].tolist()}. Check the units, or "
-                "choose the se3 drift model."
+                f"state must be a pose that the arm reaches, got {states[first, :6].tolist()}. Check the units, "
+                "choose the se3 drift model, or set state to 'joints' or 'rest'."
             )
         return joints
 
@@ -179,7 +206,7 @@ def displacement_jacobian(
     joints: Float[Tensor, "n joints"],
     chain: SerialChain,
     *,
-    action_space: ActionSpace,
+    action_space: Commands,
     lever: float,
     gripper_travel: float,
     half_gap: float,
@@ -187,7 +214,8 @@ def displacement_jacobian(
 ) -> Float[Tensor, "n chunk 7 chunk*action"]:
     """Derivative of tool point and fingertips after every action with respect to the whole chunk.
 
-    In joint space it is exact: J(q_0 + sum of deltas) for every delta so far. In Cartesian space it is
+    In joint space it is exact: J(q_0 + sum of deltas) for every delta so far, or J(q) for the last absolute command
+    alone. In Cartesian space it is
     J(q_k) J(q_k)^+ times the exact derivative of the commanded pose, q_k the joints that reach the demonstrated pose
     (or come nearest).
 
@@ -210,6 +238,9 @@ def displacement_jacobian(
         for k in range(chunk):
             joints = joints + chunks[:, k, :-1]
             result[:, k, :, : k + 1, :-1] = _fingertips(chain, joints, lever, half_gap)[:, :, None]
+    elif action_space == "joint":
+        for k in range(chunk):
+            result[:, k, :, k, :-1] = _fingertips(chain, chunks[:, k, :-1], lever, half_gap)
     else:
         deltas = chunks[..., :-1]
         positions, rotations = compose(deltas, *chain.forward(joints), "base")

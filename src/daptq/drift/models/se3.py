@@ -14,20 +14,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.drift.contract import ROWS_PER_STEP, DriftModel, checked_chunks, mean_square, normalised
+from daptq.drift.contract import (
+    ROWS_PER_STEP,
+    DriftModel,
+    checked_chunks,
+    checked_poses,
+    mean_square,
+    normalised,
+    refusal,
+)
 from daptq.drift.poses import Frame, carried, compose, displacements, matrix_from_euler, pointing_down
 from daptq.errors import RecipeError
+from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionSpace
 
-__all__ = ["ACTION_DIM", "DRIFT_MODEL", "LAYOUT", "Se3Config", "displacement_jacobian"]
+__all__ = ["ACTION_DIM", "DRIFT_MODEL", "Se3Config", "State", "displacement_jacobian"]
 
 ACTION_DIM = 7
-LAYOUT = "[dx, dy, dz, droll, dpitch, dyaw, gripper]"
+State = Literal["pose", "rest"]
 
 _BATCH = 256
 
@@ -42,6 +51,8 @@ class Se3Config(DriftModel):
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m], positive. The default is the
             tabletop gripper's: 22 mm between -1 and +1.
         half_gap: Distance from the tool point to each fingertip [m]; 0 judges the tool point alone.
+        state: What ``observation.state`` holds: ``"pose"`` for an end-effector's position and Euler angles, or
+            ``"rest"`` when it holds something else and every chunk is judged from a gripper that points straight down.
     """
 
     method: ClassVar[str] = "se3"
@@ -50,12 +61,18 @@ class Se3Config(DriftModel):
     lever: float = 0.1
     gripper_travel: float = 0.011
     half_gap: float = 0.0
+    state: State = "pose"
 
     def __post_init__(self) -> None:
         if self.frame not in get_args(Frame):
             raise RecipeError(
                 f"frame of the se3 drift model must be one of {', '.join(get_args(Frame))}, got {self.frame!r}. "
                 "Choose the frame that actions are told in."
+            )
+        if self.state not in get_args(State):
+            raise RecipeError(
+                f"state of the se3 drift model must be one of {', '.join(get_args(State))}, got {self.state!r}. "
+                "Choose what observation.state holds."
             )
         for label in ("lever", "half_gap"):
             value = getattr(self, label)
@@ -69,16 +86,30 @@ class Se3Config(DriftModel):
                 "fingertip's travel [m] by the range of its action."
             )
 
-    def weights(self, actions: Float[Tensor, "n 7"], unit: Float[Tensor, " 7"] | None = None) -> Float[Tensor, " 7"]:
+    def refuses(self, space: ActionSpace) -> str | None:
+        """Whatever is not an end-effector's delta pose and gripper; see `DriftModel`."""
+        return refusal(space, END_EFFECTOR_DELTA)
+
+    def weights(
+        self, actions: Float[Tensor, "n 7"], unit: Float[Tensor, " 7"] | None = None, *, space: ActionSpace
+    ) -> Float[Tensor, " 7"]:
         """Diagonal of the metric of a single action from a gripper that points straight down; see `DriftModel`."""
-        return normalised(self.metric(actions.unsqueeze(-2), None, steps=1), unit)
+        return normalised(self.metric(actions.unsqueeze(-2), None, space=space, steps=1), unit)
 
     def metric(
-        self, chunks: Float[Tensor, "n chunk 7"], states: Float[Tensor, "n state"] | None, *, steps: int
+        self,
+        chunks: Float[Tensor, "n chunk 7"],
+        states: Float[Tensor, "n state"] | None,
+        *,
+        space: ActionSpace,
+        steps: int,
     ) -> Float[Tensor, "chunk*7 chunk*7"]:
         """The matrix G; see `DriftModel`. Without states the gripper starts pointing straight down."""
-        chunks, states = checked_chunks(chunks, states, width=ACTION_DIM, steps=steps, layout=LAYOUT)
-        angles = torch.zeros(len(chunks), 3, dtype=torch.float64) if states is None else states[:, 3:6]
+        chunks = checked_chunks(self, chunks, space=space, steps=steps)
+        if states is None or self.state == "rest":
+            angles = torch.zeros(len(chunks), 3, dtype=torch.float64)
+        else:
+            angles = checked_poses(states, len(chunks))[:, 3:6]
         return mean_square(
             (
                 displacement_jacobian(

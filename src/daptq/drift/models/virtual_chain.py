@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.drift.contract import SQUARE_MILLIMETRES, DriftModel, checked_chunks
+from daptq.drift.contract import SQUARE_MILLIMETRES, DriftModel, checked_chunks, refusal
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionSpace
 
 __all__ = ["ACTION_DIM", "DRIFT_MODEL", "VirtualChainConfig", "drift_weights", "jacobian"]
 
@@ -49,10 +50,16 @@ class VirtualChainConfig(DriftModel):
                     f"{label} of the virtual chain must be positive, got {value}. Keep the paper's value."
                 )
 
+    def refuses(self, space: ActionSpace) -> str | None:
+        """Whatever is not an end-effector's delta pose and gripper; see `DriftModel`."""
+        return refusal(space, END_EFFECTOR_DELTA)
+
     def weights(
         self,
         actions: Float[Tensor, "n 7"],
         unit: Float[Tensor, " 7"] | None = None,  # noqa: ARG002  (see the docstring)
+        *,
+        space: ActionSpace,  # noqa: ARG002  (there is only one)
     ) -> Float[Tensor, " 7"]:
         """`drift_weights` with these settings; like the paper it leaves `unit` aside and weighs every unit alike."""
         return drift_weights(actions, self.damping, self.translation_weight, self.rotation_weight)
@@ -60,8 +67,9 @@ class VirtualChainConfig(DriftModel):
     def metric(
         self,
         chunks: Float[Tensor, "n chunk 7"],
-        states: Float[Tensor, "n state"] | None,
+        states: Float[Tensor, "n state"] | None,  # noqa: ARG002  (they do not enter)
         *,
+        space: ActionSpace,
         steps: int,
     ) -> Float[Tensor, "chunk*7 chunk*7"]:
         """G that belongs to eq. 18: diagonal, the paper's weights for every executed action; see `DriftModel`.
@@ -70,8 +78,8 @@ class VirtualChainConfig(DriftModel):
         1 m. These millimetres are nominal; ratios between layers mean something, millimetres of a robot they are not.
         Errors of different actions do not add up, and the states do not enter.
         """
-        chunks, _ = checked_chunks(chunks, states, width=ACTION_DIM, steps=steps, layout="one joint increment each")
-        weights = self.weights(chunks[:, :steps].flatten(0, 1))
+        chunks = checked_chunks(self, chunks, space=space, steps=steps)
+        weights = self.weights(chunks[:, :steps].flatten(0, 1), space=space)
         diagonal = torch.zeros(chunks.shape[1], ACTION_DIM, dtype=torch.float64)
         diagonal[:steps] = weights * (SQUARE_MILLIMETRES / steps)
         return torch.diag(diagonal.flatten())
