@@ -37,10 +37,11 @@ from daptq.artifacts import provenance, read_json, write_artifact, write_bytes, 
 from daptq.benchmarking.device import DEVICES, device_name, find_device
 from daptq.calibration.contract import CalibrationSource
 from daptq.evaluation.describe import single_observation
+from daptq.observations import TASK
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
 from daptq.policies.captured import captured_denoising
 from daptq.policies.cogact_public import PrismaticCogACTPolicy
-from daptq.policies.contract import TASK, Batch, Policy
+from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
 from daptq.policies.prismatic_config import PrismaticConfig
 from daptq.policies.tokenizer import train_tokenizer

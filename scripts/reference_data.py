@@ -17,7 +17,8 @@ from daptq.artifacts import Artifact, read_artifact
 from daptq.calibration.demonstrations import CHUNK_SIZE, Course, Episode, LeadIn, record_episode
 from daptq.calibration.tabletop import COURSE as TABLETOP
 from daptq.environments.contract import Environment
-from daptq.policies.contract import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.observations import STATE, TASK, camera_key
+from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import ChunkExecutor
 
 SHIFT = 2
@@ -92,8 +93,8 @@ class Frames:
         rows = {key: value[index] for key, value in self.tensors.items()}
         batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
         for camera in self.course.cameras:
-            image = rows[IMAGE_PREFIX + camera].permute(0, 3, 1, 2).float().div_(255.0)
-            batch[IMAGE_PREFIX + camera] = augment(image, SHIFT, generator) if generator else image
+            image = rows[camera_key(camera)].permute(0, 3, 1, 2).float().div_(255.0)
+            batch[camera_key(camera)] = augment(image, SHIFT, generator) if generator else image
         here = rows[STATE][:, None, :3]
         positions, yaws = rows["object_positions"], rows["object_yaws"]
         each = torch.arange(len(index))

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from daptq.artifacts import read_json
 from daptq.calibration.demonstrations import CHUNK_SIZE, Course
+from daptq.observations import STATE
 from daptq.policies.cogact_config import CogACTConfig
 from daptq.policies.cogact_family import TOKENIZER_FILE
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import STATE, Batch
+from daptq.policies.contract import Batch
 from daptq.policies.diffusion import add_noise
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -75,7 +76,7 @@ class Learner(nn.Module):
         super().__init__()
         self.policy = policy
         width = policy.settings.language_width
-        tokens = sum((size // 32) ** 2 + 1 for size in policy.cameras.values())
+        tokens = sum((size // 32) ** 2 + 1 for size in policy.settings.cameras.values())
         self.regression = nn.Sequential(
             nn.Linear(width, 512), nn.GELU(), nn.Linear(512, CHUNK_SIZE * policy.action_dim)
         )

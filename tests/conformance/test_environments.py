@@ -22,7 +22,7 @@ OWN_LANE = {"libero", "simpler"}
 @pytest.mark.parametrize("name", sorted(set(ENVIRONMENTS.names()) - OWN_LANE))
 def test_environment_keeps_the_contract(name: str) -> None:
     module = ENVIRONMENTS.load(name)
-    check_environment(lambda: module.make(image_size={"front": 32, "wrist": 24}))
+    check_environment(lambda: module.make(image_size={"front": 32, "observation.images.wrist": (24, 32)}))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from daptq import catalog
 from daptq.calibration.contract import CalibrationSource
 from daptq.cli import main
+from daptq.observations import ACTION
 from daptq.packing.checkpoint import save_policy
 from daptq.policies import cogact_small as cogact
-from daptq.policies.contract import ACTION, Batch
+from daptq.policies.contract import Batch
 
 Run = Callable[..., Result]
 Refused = Callable[..., None]

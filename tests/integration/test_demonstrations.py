@@ -24,8 +24,8 @@ from daptq.calibration.states import DemonstrationSource, open_course
 from daptq.calibration.tabletop import COURSE, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
+from daptq.observations import ACTION, STATE, TASK, camera_key
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_states_belong_to_their_instruction(recordings: Path) -> None:
         # Every episode starts from the same pose; the action chunk tells them apart.
         same = (states == batch[STATE][row]).all(dim=1) & (shard.tensor(ACTION) == batch[ACTION][row]).all(dim=(1, 2))
         frame = int(same.nonzero()[0])
-        picture = shard.tensor(IMAGE_PREFIX + "front")[frame].permute(2, 0, 1) / 255
-        assert torch.equal(batch[IMAGE_PREFIX + "front"][row], picture)
+        picture = shard.tensor(camera_key("front"))[frame].permute(2, 0, 1) / 255
+        assert torch.equal(batch[camera_key("front")][row], picture)
         assert batch[TASK][row] == instructions[int(shard.tensor("task_index")[frame])]
 
 

@@ -15,6 +15,7 @@ from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
 from daptq.environments.simpler.tasks import TASKS
 from daptq.errors import InvalidInputError
+from daptq.observations import CameraSize
 
 # ManiSkill and SAPIEN warn of their own affairs.
 pytestmark = [pytest.mark.simpler, pytest.mark.filterwarnings("ignore")]
@@ -140,7 +141,7 @@ def test_pictures_are_the_photograph_with_robot_and_objects(seeing: SimplerEnvir
     """Each task overlays its own photograph and keeps its own objects, whichever scene was built before."""
     for task, colour in ((EGGPLANT, "dark"), (CARROT, "orange"), (EGGPLANT, "dark")):
         picture = seeing.reset(seed=0, options={"task": task})[0]["observation.images.front"]
-        photograph = seeing.world._overlay(64)
+        photograph = seeing.world._overlay(CameraSize(64, 64))
         drawn = (picture != photograph).any(axis=-1)
         assert 0.02 < drawn.mean() < 0.5
         assert drawn[:16].any()  # the gripper hangs in from above

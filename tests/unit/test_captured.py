@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.observations import ACTION
 from daptq.policies.captured import CapturedFunction, CapturedLoop, captured_denoising, captured_loop
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION, Batch
+from daptq.policies.contract import Batch
 
 
 class Eager:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daptq.errors import InvalidInputError
+from daptq.observations import ACTION, STATE, TASK, camera_key
 from daptq.policies.cogact_config import CogACTConfig
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.policies.contract import Batch
 from daptq.policies.execution import ChunkExecutor, ensemble_weights, noise_generator
 from daptq.policies.tokenizer import prompt, train_tokenizer
 from daptq.policies.vision_tower import Keypoints, pixel_shuffle
@@ -75,7 +76,7 @@ def test_proprioception_is_an_option() -> None:
     assert "state_projector" not in blind.linear_layers()
     torch.nn.init.normal_(blind.action_model.net.final_layer.linear.weight)
     batch = blind.example_batch(0)
-    moved = {**batch, STATE: batch[STATE] + 1}
+    moved = {**batch, STATE: torch.ones(2, 7)}
     assert torch.equal(
         blind.predict_chunk(batch, noise_generator(0, 0)), blind.predict_chunk(moved, noise_generator(0, 0))
     )
@@ -104,7 +105,7 @@ def test_incomplete_configuration_is_refused() -> None:
 
 def test_images_of_another_size_are_refused(policy: CogACTPolicy) -> None:
     batch = policy.example_batch(0)
-    batch[IMAGE_PREFIX + "front"] = torch.zeros(2, 3, 32, 64)
+    batch[camera_key("front")] = torch.zeros(2, 3, 32, 64)
     with pytest.raises(InvalidInputError, match=r"camera 'front' must have shape \(b, 3, 64, 64\)"):
         policy.predict_chunk(batch, noise_generator(0, 0))
 
@@ -128,7 +129,7 @@ def test_pixel_shuffle_joins_neighbours() -> None:
 def observation(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return {IMAGE_PREFIX + "front": image, STATE: rng.normal(size=7).astype(np.float32)}
+    return {camera_key("front"): image, STATE: rng.normal(size=7).astype(np.float32)}
 
 
 def test_executor_takes_the_steps_of_a_chunk_in_turn(policy: CogACTPolicy) -> None:

@@ -17,6 +17,7 @@ from daptq.environments.tabletop.grasps import choose_grasp
 from daptq.environments.tabletop.objects import EGGPLANT, GREEN_BLOCK, SCENES, TASKS, YELLOW_BLOCK
 from daptq.environments.tabletop.scene import ARM_JOINTS, END_EFFECTOR_SITE, build_model
 from daptq.errors import InvalidInputError
+from daptq.observations import CameraSize, ImageSizes
 
 OPEN, CLOSED = 1.0, -1.0
 
@@ -151,6 +152,10 @@ def test_bad_arguments_are_refused(environment: TabletopEnvironment) -> None:
         TabletopEnvironment(image_size={"top": 64})
     with pytest.raises(InvalidInputError, match="image size of front"):
         TabletopEnvironment(image_size={"front": 0})
+    with pytest.raises(InvalidInputError, match=r"image size of front must be in 1.*, got \(48, 0\)"):
+        TabletopEnvironment(image_size={"front": (48, 0)})
+    with pytest.raises(InvalidInputError, match="camera must be one of front, wrist, got 'observation.images.top'"):
+        TabletopEnvironment(image_size={"observation.images.top": 64})
     with pytest.raises(InvalidInputError, match="horizon"):
         TabletopEnvironment(image_size={}, horizon=0)
     with pytest.raises(InvalidInputError, match="task must be one of"):
@@ -163,6 +168,24 @@ def test_bad_arguments_are_refused(environment: TabletopEnvironment) -> None:
         environment.set_state(np.zeros(5))
     with pytest.raises(InvalidInputError, match="get_state"):
         environment.set_state(np.zeros(50))
+
+
+def test_a_wider_picture_shows_more_to_the_sides() -> None:
+    asked: ImageSizes = {"observation.images.front": CameraSize(48, 96), "wrist": None}
+    wide, square = TabletopEnvironment(image_size=asked), TabletopEnvironment(image_size={"front": 48})
+    assert set(wide.image_size.items()) == {("front", (48, 96)), ("wrist", (64, 64))}
+    seen, expected = (world.reset(seed=0)[0]["observation.images.front"].astype(int) for world in (wide, square))
+    assert seen.shape == (48, 96, 3)
+    assert wide.observe()["observation.images.wrist"].shape == (64, 64, 3)
+    # The same rays: edges may fall to another side of a pixel's centre.
+    assert np.abs(seen[:, 24:72] - expected).mean() < 1.0
+    assert np.abs(seen[:, :48] - expected).mean() > 5.0
+    wide.close()
+    square.close()
+
+
+def test_without_a_size_every_camera_has_its_own() -> None:
+    assert TabletopEnvironment().image_size == {"front": (128, 128), "wrist": (64, 64)}
 
 
 def test_pictures_have_the_asked_sizes_and_show_the_scene() -> None:

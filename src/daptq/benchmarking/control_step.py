@@ -19,7 +19,8 @@ from daptq.catalog import ENVIRONMENTS
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError
 from daptq.evaluation.describe import single_observation
-from daptq.policies.contract import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.observations import STATE, TASK
+from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator, observation_batch
 
 __all__ = ["ControlStep", "control_step"]
@@ -34,7 +35,8 @@ class ControlStep:
 
     Attributes:
         source: Name of the environment that was observed, or ``"synthetic"``.
-        observation: uint8 (height, width, 3) per camera and float32 (state_dim,), with LeRobot's keys.
+        observation: uint8 (height, width, 3) per camera and, for a policy that reads it, the state, float32
+            (state_dim,), with LeRobot's keys.
         instruction: What the robot should do.
         seed: Seed of the diffusion noise.
     """
@@ -68,17 +70,17 @@ def control_step(policy: Policy, seed: int = 0) -> ControlStep:
         seed: Seed of the episode, of random inputs and of the diffusion noise.
     """
     example = single_observation(policy, seed)
+    state = {STATE: example[STATE][0].cpu().numpy()} if policy.state_dim else {}
     environment = _environment(policy)
     if environment is None:
-        images = {IMAGE_PREFIX + camera: _as_image(example[IMAGE_PREFIX + camera][0]) for camera in policy.cameras}
-        observation = {**images, STATE: example[STATE][0].cpu().numpy()}
-        return ControlStep(source=SYNTHETIC, observation=observation, instruction=example[TASK][0], seed=seed)
+        images = {camera: _as_image(example[camera][0]) for camera in policy.cameras}
+        return ControlStep(source=SYNTHETIC, observation={**images, **state}, instruction=example[TASK][0], seed=seed)
     try:
         observation, info = environment.reset(seed=seed)
     finally:
         environment.close()
-    if np.shape(observation[STATE]) != tuple(example[STATE].shape[1:]):
-        observation = {**observation, STATE: example[STATE][0].cpu().numpy()}
+    if any(np.shape(observation[key]) != value.shape for key, value in state.items()):
+        observation = {**observation, **state}
     return ControlStep(source=ENVIRONMENT, observation=observation, instruction=info["task"], seed=seed)
 
 

@@ -19,8 +19,9 @@ from torch.export.passes import move_to_device_pass
 
 from daptq.benchmarking.control_step import ControlStep
 from daptq.errors import MissingDependencyError
+from daptq.observations import TASK
 from daptq.policies.captured import CapturedFunction
-from daptq.policies.contract import TASK, Batch, Policy
+from daptq.policies.contract import Batch, Policy
 
 __all__ = ["Exported", "ExportedStep", "Run", "inductor", "onnx_runtime", "openvino"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from daptq.catalog import SOURCES
 from daptq.errors import CalibrationDataError, UnknownNameError
-from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.observations import ACTION, STATE, TASK
+from daptq.policies.contract import Batch, Policy
 
 __all__ = ["CalibrationSource", "batch_size", "check_batch", "checked", "limited", "open_named_source", "source_name"]
 
@@ -99,7 +100,7 @@ def check_batch(batch: Batch, policy: Policy, index: int) -> None:
 
     Args:
         batch: A batch of a calibration source.
-        policy: The policy that will read it; it says which cameras and which actions it needs.
+        policy: The policy that will read it; it says which cameras, state and actions it needs.
         index: Number of the batch, counted from 0, for the message.
 
     Raises:
@@ -107,18 +108,18 @@ def check_batch(batch: Batch, policy: Policy, index: int) -> None:
             empty; the message names the batch and the key.
     """
     place = f"calibration batch {index}"
-    cameras = {IMAGE_PREFIX + camera: size for camera, size in policy.cameras.items()}
-    if missing := [key for key in (ACTION, TASK, *cameras) if key not in batch]:
+    wanted = (ACTION, TASK, *policy.cameras, *((STATE,) if policy.state_dim else ()))
+    if missing := [key for key in wanted if key not in batch]:
         raise CalibrationDataError(f"{place} must have the keys {missing}, got {sorted(batch)}. Add what is missing.")
     actions = batch[ACTION]
     _check_tensor(actions, (None, policy.chunk_size, policy.action_dim), ACTION, place)
     states = len(actions)
     if states == 0:
         raise CalibrationDataError(f"{place} must hold at least one state, got none. Leave empty batches out.")
-    for key, size in cameras.items():
-        _check_tensor(batch[key], (states, 3, size, size), key, place)
-    if STATE in batch:
-        _check_tensor(batch[STATE], (states, None), STATE, place)
+    for key, size in policy.cameras.items():
+        _check_tensor(batch[key], (states, 3, *((None, None) if size is None else size)), key, place)
+    if STATE in batch:  # A drift model may read the state where the policy does not.
+        _check_tensor(batch[STATE], (states, policy.state_dim or None), STATE, place)
     if len(batch[TASK]) != states or not all(isinstance(task, str) for task in batch[TASK]):
         raise CalibrationDataError(
             f"task of {place} must be a list of {states} instructions, got {batch[TASK]!r}. Give one for each state."
@@ -127,7 +128,8 @@ def check_batch(batch: Batch, policy: Policy, index: int) -> None:
 
 def _check_tensor(value: object, shape: tuple[int | None, ...], key: str, place: str) -> None:
     """Refuses what is not a finite float tensor of `shape`, where None stands for any length."""
-    expected = "(" + ", ".join("b" if length is None else str(length) for length in shape) + ")"
+    free = ("b", *("any" for _ in shape[1:]))
+    expected = "(" + ", ".join(name if n is None else str(n) for name, n in zip(free, shape, strict=True)) + ")"
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = f"dtype {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise CalibrationDataError(

@@ -17,7 +17,8 @@ from daptq.artifacts import hash_tensors
 from daptq.calibration.contract import CalibrationSource
 from daptq.calibration.demonstrations import Course, DemonstrationSet
 from daptq.errors import CalibrationDataError
-from daptq.policies.contract import ACTION, IMAGE_PREFIX, STATE, TASK, Batch
+from daptq.observations import ACTION, STATE, TASK, camera_key
+from daptq.policies.contract import Batch
 
 __all__ = ["DemonstrationSource", "open_course"]
 
@@ -57,7 +58,7 @@ class DemonstrationSource(CalibrationSource):
         count = course.shards[split]
         if limit is not None:
             count = min(count, math.ceil(limit / (STATES_PER_EPISODE * course.episodes_per_shard)))
-        keys = (STATE, ACTION, TASK_INDEX, *(IMAGE_PREFIX + camera for camera in course.cameras))
+        keys = (STATE, ACTION, TASK_INDEX, *map(camera_key, course.cameras))
         columns: dict[str, list[Tensor]] = {key: [] for key in keys}
         for index in range(count):
             shard = demonstrations.shard(index)
@@ -83,6 +84,6 @@ class DemonstrationSource(CalibrationSource):
             rows = {key: value[start : start + BATCH_SIZE] for key, value in self._states.items()}
             tasks = [instructions[index] for index in rows.pop(TASK_INDEX).tolist()]
             for camera in self._course.cameras:
-                key = IMAGE_PREFIX + camera
+                key = camera_key(camera)
                 rows[key] = rows[key].permute(0, 3, 1, 2).float().div(255.0)
             yield rows | {TASK: tasks}

@@ -12,9 +12,11 @@ import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
+from daptq.observations import CameraSize
+
 
 class CameraRenderer:
-    """Draws square pictures from the named cameras of a model.
+    """Draws pictures from the named cameras of a model.
 
     Args:
         model: Model to draw. Its `vis.quality.shadowsize` and `offsamples` should be 0 before this is made.
@@ -35,8 +37,11 @@ class CameraRenderer:
         self._context: mujoco.MjrContext | None = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
 
-    def render(self, data: mujoco.MjData, camera: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Returns the picture of `camera` at `size` x `size` pixels, RGB, top row first."""
+    def render(self, data: mujoco.MjData, camera: str, size: CameraSize) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns the picture of `camera` in this size, RGB, top row first.
+
+        The camera's vertical field of view is the same in every size: a wider picture shows more to the sides.
+        """
         if self._window is None or self._context is None:
             raise RuntimeError("renderer must be open, got a closed one. Make a new environment.")
         if camera not in self._cameras:
@@ -47,9 +52,9 @@ class CameraRenderer:
         self._window.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._cameras[camera], everything, self._scene)
-        viewport = mujoco.MjrRect(0, 0, size, size)
+        viewport = mujoco.MjrRect(0, 0, size.width, size.height)
         mujoco.mjr_render(viewport, self._scene, self._context)
-        pixels = np.empty((size, size, 3), dtype=np.uint8)
+        pixels = np.empty((*size, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
         return np.ascontiguousarray(pixels[::-1])
 

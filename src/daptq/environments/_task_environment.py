@@ -14,21 +14,22 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from daptq.environments.contract import IMAGE_PREFIX, STATE_KEY, Environment, Info
+from daptq.environments.contract import Environment, Info
 from daptq.errors import InvalidInputError
+from daptq.observations import STATE, CameraSize, ImageSizes, camera_key, camera_name
 
 __all__ = ["PICTURE_SIZE", "TaskEnvironment"]
 
-PICTURE_SIZE: Final = 384  # edge [px] of what `render` returns
+PICTURE_SIZE: Final = CameraSize(384, 384)  # of what `render` returns
 
 
 class TaskEnvironment(Environment):
-    """An environment that is asked tasks by name, and draws square pictures.
+    """An environment that is asked tasks by name, and draws pictures.
 
     Args:
         task: Task asked when `reset` names none.
-        image_size: Edge length [px] of each camera's picture.
-        cameras: Names of the cameras that there are.
+        image_size: Size of each camera's picture; cameras left out are not drawn. None for every camera at its own.
+        cameras: Edge length [px] of the square picture of every camera that there is, where no size is asked for.
         largest_image: Largest edge length [px].
         horizon: Steps until truncation; None where every task has its own.
         state_size: Numbers of `observation.state`.
@@ -42,33 +43,36 @@ class TaskEnvironment(Environment):
         self,
         task: str,
         *,
-        image_size: Mapping[str, int],
-        cameras: Sequence[str],
+        image_size: ImageSizes | None,
+        cameras: Mapping[str, int],
         largest_image: int,
         horizon: int | None,
         state_size: int,
         largest_move: Float[np.ndarray, "6"],
     ) -> None:
-        for camera, size in image_size.items():
+        sizes: dict[str, CameraSize] = {}
+        for key, asked in (cameras if image_size is None else image_size).items():
+            camera = camera_name(key)
             if camera not in cameras:
                 known = f"{'one of ' if len(cameras) > 1 else ''}{', '.join(cameras)}"
-                raise InvalidInputError(f"camera must be {known}, got {camera!r}.")
-            if not 1 <= size <= largest_image:
-                raise InvalidInputError(f"image size of {camera} must be in 1..{largest_image}, got {size}.")
+                raise InvalidInputError(f"camera must be {known}, got {key!r}.")
+            size = cameras[camera] if asked is None else asked
+            sizes[camera] = CameraSize(size, size) if isinstance(size, int) else CameraSize(*size)
+            if not all(1 <= edge <= largest_image for edge in sizes[camera]):
+                raise InvalidInputError(f"image size of {camera} must be in 1..{largest_image}, got {asked}.")
         if horizon is not None and horizon < 1:
             raise InvalidInputError(f"horizon must be at least 1, got {horizon}.")
         self._task = self._default_task = self._check_task(task)
         self._ready = False
         self._seed = 0
-        self.image_size: Final = dict(image_size)
+        self.image_size: Final = sizes
         self.render_mode = "rgb_array"
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(self.control_frequency)}
         spaces: dict[str, gymnasium.Space[Any]] = {
-            IMAGE_PREFIX + camera: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-            for camera, size in image_size.items()
+            camera_key(camera): gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8) for camera, size in sizes.items()
         }
         unbounded = np.full(state_size, np.inf, dtype=np.float32)
-        spaces[STATE_KEY] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
+        spaces[STATE] = gymnasium.spaces.Box(-unbounded, unbounded, dtype=np.float32)
         self.observation_space = gymnasium.spaces.Dict(spaces)
         bound = np.append(largest_move, 1.0).astype(np.float32)
         self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
@@ -107,6 +111,10 @@ class TaskEnvironment(Environment):
         self._task = self._check_task(chosen.get("task", self._default_task))
         self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         return chosen
+
+    def _largest_edge(self) -> int:
+        """The longest edge [px] of any picture that is drawn."""
+        return max(edge for size in (PICTURE_SIZE, *self.image_size.values()) for edge in size)
 
     def _checked(self, action: Float32[np.ndarray, "7"]) -> NDArray[np.float64]:
         """An action as float64 (7,)."""

@@ -4,9 +4,10 @@ An environment follows Gymnasium and adds what paired, resumable, closed-loop ev
 instruction, the full state as one array, the arm's kinematics, and a success flag for every task of the scene. Episodes
 never terminate on success: both "ever successful" and "successful at the last step" can then be recorded.
 
-A module of an environment offers `make` and `TASKS`. One with variants also offers `VARIANTS`, a mapping from each name
-to something with a `description`, and `make(variant=name)`: a variant changes one thing about the scene, the sensors or
-the motors, and no initial state.
+A module of an environment offers `make` and `TASKS`. The sizes that `make(image_size=...)` takes are those of
+`daptq.observations.ImageSizes`: cameras by short name or full key, square or rectangular pictures. A module with
+variants also offers `VARIANTS`, a mapping from each name to something with a `description`, and `make(variant=name)`: a
+variant changes one thing about the scene, the sensors or the motors, and no initial state.
 
 The suite checks the contract, not whether a task can be solved.
 """
@@ -25,14 +26,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from daptq.errors import CheckFailedError
+from daptq.observations import STATE, is_camera
 
 __all__ = ["Environment", "Info", "Observation", "check_environment"]
 
 Observation = dict[str, Any]
 Info = dict[str, Any]
-
-STATE_KEY: Final = "observation.state"
-IMAGE_PREFIX: Final = "observation.images."
 
 
 class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -207,8 +206,8 @@ def _check_spaces(environment: Environment) -> None:
     space = environment.observation_space
     _require(isinstance(space, gymnasium.spaces.Dict), f"observation space must be a Dict, got {space}.")
     keys = set(space)  # type: ignore[call-overload]
-    wrong = sorted(key for key in keys if key != STATE_KEY and not key.startswith(IMAGE_PREFIX))
-    _require(STATE_KEY in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}.")
+    wrong = sorted(key for key in keys if key != STATE and not is_camera(key))
+    _require(STATE in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}.")
     _require(len(environment.tasks) > 0, "an environment must have a task, got none.")
     frequency = environment.control_frequency
     _require(frequency > 0, f"control frequency must be positive, got {frequency}.")
@@ -240,7 +239,7 @@ def _check_observation(environment: Environment, task: str, seed: int) -> None:
     for step, action in enumerate(_actions(2, seed)):
         _check_info(environment, info, step)
         for key, value in observation.items():
-            kind = np.float32 if key == STATE_KEY else np.uint8
+            kind = np.float32 if key == STATE else np.uint8
             _require(value.dtype == kind, f"{key} must be {np.dtype(kind)}, got {value.dtype}.")
         _require(environment.observation_space.contains(observation), "observation must lie in its space, it does not.")
         observation, _, _, _, info = environment.step(action)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from daptq.artifacts import MANIFEST, hash_tensors, read_json
+from daptq.observations import ACTION
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
-from daptq.policies.contract import ACTION, Batch, Policy
+from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
 
 

@@ -19,7 +19,7 @@ from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.put_together import SCHEMA_VERSION, put_together
 from daptq.evaluation.schedule import Progress, Schedule
-from daptq.evaluation.worker_context import PolicySource, WorkerContext, one_thread, open_policy
+from daptq.evaluation.worker_context import PolicySource, WorkerContext, one_thread, open_policy, picture_sizes
 from daptq.evaluation.workers import start_workers
 from daptq.metrics.deviation import HEADLINE_STEPS
 from daptq.metrics.drift import HORIZONS
@@ -133,7 +133,7 @@ def evaluate_many(
     watched = _watched(monitor, [label for label in loaded if label != baseline], loaded, closed_loop=closed_loop)
     context = WorkerContext(
         environment_name=environment,
-        image_size=_image_size(loaded),
+        image_size=picture_sizes(loaded),
         sources=sources,
         variant=variant,
         references=watched,
@@ -297,14 +297,3 @@ def _name(source: PolicySource) -> str:
 
 def _directory(source: PolicySource) -> Path | None:
     return None if isinstance(source, Policy) else locate(source)
-
-
-def _image_size(policies: Mapping[str, Policy]) -> dict[str, int]:
-    """Edge length [px] of each camera that at least one policy looks through."""
-    sizes: dict[str, int] = {}
-    for label, policy in policies.items():
-        for camera, size in policy.cameras.items():
-            if sizes.setdefault(camera, size) != size:
-                message = f"pictures of camera {camera!r} must have one size, got {sizes[camera]} and {size} ({label})."
-                raise InvalidInputError(message + " Evaluate these policies separately.")
-    return sizes

@@ -16,9 +16,10 @@ import torch
 from daptq.catalog import ENVIRONMENTS
 from daptq.closed_loop.rollout import Record
 from daptq.environments.contract import Environment
-from daptq.errors import DaptqError
+from daptq.errors import DaptqError, InvalidInputError
 from daptq.evaluation.jobs import Job
 from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.observations import CameraSize, ImageSizes
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.contract import Policy
 
@@ -31,7 +32,7 @@ class WorkerContext:
 
     Attributes:
         environment_name: Name of the environment in the catalog.
-        image_size: Edge length [px] of each camera.
+        image_size: Size of each camera's pictures, by its full key; None for the environment's own size.
         sources: Name, folder or loaded policy, by label.
         variant: Variant of the environment; None for the nominal scene.
         references: What is normal at the interface of policies whose episodes are watched, by label.
@@ -39,7 +40,7 @@ class WorkerContext:
     """
 
     environment_name: str
-    image_size: Mapping[str, int]
+    image_size: ImageSizes
     sources: Mapping[str, PolicySource]
     variant: str | None = None
     references: Mapping[str, InterfaceReference] | None = None
@@ -104,3 +105,20 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def picture_sizes(policies: Mapping[str, Policy]) -> dict[str, CameraSize | None]:
+    """Size [px] of the pictures of each camera that at least one policy looks through; None where any size will do.
+
+    Raises:
+        InvalidInputError: Two policies look at pictures of different sizes through the same camera.
+    """
+    sizes: dict[str, CameraSize | None] = {}
+    for label, policy in policies.items():
+        for camera, size in policy.cameras.items():
+            known = sizes.get(camera)
+            if known is not None and size is not None and known != size:
+                message = f"pictures of camera {camera!r} must have one size, got {tuple(known)} and {tuple(size)}"
+                raise InvalidInputError(f"{message} ({label}). Evaluate these policies separately.")
+            sizes[camera] = size if known is None else known
+    return sizes

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.policies.contract import ACTION, Batch, Block, Condition, Policy, Prediction
+from daptq.observations import ACTION
+from daptq.policies.contract import Batch, Block, Condition, Policy, Prediction
 from daptq.policies.diffusion import add_noise, ddim_sample, ddim_steps
 from daptq.policies.dit import DiT
 from daptq.policies.tokenizer import prompt

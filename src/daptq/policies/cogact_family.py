@@ -19,10 +19,11 @@ from transformers import LlamaConfig, LlamaModel
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
+from daptq.observations import CameraSize, camera_key
 from daptq.policies._cognition import CONDITION, UNCONDITION, ActionModel, CognitionPolicy
 from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_config import CogACTConfig
-from daptq.policies.contract import IMAGE_PREFIX, Batch, DenoisingStep, Interface
+from daptq.policies.contract import Batch, DenoisingStep, Interface
 from daptq.policies.diffusion import squared_cosine_alphas
 from daptq.policies.dit import DiT
 from daptq.policies.prismatic_config import PrismaticConfig
@@ -53,7 +54,7 @@ class CogACTFamily(CognitionPolicy):
         self.settings = config
         self.tokenizer = tokenizer
         self.name = config.name
-        self.cameras = dict(config.cameras)
+        self.cameras = {camera_key(camera): CameraSize(size, size) for camera, size in config.cameras.items()}
         self.action_space, self.chunk_size = END_EFFECTOR_DELTA, config.chunk_size
         self.n_action_steps = config.n_action_steps
         self.denoising_steps, self.denoising_step = config.denoising_steps, DenoisingStep()
@@ -138,7 +139,7 @@ class CogACTFamily(CognitionPolicy):
 
     def _image(self, batch: Batch, camera: str) -> Float[Tensor, "b 3 h w"]:
         """The images of a camera; refuses those that do not have the policy's size."""
-        image, size = batch[IMAGE_PREFIX + camera], self.cameras[camera]
+        image, size = batch[camera_key(camera)], self.settings.cameras[camera]
         if image.shape[1:] != (3, size, size):
             raise InvalidInputError(
                 f"images of camera {camera!r} must have shape (b, 3, {size}, {size}), got {tuple(image.shape)}. "

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
+from daptq.observations import ACTION, TASK, camera_key
 from daptq.policies._cognition import register_action_buffers
 from daptq.policies._vit import ViT
 from daptq.policies.cogact_family import CogACTFamily
-from daptq.policies.contract import ACTION, IMAGE_PREFIX, TASK, Batch, Block
+from daptq.policies.contract import Batch, Block
 from daptq.policies.prismatic_config import PrismaticConfig, TowerConfig
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -84,6 +85,7 @@ class PrismaticCogACTPolicy(CogACTFamily):
 
     def __init__(self, config: PrismaticConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
+        self.state_dim = 0
         width = config.language_width
         self.vision_backbone = VisionBackbone(config)
         self.projector = Projector(config.dino.width + config.siglip.width, width)
@@ -117,7 +119,7 @@ class PrismaticCogACTPolicy(CogACTFamily):
 
     def cognition(self, batch: Batch) -> Float[Tensor, "b language"]:
         """See `CognitionPolicy.cognition`."""
-        (camera,) = self.cameras
+        (camera,) = self.settings.cameras
         image_tokens = self.projector(self.vision_backbone(self._image(batch, camera)))
         ids, last = self.prompt_ids(batch[TASK])
         embedded = self.llm_backbone.embed_tokens(ids)
@@ -131,11 +133,11 @@ class PrismaticCogACTPolicy(CogACTFamily):
     def example_batch(self, seed: int) -> Batch:
         """See `Policy.example_batch`: two samples."""
         generator = torch.Generator().manual_seed(seed)
-        ((camera, size),) = self.cameras.items()
+        ((camera, size),) = self.settings.cameras.items()
         uniform = torch.rand(2, self.chunk_size, self.action_dim, generator=generator) * 2 - 1
         return {
             TASK: ["put the spoon on the towel", "stack the green block"],
-            IMAGE_PREFIX + camera: torch.rand(2, 3, size, size, generator=generator),
+            camera_key(camera): torch.rand(2, 3, size, size, generator=generator),
             ACTION: self.unnormalize(uniform),
         }
 

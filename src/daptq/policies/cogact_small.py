@@ -18,17 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
 from daptq.layers.transformer_stack import PreNormBlock, Stack
+from daptq.observations import ACTION, STATE, TASK, camera_key
 from daptq.policies._cognition import register_action_buffers
 from daptq.policies.cogact_config import CogACTConfig
 from daptq.policies.cogact_family import CogACTFamily
-from daptq.policies.contract import (
-    ACTION,
-    IMAGE_PREFIX,
-    STATE,
-    TASK,
-    Batch,
-    Block,
-)
+from daptq.policies.contract import Batch, Block
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from daptq.policies.vision_tower import VisionTower, pixel_shuffle
 
@@ -60,6 +54,7 @@ class CogACTPolicy(CogACTFamily):
 
     def __init__(self, config: CogACTConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
+        self.state_dim = config.state_dim
         width = config.language_width
         self.vision_backbone = nn.ModuleDict(
             {
@@ -106,9 +101,9 @@ class CogACTPolicy(CogACTFamily):
 
     def blocks(self) -> tuple[Block, ...]:
         """See `Policy.blocks`."""
-        vision = [Block(name=f"vision_backbone.{camera}", role="vision") for camera in self.cameras]
+        vision = [Block(name=f"vision_backbone.{camera}", role="vision") for camera in self.settings.cameras]
         connector = [Block(name="projector", role="connector")]
-        connector += [Block(name=f"keypoint_projector.{camera}", role="connector") for camera in self.cameras]
+        connector += [Block(name=f"keypoint_projector.{camera}", role="connector") for camera in self.settings.cameras]
         if self.state_projector is not None:
             connector.append(Block(name="state_projector", role="connector"))
         language = [
@@ -163,9 +158,10 @@ class CogACTPolicy(CogACTFamily):
         """See `Policy.example_batch`: two samples."""
         generator = torch.Generator().manual_seed(seed)
         batch: Batch = {TASK: ["put the spoon on the towel", "stack the green block"]}
-        for camera, size in self.cameras.items():
-            batch[IMAGE_PREFIX + camera] = torch.rand(2, 3, size, size, generator=generator)
-        batch[STATE] = torch.randn(2, self.settings.state_dim, generator=generator)
+        for camera, size in self.settings.cameras.items():
+            batch[camera_key(camera)] = torch.rand(2, 3, size, size, generator=generator)
+        if self.state_dim:
+            batch[STATE] = torch.randn(2, self.state_dim, generator=generator)
         uniform = torch.rand(2, self.chunk_size, self.action_dim, generator=generator) * 2 - 1
         batch[ACTION] = self.unnormalize(uniform)
         return batch

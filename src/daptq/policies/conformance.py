@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from daptq.errors import CheckFailedError
 from daptq.layers.watching import watch_outputs
-from daptq.policies.contract import ACTION, ROLES, TASK, Batch, Condition, Policy, PredictionKind
+from daptq.observations import ACTION, STATE, TASK, is_camera
+from daptq.policies.contract import ROLES, Batch, Condition, Policy, PredictionKind
 
 __all__ = ["check_policy"]
 
@@ -28,6 +29,7 @@ def check_policy(policy: Policy, *, seed: int = 0) -> None:
         CheckFailedError: Something differs; the message names the first difference.
     """
     batch = policy.example_batch(seed)
+    _check_inputs(policy, batch)
     _check_structure(policy)
     _check_head_stack(policy)
     _check_every_layer_runs(policy, batch, seed)
@@ -52,6 +54,23 @@ def _generator(seed: int) -> torch.Generator:
 def _chunk(policy: Policy, batch: Batch, seed: int) -> Tensor:
     with torch.inference_mode():
         return policy.predict_chunk(batch, _generator(seed))
+
+
+def _check_inputs(policy: Policy, batch: Batch) -> None:
+    """The example batch holds what the policy says it reads, under full keys and in the sizes that it says."""
+    states = {STATE} if policy.state_dim else set()
+    wanted = {TASK, ACTION, *policy.cameras, *states}
+    _require(set(batch) == wanted, f"the example batch must have the keys {sorted(wanted)}, got {sorted(batch)}.")
+    count = len(batch[TASK])
+    for key, size in policy.cameras.items():
+        _require(is_camera(key), f"camera {key!r} must be a full key such as observation.images.front.")
+        shape = tuple(batch[key].shape)
+        expected = (count, 3, *(shape[2:] if size is None else size))
+        _require(shape == expected, f"pictures of {key} must have shape {expected}, got {shape}.")
+    for key in states:
+        shape, expected = tuple(batch[key].shape), (count, policy.state_dim)
+        _require(shape == expected, f"{key} must have shape {expected}, got {shape}.")
+    _require(len(policy.action_space) > 0, "a policy must declare an action space of one dimension or more.")
 
 
 def _check_structure(policy: Policy) -> None:

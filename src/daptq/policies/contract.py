@@ -10,9 +10,9 @@ alone, so it can be replaced while the policy runs (see `Policy.running`), recor
 
 A *batch* is a dict with LeRobot's keys; `b` is the batch size:
 
-- ``observation.images.<camera>``: float32 (b, 3, height, width) in [0, 1], one entry per camera of the policy;
-- ``observation.state``: float32 (b, state_dim), end-effector position [m], intrinsic XYZ Euler angles [rad],
-  gripper in [0, 1];
+- ``observation.images.<camera>`` (or ``observation.image``): float32 (b, 3, height, width) in [0, 1], one entry per
+  camera of the policy;
+- ``observation.state``: float32 (b, state_dim), the proprioception, where the policy reads it;
 - ``task``: list of b instructions;
 - ``action`` (calibration and training only): float32 (b, chunk_size, action_dim), physical units.
 """
@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.observations import TASK, CameraSize
 from daptq.policies.action_space import ActionSpace
 from daptq.policies.streaming import PolicyTensors, StoredWeights
 
@@ -41,11 +42,6 @@ PredictionKind = Literal["noise", "velocity", "action"]
 Batch = dict[str, Any]
 Condition = tuple[Tensor, ...]
 Loop = Callable[[Condition, Tensor], Tensor]
-
-IMAGE_PREFIX = "observation.images."
-STATE = "observation.state"
-TASK = "task"
-ACTION = "action"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,8 @@ class Policy(nn.Module, ABC):
         action_space: What the dimensions of an action are.
         chunk_size: Number of actions predicted at once.
         n_action_steps: Number of actions of a chunk that are executed before the next prediction.
-        cameras: Image edge length [px] expected from each camera.
+        cameras: Size of the pictures that the policy expects, by the full key of each camera; None for any size.
+        state_dim: Numbers of ``observation.state``; 0 or None for a policy that does not read it.
         deterministic: Whether a chunk depends on the observation alone, so that no noise is drawn.
         denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
         denoising_step: The iteration that is running; the family keeps it up to date in `denoise`.
@@ -133,7 +130,8 @@ class Policy(nn.Module, ABC):
     action_space: ActionSpace
     chunk_size: int
     n_action_steps: int
-    cameras: Mapping[str, int]
+    cameras: Mapping[str, CameraSize | None]
+    state_dim: int | None
     deterministic: bool = False
     denoising_steps: int
     denoising_step: DenoisingStep

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.policies.contract import IMAGE_PREFIX, STATE, TASK, Batch, Policy
+from daptq.errors import InvalidInputError
+from daptq.observations import STATE, TASK
+from daptq.policies.contract import Batch, Policy
 
 
 def noise_generator(seed: int, step_index: int) -> torch.Generator:
@@ -30,15 +32,26 @@ def observation_batch(policy: Policy, observation: Mapping[str, Any], instructio
     """Turns one environment observation into a batch of one.
 
     Args:
-        policy: The policy that will read the batch; it says which cameras it needs.
-        observation: uint8 (height, width, 3) per camera and float32 (state_dim,) under ``observation.state``.
+        policy: The policy that will read the batch; it says which cameras it needs, and whether it reads the state.
+        observation: uint8 (height, width, 3) per camera and float32 (state_dim,) under ``observation.state``; whatever
+            the policy does not read may be missing and is left out.
         instruction: What the robot should do.
+
+    Raises:
+        InvalidInputError: The observation lacks something that the policy reads.
     """
+    read = (*policy.cameras, STATE) if policy.state_dim else tuple(policy.cameras)
+    if missing := [key for key in read if key not in observation]:
+        raise InvalidInputError(
+            f"observation for policy {policy.name} must have the keys {missing}, got {sorted(observation)}. Choose an "
+            "environment or a data set with this camera or proprioception."
+        )
     batch: Batch = {TASK: [instruction]}
     for camera in policy.cameras:
-        image = torch.from_numpy(np.ascontiguousarray(observation[IMAGE_PREFIX + camera]))
-        batch[IMAGE_PREFIX + camera] = image.permute(2, 0, 1).unsqueeze(0).float().div_(255.0)
-    batch[STATE] = torch.from_numpy(np.asarray(observation[STATE], dtype=np.float32)).unsqueeze(0)
+        image = torch.from_numpy(np.ascontiguousarray(observation[camera]))
+        batch[camera] = image.permute(2, 0, 1).unsqueeze(0).float().div_(255.0)
+    if policy.state_dim:
+        batch[STATE] = torch.from_numpy(np.asarray(observation[STATE], dtype=np.float32)).unsqueeze(0)
     return batch
 
 

@@ -16,7 +16,8 @@ from daptq.allocation.plan import BFLOAT16
 from daptq.layers.choices import MARGIN
 from daptq.layers.timing import measure_layer_times
 from daptq.layers.watching import watch
-from daptq.policies.contract import ACTION, Policy
+from daptq.observations import ACTION
+from daptq.policies.contract import Policy
 from daptq.quantization.recipe import Recipe
 
 __all__ = ["FASTER", "TIMES_KIND", "faster_in_float", "layer_times", "rows_of_layers"]

@@ -14,7 +14,8 @@ from daptq.calibration.contract import CalibrationSource, batch_size, checked, l
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
 from daptq.drift.loss import drift_loss
 from daptq.errors import CalibrationDataError
-from daptq.policies.contract import ACTION, STATE, Batch, Interface, Policy
+from daptq.observations import ACTION, STATE
+from daptq.policies.contract import Batch, Interface, Policy
 from daptq.policies.execution import noise_generator
 from daptq.quantization.allocation import float_linear, layers_in_scope
 from daptq.quantization.interfaces import interfaces_of

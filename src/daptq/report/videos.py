@@ -24,7 +24,7 @@ from daptq.closed_loop.rollout import EpisodeRecord, run_episode
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError, MissingDependencyError
 from daptq.evaluation.describe import describe_policy
-from daptq.evaluation.worker_context import PolicySource, one_thread, open_policy
+from daptq.evaluation.worker_context import PolicySource, one_thread, open_policy, picture_sizes
 from daptq.policies.contract import Policy
 
 EDGE = 160
@@ -144,7 +144,7 @@ class _Recorder:
     def __init__(self, result: Mapping[str, Any], sources: Mapping[str, PolicySource], names: set[str]) -> None:
         described = {policy["name"]: policy for policy in result["policies"]}
         self.policies = {name: _evaluated(described[name], sources.get(name, name)) for name in sorted(names)}
-        sizes = {camera: size for policy in self.policies.values() for camera, size in policy.cameras.items()}
+        sizes = picture_sizes(self.policies)
         variant = {"variant": result["variant"]} if "variant" in result else {}
         self.environment: Environment = ENVIRONMENTS.load(result["environment"]).make(image_size=sizes, **variant)
         self._runs: dict[tuple[str, int], tuple[EpisodeRecord, list[Picture]]] = {}

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.environments.contract import Environment, Info, Observation
+from daptq.observations import STATE, ImageSizes
 from daptq.policies.action_space import END_EFFECTOR_DELTA
-from daptq.policies.contract import STATE, Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
+from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
 
 TASKS = ("left", "right")
 VARIANTS = {
@@ -44,9 +45,7 @@ class PointWorld(Environment):
     control_frequency: ClassVar[float] = 5.0
     resets: ClassVar[list[tuple[str, int]]] = []
 
-    def __init__(
-        self, image_size: Mapping[str, int] | None = None, horizon: int = 24, variant: str | None = None
-    ) -> None:
+    def __init__(self, image_size: ImageSizes | None = None, horizon: int = 24, variant: str | None = None) -> None:
         self.wind = 0.0 if variant is None else VARIANTS[variant].wind
         self.offset = 0.0 if variant is None else VARIANTS[variant].reading
         self.reading = 0.0
@@ -145,7 +144,7 @@ class Pusher(Policy):
     ) -> None:
         super().__init__()
         self.name, self.action_space, self.chunk_size = name, END_EFFECTOR_DELTA, 8
-        self.n_action_steps, self.cameras = 4, {}
+        self.n_action_steps, self.cameras, self.state_dim = 4, {}, 7
         self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.gain = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.gain.weight)
@@ -213,7 +212,7 @@ class Pusher(Policy):
         return {STATE: torch.zeros(2, 7), "task": ["go left"] * 2, "action": torch.zeros(2, self.chunk_size, 7)}
 
 
-def make(*, image_size: Mapping[str, int] | None = None, variant: str | None = None) -> PointWorld:
+def make(*, image_size: ImageSizes | None = None, variant: str | None = None) -> PointWorld:
     """What the catalog calls where this module is plugged in as an environment."""
     return PointWorld(image_size, variant=variant)
 

@@ -11,6 +11,7 @@ import pytest
 
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.observations import CameraSize, camera_key
 from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
 from daptq.statistics.sequential import anytime_interval
 from tests.closed_loop.evaluation.point_world import PointWorld
@@ -256,8 +257,12 @@ def test_policies_with_equal_names_stay_apart(make_pusher: Callable[..., Any]) -
 
 def test_policies_that_need_different_pictures_are_refused(make_pusher: Callable[..., Any]) -> None:
     first, second = make_pusher("first"), make_pusher("second")
-    first.cameras, second.cameras = {"front": 64}, {"front": 96}
-    with pytest.raises(InvalidInputError, match="one size, got 64 and 96"):
+    front = camera_key("front")
+    first.cameras, second.cameras = {front: CameraSize(64, 64)}, {front: CameraSize(64, 96)}
+    with pytest.raises(
+        InvalidInputError,
+        match=r"'observation.images.front' must have one size, got \(64, 64\) and \(64, 96\) \(second\)",
+    ):
         evaluate(second, against=first, **SETTINGS)
 
 

@@ -24,6 +24,7 @@ from daptq.benchmarking.peak_memory import peak_bytes
 from daptq.benchmarking.stages import STAGES, stage_times
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, UnknownNameError
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.observations import CameraSize, camera_key
 from daptq.packing.checkpoint import load_policy, save_quantized
 from daptq.policies import cogact_small as cogact
 from daptq.policies.captured import CapturedLoop, captured_denoising, captured_loop
@@ -280,7 +281,7 @@ def test_an_observation_is_made_up_where_no_camera_fits() -> None:
     policy = cogact.POLICY.tiny()
     seen = control_step(policy)
     assert (seen.source, seen.observation["observation.images.front"].shape) == ("tabletop", (64, 64, 3))
-    policy.cameras = {"front": 64, "ceiling": 64}
+    policy.cameras = {camera_key(camera): CameraSize(64, 64) for camera in ("front", "ceiling")}
     example = policy.example_batch
 
     def with_ceiling(seed: int) -> Any:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
+from daptq.observations import ACTION
 from daptq.packing.checkpoint import save_policy, save_quantized
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION, Policy
+from daptq.policies.contract import Policy
 
 KEPT = "action_model.net.blocks.3."
 RECIPE = {"method": "round-to-nearest"}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.observations import ACTION
 from daptq.packing.checkpoint import replace_module
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION
 
 Quantize = Callable[..., dict[str, QuantizedLinear]]
 Predict = Callable[..., Tensor]

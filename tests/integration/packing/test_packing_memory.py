@@ -13,10 +13,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.observations import ACTION
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import ACTION, Policy
+from daptq.policies.contract import Policy
 
 Layers = dict[str, QuantizedLinear]
 Quantize = Callable[..., Layers]

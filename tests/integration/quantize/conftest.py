@@ -11,20 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.calibration.contract import CalibrationSource
+from daptq.observations import ACTION, STATE, TASK
 from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import (
-    ACTION,
-    STATE,
-    TASK,
-    Batch,
-    Block,
-    Condition,
-    DenoisingStep,
-    Interface,
-    Policy,
-    Prediction,
-)
+from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
 
 
 class HeldBatches(CalibrationSource):
@@ -48,7 +38,7 @@ class ChainPolicy(Policy):
     def __init__(self) -> None:
         super().__init__()
         self.name, self.action_space, self.chunk_size = "chain", END_EFFECTOR_DELTA, 2
-        self.n_action_steps, self.cameras = 2, {}
+        self.n_action_steps, self.cameras, self.state_dim = 2, {}, 5
         self.denoising_steps, self.denoising_step = 1, DenoisingStep()
         self.language = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 10))
         self.consumer = nn.Linear(10, 12)

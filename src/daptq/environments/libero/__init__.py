@@ -8,7 +8,6 @@ What it does not know: the other suites, LIBERO's demonstrations, the perturbati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from daptq.environments.kinematics import matrix_from_euler
 from daptq.environments.libero.tasks import TASKS
 from daptq.environments.libero.world import CONTROL_FREQUENCY, MAX_IMAGE_SIZE, LiberoWorld, require_libero
 from daptq.errors import InvalidInputError
+from daptq.observations import STATE, CameraSize, ImageSizes, camera_key
 
 __all__ = ["TASKS", "LiberoEnvironment", "make", "native_action"]
 
@@ -64,7 +64,8 @@ class LiberoEnvironment(TaskEnvironment):
 
     Args:
         task: Task asked when `reset` names none.
-        image_size: Edge in pixels of each camera's square picture; cameras left out are not rendered.
+        image_size: Size of each camera's picture, see `daptq.observations.ImageSizes`; cameras left out are not
+            rendered.
         horizon: Steps until truncation.
 
     Raises:
@@ -79,13 +80,13 @@ class LiberoEnvironment(TaskEnvironment):
         self,
         task: str = next(iter(TASKS)),
         *,
-        image_size: Mapping[str, int] | None = None,
+        image_size: ImageSizes | None = None,
         horizon: int = 280,
     ) -> None:
         super().__init__(
             task,
-            image_size={"front": 128, "wrist": 128} if image_size is None else image_size,
-            cameras=tuple(_CAMERAS),
+            image_size=image_size,
+            cameras=dict.fromkeys(_CAMERAS, 128),
             largest_image=MAX_IMAGE_SIZE,
             horizon=horizon,
             state_size=8,
@@ -173,20 +174,19 @@ class LiberoEnvironment(TaskEnvironment):
     def observe(self) -> Observation:
         """Returns the present observation; it renders every chosen camera."""
         observation: Observation = {
-            f"observation.images.{camera}": self._picture(camera, size) for camera, size in self.image_size.items()
+            camera_key(camera): self._picture(camera, size) for camera, size in self.image_size.items()
         }
-        observation["observation.state"] = self.world.proprioception().astype(np.float32)
+        observation[STATE] = self.world.proprioception().astype(np.float32)
         return observation
 
     def render(self) -> NDArray[np.uint8]:
         """Returns a 384 x 384 picture of the front camera."""
         return self._picture("front", PICTURE_SIZE)
 
-    def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
+    def _picture(self, camera: str, size: CameraSize) -> NDArray[np.uint8]:
         world = self.world
         if self._renderer is None:
-            largest = max([PICTURE_SIZE, *self.image_size.values()])
-            self._renderer = CameraRenderer(world.model, largest, hidden_group=_COLLISION_GROUP)
+            self._renderer = CameraRenderer(world.model, self._largest_edge(), hidden_group=_COLLISION_GROUP)
         return self._renderer.render(world.data, _CAMERAS[camera], size)
 
     def privileged_state(self) -> dict[str, Any]:
@@ -237,6 +237,6 @@ class LiberoEnvironment(TaskEnvironment):
             self._renderer = None
 
 
-def make(*, image_size: Mapping[str, int] | None = None, horizon: int = 280) -> LiberoEnvironment:
+def make(*, image_size: ImageSizes | None = None, horizon: int = 280) -> LiberoEnvironment:
     """Returns the environment; what the catalog calls. See `LiberoEnvironment` for the arguments."""
     return LiberoEnvironment(image_size=image_size, horizon=horizon)

@@ -9,7 +9,6 @@ What it does not know: the tasks of the Google robot, SimplerEnv's visual varian
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -22,6 +21,7 @@ from daptq.environments.kinematics import POINTING_DOWN, euler_from_matrix
 from daptq.environments.simpler.tasks import TASKS
 from daptq.environments.simpler.world import CONTROL_FREQUENCY, SimplerWorld, require_simpler
 from daptq.errors import InvalidInputError
+from daptq.observations import STATE, ImageSizes, camera_key
 
 __all__ = ["TASKS", "SimplerEnvironment", "make", "native_action"]
 
@@ -60,8 +60,8 @@ class SimplerEnvironment(TaskEnvironment):
 
     Args:
         task: Task asked when `reset` names none.
-        image_size: Edge in pixels of each camera's square picture; cameras left out are not rendered, and without any
-            no graphics driver is needed.
+        image_size: Size of each camera's picture, see `daptq.observations.ImageSizes`; cameras left out are not
+            rendered, and without any no graphics driver is needed.
         horizon: Steps until truncation; None for SimplerEnv's, which is 60, and 120 for the eggplant.
 
     Raises:
@@ -76,13 +76,13 @@ class SimplerEnvironment(TaskEnvironment):
         self,
         task: str = next(iter(TASKS)),
         *,
-        image_size: Mapping[str, int] | None = None,
+        image_size: ImageSizes | None = None,
         horizon: int | None = None,
     ) -> None:
         super().__init__(
             task,
-            image_size={"front": 224} if image_size is None else image_size,
-            cameras=("front",),
+            image_size=image_size,
+            cameras={"front": 224},
             largest_image=MAX_IMAGE_SIZE,
             horizon=horizon,
             state_size=7,
@@ -190,12 +190,10 @@ class SimplerEnvironment(TaskEnvironment):
     def observe(self) -> Observation:
         """Returns the present observation; it renders every chosen camera."""
         world = self.world
-        observation: Observation = {
-            f"observation.images.{camera}": world.picture(size) for camera, size in self.image_size.items()
-        }
+        observation: Observation = {camera_key(camera): world.picture(size) for camera, size in self.image_size.items()}
         position, rotation = world.end_effector()
         angles = euler_from_matrix(rotation @ POINTING_DOWN.T)
-        observation["observation.state"] = np.concatenate([position, angles, [world.gripper_opening]], dtype=np.float32)
+        observation[STATE] = np.concatenate([position, angles, [world.gripper_opening]], dtype=np.float32)
         return observation
 
     def render(self) -> NDArray[np.uint8]:
@@ -265,6 +263,6 @@ class SimplerEnvironment(TaskEnvironment):
         self._ready = False
 
 
-def make(*, image_size: Mapping[str, int] | None = None, horizon: int | None = None) -> SimplerEnvironment:
+def make(*, image_size: ImageSizes | None = None, horizon: int | None = None) -> SimplerEnvironment:
     """Returns the environment; what the catalog calls. See `SimplerEnvironment` for the arguments."""
     return SimplerEnvironment(image_size=image_size, horizon=horizon)

@@ -26,6 +26,7 @@ from daptq.environments.kinematics import ArmKinematics
 from daptq.environments.simpler.driver import offer_driver, render_device
 from daptq.environments.simpler.tasks import SimplerTask
 from daptq.errors import MissingDependencyError
+from daptq.observations import CameraSize
 
 __all__ = ["CONTROL_FREQUENCY", "SimplerWorld", "asset_folder", "require_simpler"]
 
@@ -124,8 +125,8 @@ class SimplerWorld:
                 # ManiSkill's parser knows no software device by its full name.
                 self._env._render_device = self._env.backend.render_device = sapien.Device(device)
         self.task: Final = task
-        self._overlays: dict[int, NDArray[np.uint8]] = {}
-        self._cameras: dict[int, Any] = {}
+        self._overlays: dict[CameraSize, NDArray[np.uint8]] = {}
+        self._cameras: dict[CameraSize, Any] = {}
         self._positions: NDArray[np.float64] = np.array(self._env.xyz_configs, dtype=np.float64)
         self._quaternions: NDArray[np.float64] = np.array(self._env.quat_configs, dtype=np.float64)
         self._kinematics = _arm_kinematics(Path(self._env.agent.urdf_path))
@@ -218,10 +219,10 @@ class SimplerWorld:
         """ManiSkill's rule for the task, after the last step."""
         return self._success
 
-    def picture(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    def picture(self, size: CameraSize) -> UInt8[np.ndarray, "height width 3"]:
         """Draws the third-person view, RGB, top row first, over the photograph that ManiSkill overlays.
 
-        The whole view of 640 x 480 is squeezed into a square.
+        The whole view of 640 x 480 is squeezed into the picture.
         """
         if size not in self._cameras:
             self._cameras[size] = self._new_camera(size)
@@ -235,18 +236,18 @@ class SimplerWorld:
         picture: NDArray[np.uint8] = np.where(drawn, seen["rgb"][0].numpy(), self._overlay(size)).astype(np.uint8)
         return picture
 
-    def _new_camera(self, size: int) -> Any:
+    def _new_camera(self, size: CameraSize) -> Any:
         from mani_skill.sensors.camera import Camera, CameraConfig
 
         robot = self._env.agent
         (configuration,) = [one for one in robot._sensor_configs if one.uid == _CAMERA]
         intrinsic = configuration.intrinsic.copy()
-        intrinsic[:2] *= (size / _NATIVE_SIZE)[:, None]
+        intrinsic[:2] *= (np.array([size.width, size.height]) / _NATIVE_SIZE)[:, None]
         scaled = CameraConfig(
-            uid=f"{_CAMERA} {size}",
+            uid=f"{_CAMERA} {size.width} x {size.height}",
             pose=configuration.pose,
-            width=size,
-            height=size,
+            width=size.width,
+            height=size.height,
             intrinsic=intrinsic,
             near=configuration.near,
             far=configuration.far,
@@ -254,12 +255,12 @@ class SimplerWorld:
         )
         return Camera(scaled, self._env.scene, articulation=robot.robot)
 
-    def _overlay(self, size: int) -> NDArray[np.uint8]:
+    def _overlay(self, size: CameraSize) -> NDArray[np.uint8]:
         if size not in self._overlays:
             import cv2
 
             photograph = cv2.cvtColor(cv2.imread(self._env.rgb_overlay_paths[_CAMERA]), cv2.COLOR_BGR2RGB)
-            self._overlays[size] = cv2.resize(photograph, (size, size), interpolation=cv2.INTER_AREA)
+            self._overlays[size] = cv2.resize(photograph, (size.width, size.height), interpolation=cv2.INTER_AREA)
         return self._overlays[size]
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -24,10 +23,11 @@ from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
 from daptq.environments.contract import Info, Observation
 from daptq.environments.kinematics import POINTING_DOWN, euler_from_matrix, matrix_from_euler
 from daptq.environments.tabletop.objects import SCENES, TASKS, scene_of, tasks_of
-from daptq.environments.tabletop.scene import CAMERAS, FINGER_OPEN, MAX_IMAGE_SIZE
+from daptq.environments.tabletop.scene import FINGER_OPEN, MAX_IMAGE_SIZE
 from daptq.environments.tabletop.variants import VARIANTS, find_variant
 from daptq.environments.tabletop.world import HOME_POSITION, PushedBody, TabletopWorld
 from daptq.errors import InvalidInputError
+from daptq.observations import STATE, CameraSize, ImageSizes, camera_key
 
 __all__ = ["TASKS", "VARIANTS", "TabletopEnvironment", "make"]
 
@@ -55,8 +55,8 @@ class TabletopEnvironment(TaskEnvironment):
 
     Args:
         task: Task asked when `reset` names none.
-        image_size: Edge in pixels of each camera's square picture; cameras left out are not rendered. The cameras are
-            `front` (fixed) and `wrist` (on the gripper).
+        image_size: Size of each camera's picture, see `daptq.observations.ImageSizes`; cameras left out are not
+            rendered. The cameras are `front` (fixed) and `wrist` (on the gripper).
         horizon: Steps until truncation.
         variant: A name in `VARIANTS`; None for the nominal scene. A state of `get_state` belongs to its variant.
 
@@ -72,14 +72,14 @@ class TabletopEnvironment(TaskEnvironment):
         self,
         task: str = "spoon_on_towel",
         *,
-        image_size: Mapping[str, int] | None = None,
+        image_size: ImageSizes | None = None,
         horizon: int = 60,
         variant: str | None = None,
     ) -> None:
         super().__init__(
             task,
-            image_size={"front": 128, "wrist": 64} if image_size is None else image_size,
-            cameras=CAMERAS,
+            image_size=image_size,
+            cameras={"front": 128, "wrist": 64},
             largest_image=MAX_IMAGE_SIZE,
             horizon=horizon,
             state_size=7,
@@ -219,11 +219,11 @@ class TabletopEnvironment(TaskEnvironment):
         """Returns the present observation; it renders every chosen camera."""
         world = self.world
         observation: Observation = {
-            f"observation.images.{camera}": self._picture(camera, size) for camera, size in self.image_size.items()
+            camera_key(camera): self._picture(camera, size) for camera, size in self.image_size.items()
         }
         position, rotation = world.end_effector()
         angles = euler_from_matrix(rotation @ POINTING_DOWN.T)
-        observation["observation.state"] = np.concatenate([position, angles, [world.gripper_opening]], dtype=np.float32)
+        observation[STATE] = np.concatenate([position, angles, [world.gripper_opening]], dtype=np.float32)
         if self.variant.pixel_noise or self.variant.position_noise:
             self._disturb(observation)
         return observation
@@ -232,20 +232,20 @@ class TabletopEnvironment(TaskEnvironment):
         """Adds the variant's noise to pictures and measured position."""
         generator = self._stream(_OBSERVATION_NOISE, self._step)
         for camera in self.image_size:
-            key = f"observation.images.{camera}"
+            key = camera_key(camera)
             noisy = observation[key] + generator.normal(0.0, self.variant.pixel_noise, observation[key].shape)
             observation[key] = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
         noise = generator.normal(0.0, self.variant.position_noise, 3)
-        observation["observation.state"][:3] += noise.astype(np.float32)
+        observation[STATE][:3] += noise.astype(np.float32)
 
     def render(self) -> NDArray[np.uint8]:
         """Returns a 384 x 384 picture of the front camera."""
         return self._picture("front", PICTURE_SIZE)
 
-    def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
+    def _picture(self, camera: str, size: CameraSize) -> NDArray[np.uint8]:
         scene = self.scene
         if scene not in self._renderers:
-            self._renderers[scene] = CameraRenderer(self.world.model, max([PICTURE_SIZE, *self.image_size.values()]))
+            self._renderers[scene] = CameraRenderer(self.world.model, self._largest_edge())
         return self._renderers[scene].render(self.world.data, camera, size)
 
     def privileged_state(self) -> dict[str, Any]:
@@ -308,8 +308,6 @@ class TabletopEnvironment(TaskEnvironment):
         self._renderers.clear()
 
 
-def make(
-    *, image_size: Mapping[str, int] | None = None, horizon: int = 60, variant: str | None = None
-) -> TabletopEnvironment:
+def make(*, image_size: ImageSizes | None = None, horizon: int = 60, variant: str | None = None) -> TabletopEnvironment:
     """Returns the environment; what the catalog calls. See `TabletopEnvironment` for the arguments."""
     return TabletopEnvironment(image_size=image_size, horizon=horizon, variant=variant)
