@@ -23,6 +23,7 @@ from daptq.quantization.recipe import Recipe
 __all__ = [
     "bit_plan",
     "budget_of",
+    "calibrated_layers",
     "candidate_bits",
     "check_budget",
     "float_linear",
@@ -53,16 +54,19 @@ def bit_plan(
     elif isinstance(config, KnapsackConfig) and scores:
         allocated = {layer.name: layer for layer in _knapsack(policy, recipe, config, scores, keep).layers}
     elif isinstance(config, EvenConfig):
-        options = dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS)
-        sizes = layer_resources(policy, recipe, options, per="weight bytes")
+        sizes = layer_resources(policy, recipe, _budgeted(policy, recipe, ALL_BITS), per="weight bytes")
         weights = sum(float_linear(policy, name).weight.numel() for name in sizes)
         allocated = {layer.name: layer for layer in even.allocate(sizes, config.budget_bits * weights / 8).layers}
+
+    candidates, idle = candidate_bits(policy, recipe), policy.idle_layers()
 
     def decide(name: str, bits: int | None) -> LayerBits:
         ranked = allocated.get(name)
         score = None if ranked is None else ranked.score
         if bits is None:
             return LayerBits(name=name, num_bits=BFLOAT16, reason="role")
+        if name in idle and name not in keep:
+            return LayerBits(name=name, num_bits=min(candidates[name]), reason="idle")
         if ranked is not None and (ranked.kept or not isinstance(config, TopFractionConfig)):
             return ranked
         if name in keep:
@@ -74,8 +78,11 @@ def bit_plan(
 
 
 def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """The bits, bfloat16 left out, that each layer to be quantized may get, in execution order."""
-    scope = set(layers_in_scope(policy, recipe))
+    """The bits, bfloat16 left out, that each layer to be quantized may get, in execution order; an idle one the fewest.
+
+    A chunk does not depend on an idle layer: it needs no score to be rounded as far as the recipe rounds any.
+    """
+    scope, idle = set(_in_scope(policy, recipe)), policy.idle_layers()
     config = recipe.allocation
     several: tuple[int, ...] = ()
     if isinstance(config, KnapsackConfig):
@@ -87,8 +94,15 @@ def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]
         bits = recipe.weight_bits.of(role)
         if bits is not None:
             wanted = {bits, *several} if name in scope else {bits}
-            options[name] = tuple(sorted(wanted - {BFLOAT16}))
+            sorted_bits = tuple(sorted(wanted - {BFLOAT16}))
+            options[name] = sorted_bits[:1] if name in idle else sorted_bits
     return options
+
+
+def calibrated_layers(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
+    """Names of the layers to be quantized that rounding and activations read statistics of; idle ones need none."""
+    idle = policy.idle_layers()
+    return tuple(name for name in candidate_bits(policy, recipe) if name not in idle)
 
 
 def check_budget(policy: Policy, recipe: Recipe) -> None:
@@ -99,11 +113,11 @@ def check_budget(policy: Policy, recipe: Recipe) -> None:
     """
     config = recipe.allocation
     if isinstance(config, EvenConfig):
-        given, options = {"budget_bits": config.budget_bits}, dict.fromkeys(layers_in_scope(policy, recipe), ALL_BITS)
+        given, options = {"budget_bits": config.budget_bits}, _budgeted(policy, recipe, ALL_BITS)
         per, budget = budget_of(policy, KnapsackConfig(budget_bits=config.budget_bits), options)
     elif isinstance(config, KnapsackConfig) and config.budget_ms is None:
         given = {"budget_bits": config.budget_bits or 0.0, "budget_mib": config.budget_mib or 0.0}
-        options = dict.fromkeys(layers_in_scope(policy, recipe), config.bits)
+        options = _budgeted(policy, recipe, config.bits)
         per, budget = budget_of(policy, config, options)
     else:
         return
@@ -117,7 +131,13 @@ def check_budget(policy: Policy, recipe: Recipe) -> None:
 
 
 def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
-    """Names of the layers that the allocation and the verification decide about, in execution order."""
+    """Names of the layers that the allocation and the verification decide about, in execution order; no idle ones."""
+    idle = policy.idle_layers()
+    return tuple(name for name in _in_scope(policy, recipe) if name not in idle)
+
+
+def _in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
+    """Like `layers_in_scope`, with idle layers, which use up a budget, too."""
     if recipe.allocation is None and recipe.verification is None:
         return ()
     head_only = isinstance(recipe.allocation, TopFractionConfig) and recipe.allocation.scope == "action_head"
@@ -126,6 +146,12 @@ def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
         for name, role in policy.linear_layers().items()
         if recipe.weight_bits.of(role) is not None and (role == "action_head" or not head_only)
     )
+
+
+def _budgeted(policy: Policy, recipe: Recipe, bits: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Bits of every layer that a budget limits: `bits`, of idle layers the fewest that they may get."""
+    candidates, idle = candidate_bits(policy, recipe), policy.idle_layers()
+    return {name: candidates[name] if name in idle else bits for name in _in_scope(policy, recipe)}
 
 
 def layer_resources(
@@ -209,9 +235,12 @@ def _knapsack(
         name: (BFLOAT16,) if name in keep else tuple(b for b in config.bits if b in by_bits)
         for name, by_bits in scores.items()
     }
-    per, budget = budget_of(policy, config, options)
-    resources = layer_resources(policy, recipe, options, per=per)
+    budgeted = _budgeted(policy, recipe, config.bits)
+    idle = {name: (BFLOAT16,) if name in keep else budgeted[name] for name in policy.idle_layers() if name in budgeted}
+    per, budget = budget_of(policy, config, options | idle)
+    resources = layer_resources(policy, recipe, options | idle, per=per)
     costs = {name: {b: scores[name][b] for b in bits} for name, bits in options.items()}
+    costs |= {name: dict.fromkeys(bits, 0.0) for name, bits in idle.items()}
     plan = knapsack.allocate(costs, resources, budget)
     return BitPlan(tuple(replace(layer, reason=keep.get(layer.name, layer.reason)) for layer in plan.layers))
 

@@ -25,7 +25,14 @@ from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError,
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.contract import Policy
-from daptq.quantization.allocation import bit_plan, candidate_bits, check_budget, float_linear, layers_in_scope
+from daptq.quantization.allocation import (
+    bit_plan,
+    calibrated_layers,
+    candidate_bits,
+    check_budget,
+    float_linear,
+    layers_in_scope,
+)
 from daptq.quantization.assembly import assemble, share_tensors
 from daptq.quantization.compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
@@ -304,7 +311,7 @@ def _require_gradients(policy: Policy, recipe: Recipe) -> None:
     """Refuses gradients of weights that are not in memory."""
     weighted = isinstance(recipe.rounding, GptqConfig) and recipe.rounding.drift_weighted
     scored = layers_in_scope(policy, recipe) if recipe.scores_layers else ()
-    wanted = (*scored, *(candidate_bits(policy, recipe) if weighted else ()))
+    wanted = (*scored, *(calibrated_layers(policy, recipe) if weighted else ()))
     if streamed := [name for name in wanted if float_linear(policy, name).weight.is_meta]:
         raise RecipeError(
             f"recipe {recipe.name} must take gradients of layers in memory alone, got {len(streamed)} streamed ones "

@@ -15,7 +15,7 @@ from daptq.calibration.activation_range import ActivationRanges, observe_ranges
 from daptq.kernels.linear.transform import transform
 from daptq.numerics.rotation import hadamard
 from daptq.policies.contract import Policy
-from daptq.quantization.allocation import candidate_bits, float_linear
+from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.profiling import Calibration, Progress, evaluating
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.workspace import StageContent
@@ -38,7 +38,7 @@ def ranges_content(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         Tensors float32 ``<layer>/absmax`` (in,) where the recipe smooths, and ``<layer>/range`` (1,) or (steps,) where
         its activation scales are static.
     """
-    names = tuple(candidate_bits(policy, recipe))
+    names = calibrated_layers(policy, recipe)
     tensors: dict[str, Tensor] = {}
     if recipe.transform.smoothing:
         ranges = _observed(policy, names, {}, calibration, progress)

@@ -1,7 +1,8 @@
 """The rounding stage: every layer rounded by the recipe's method to each number of bits that it may get.
 
 A layer's input may be smoothed and rotated and its activations scaled statically: `Rounder` prepares a weight for that,
-and builds the quantized layer that does the same to its input.
+and builds the quantized layer that does the same to its input. A layer that the policy calls idle was not calibrated:
+it is rounded to nearest, without smoothing and with dynamic scales.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Rounder:
     def __init__(self, policy: Policy, recipe: Recipe, statistics: Artifact | None, ranges: Artifact | None) -> None:
         self._policy, self._recipe = policy, recipe
         self._statistics, self._ranges = statistics, ranges
-        self._roles = policy.linear_layers()
+        self._roles, self._idle = policy.linear_layers(), frozenset(policy.idle_layers())
         self._tensors = policy.tensors()
 
     @property
@@ -70,7 +71,7 @@ class Rounder:
     def round(self, name: str, transformed: Float[Tensor, "out in"], num_bits: int) -> QuantizedMatrix:
         """A transformed weight of layer `name`, rounded."""
         config = self.config
-        if isinstance(config, NearestConfig):
+        if isinstance(config, NearestConfig) or name in self._idle:
             return nearest.round_weight(
                 transformed,
                 num_bits,
@@ -147,7 +148,8 @@ class Rounder:
 
     def _activation_scale(self, name: str) -> Float[Tensor, " steps"] | None:
         """The static scales of a layer; None for dynamic ones, and where activations are not quantized."""
-        if self._recipe.activations.scaling == "dynamic" or self._activation_bits(name) == FLOAT_ACTIVATIONS:
+        dynamic = self._recipe.activations.scaling == "dynamic" or name in self._idle
+        if dynamic or self._activation_bits(name) == FLOAT_ACTIVATIONS:
             return None
         assert self._ranges is not None
         return static_scale(self._ranges.tensor(f"{name}/range"), self._activation_bits(name))
@@ -155,7 +157,7 @@ class Rounder:
     def _transform(self, name: str) -> tuple[Float[Tensor, " in"] | None, int]:
         """`input_scale` and `rotation_block` of a layer."""
         config, input_scale = self._recipe.transform, None
-        if config.smoothing:
+        if config.smoothing and name not in self._idle:
             assert self._ranges is not None
             absmax = self._ranges.tensor(f"{name}/absmax")
             input_scale = smoothing_scale(self._tensors[f"{name}.weight"], absmax, config.smoothing).reciprocal()

@@ -22,7 +22,7 @@ from daptq.calibration.gram import observe_grams
 from daptq.compensation.paired import PairedConfig
 from daptq.layers.watching import watch
 from daptq.policies.contract import Interface, Policy
-from daptq.quantization.allocation import candidate_bits, float_linear
+from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile
@@ -67,7 +67,7 @@ def statistics_content(
     """
     rounding = recipe.rounding if isinstance(recipe.rounding, GptqConfig) else None
     weighted = rounding is not None and rounding.drift_weighted
-    names = tuple(candidate_bits(policy, recipe)) if rounding is not None else ()
+    names = calibrated_layers(policy, recipe) if rounding is not None else ()
     sizes = {name: BYTES_PER_ENTRY * float_linear(policy, name).in_features ** 2 for name in names}
     root = None
     if weighted or _weighted_map(recipe):

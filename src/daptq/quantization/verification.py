@@ -19,7 +19,7 @@ from daptq.allocation.plan import BitPlan
 from daptq.allocation.verification import Verification, VerificationConfig, promote
 from daptq.calibration.contract import batch_size
 from daptq.policies.contract import Batch, Policy
-from daptq.quantization.allocation import budget_of, layer_resources
+from daptq.quantization.allocation import budget_of, candidate_bits, layer_resources
 from daptq.quantization.assembly import assemble
 from daptq.quantization.profiling import Calibration, Progress, evaluating
 from daptq.quantization.recipe import Recipe
@@ -101,6 +101,8 @@ def verify(
         return drift
 
     options = {name: tuple(by_bits) for name, by_bits in costs.items()}
+    # Idle layers have no cost, but they use up the budget.
+    options |= {name: (plan[name].num_bits,) for name in policy.idle_layers() if name in candidate_bits(policy, recipe)}
     if isinstance(recipe.allocation, KnapsackConfig):
         per, budget = budget_of(policy, recipe.allocation, options)
         limit: float | None = budget
