@@ -34,7 +34,7 @@ class IdleChain(ChainPolicy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.language[0] = nn.Linear(7, 16)
+        self.state_dim, self.language[0] = 7, nn.Linear(7, 16)
         self.spare, self.spare_head = nn.Linear(10, 6), nn.Linear(12, 64)
 
     def blocks(self) -> tuple[Block, ...]:
