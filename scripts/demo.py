@@ -17,7 +17,6 @@ from rich.console import Console
 
 import daptq
 from daptq.artifacts import write_json
-from daptq.benchmarking.latency import measure_latency
 from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
 from daptq.report.table import result_table
@@ -72,7 +71,6 @@ def _run(options: argparse.Namespace, work: Path) -> None:
             progress=progress,
         )
     loaded = {options.policy: policy, **{label: daptq.load_policy(folder) for label, folder in folders.items()}}
-    result["latency"] = measure_latency(loaded, against=options.policy)
     write_json(work / "evaluation.json", result)
     videos = record_discordant(result, count=ANIMATED, sources=loaded)
     daptq.write_report(result, work / "report.html", videos=videos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from daptq.errors import UnknownNameError
+from tests.unit.evaluation.conftest import add_latency, synthetic_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +64,8 @@ def test_a_finished_demo_replaces_the_previous_one(
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    made: dict[str, Any] = load("tests/unit/evaluation/conftest.py").synthetic_result()
+    made: dict[str, Any] = copy.deepcopy(synthetic_result())
+    add_latency(made)
     made["provenance"] |= {"cpu": "made up", "cpu_count": 2, "python": "3.11.7"}
     return made
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daptq.report import write_report
 from tests.report.browser import Browser, browser
-from tests.unit.evaluation.conftest import add_variants, synthetic_benchmark, synthetic_result, video
+from tests.unit.evaluation.conftest import add_variants, synthetic_benchmark, synthetic_result, typed, video
 
 pytestmark = pytest.mark.report
 
@@ -83,7 +83,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low = {"low": -9.0, "high": 4.0, "difference": -2.5}
     result["comparisons"][2]["paired"].update(low)
     path = tmp_path_factory.mktemp("page") / "report.html"
-    return write_report(add_variants(result), path, benchmark=synthetic_benchmark(), videos=video(result))
+    return write_report(typed(add_variants(result)), path, benchmark=synthetic_benchmark(), videos=video(result))
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from daptq.cli.console import json_option, reported_progress
 
 if TYPE_CHECKING:
+    from daptq.evaluation.result import EvaluationResult
     from daptq.report.videos import Videos
 
 ANIMATED = 4
@@ -31,18 +32,20 @@ ANIMATED = 4
 def report(file: Path, output: Path, benchmark_path: Path | None, animate: int | None, json_path: Path | None) -> None:
     """Writes the evaluation in FILE, as `daptq evaluate --json FILE` made it, as an HTML page with its figures."""
     from daptq.artifacts import read_json, write_json
-    from daptq.report import check_inputs, write_report
+    from daptq.evaluation.result import EvaluationResult
+    from daptq.report.page import check_benchmark, write_report
 
-    result = read_json(file)
+    result = EvaluationResult.read(file)
     benchmark = None if benchmark_path is None else read_json(benchmark_path)
-    check_inputs(result, benchmark)
+    if benchmark is not None:
+        check_benchmark(benchmark)  # before videos, which take long
     written = write_report(result, output, benchmark=benchmark, videos=_videos(result, animate))
     click.echo(written)
     if json_path is not None:
         write_json(json_path, {"schema_version": 1, "report": str(written), "bytes": written.stat().st_size})
 
 
-def _videos(result: dict[str, Any], animate: int | None) -> Videos:
+def _videos(result: EvaluationResult, animate: int | None) -> Videos:
     """Videos; without a number that was asked for, what stands in their way is said on the page."""
     from daptq.errors import DaptqError
     from daptq.report.videos import Videos, record_discordant

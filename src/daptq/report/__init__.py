@@ -7,6 +7,6 @@ what is shown, as text and numbers, and a template that shows it; the templates 
 
 from __future__ import annotations
 
-from daptq.report.page import check_inputs, write_report
+from daptq.report.page import write_report
 
-__all__ = ["check_inputs", "write_report"]
+__all__ = ["write_report"]

@@ -9,11 +9,14 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass
 
+from daptq.evaluation.comparison import Comparison
+from daptq.evaluation.result import EvaluationResult
+from daptq.metrics.pairs import Paired
 from daptq.report.elements import Section, Table
 from daptq.report.labels import PolicyLabels
 from daptq.report.verdict import FAIL, PASS
 from daptq.report.videos import Video, Videos
-from daptq.report.wording import Json, count_of, task_name
+from daptq.report.wording import count_of, task_name
 
 _OPEN_UP_TO = 12
 _TITLE = "Discordant episodes"
@@ -90,12 +93,12 @@ class Discordant:
     note: str
 
 
-def discordant_section(result: Json, labels: PolicyLabels, videos: Videos) -> Section:
+def discordant_section(result: EvaluationResult, labels: PolicyLabels, videos: Videos) -> Section:
     """The discordant episodes of every comparison that ran whole episodes."""
     comparisons = tuple(
-        _episodes(number, comparison, labels, videos)
-        for number, comparison in enumerate(result["comparisons"])
-        if comparison["paired"] is not None
+        _episodes(number, comparison, comparison.paired, labels, videos)
+        for number, comparison in enumerate(result.comparisons)
+        if comparison.paired is not None
     )
     return Section(
         anchor="episodes",
@@ -107,30 +110,31 @@ def discordant_section(result: Json, labels: PolicyLabels, videos: Videos) -> Se
     )
 
 
-def _episodes(number: int, comparison: Json, labels: PolicyLabels, videos: Videos) -> DiscordantEpisodes:
-    paired = comparison["paired"]
-    entries = sorted(paired["discordant"], key=lambda entry: (entry["succeeds"] != "baseline", entry["index"]))
-    summary = f"{paired['only_baseline']} lost, {paired['only_candidate']} won"
-    names = {"baseline": labels.label(comparison["against"]), "candidate": labels.label(comparison["policy"])}
+def _episodes(
+    number: int, comparison: Comparison, paired: Paired, labels: PolicyLabels, videos: Videos
+) -> DiscordantEpisodes:
+    entries = sorted(paired.discordant, key=lambda entry: (entry.succeeds != "baseline", entry.index))
+    summary = f"{paired.only_baseline} lost, {paired.only_candidate} won"
+    names = {"baseline": labels.label(comparison.against), "candidate": labels.label(comparison.policy)}
     listed = Table(
         caption=f"Episodes in which just one of the two succeeds: {summary}",
         header=("episode", "task", "seed", "outcome", "succeeds", "after step"),
         rows=[
             (
-                str(entry["index"]),
-                task_name(entry["task"]),
-                str(entry["seed"]),
-                _outcome(entry["succeeds"]),
-                names[entry["succeeds"]],
-                str(entry["first_success"]),
+                str(entry.index),
+                task_name(entry.task),
+                str(entry.seed),
+                _outcome(entry.succeeds),
+                names[entry.succeeds],
+                str(entry.first_success),
             )
             for entry in entries
         ],
     )
-    recorded = [video for video in videos.videos if video.policy == comparison["policy"]]
+    recorded = [video for video in videos.videos if video.policy == comparison.policy]
     return DiscordantEpisodes(
         policy=names["candidate"],
-        none_of=None if entries else paired["n"],
+        none_of=None if entries else paired.n,
         summary=summary,
         opened=len(entries) <= _OPEN_UP_TO,
         episodes=listed,

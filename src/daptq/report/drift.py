@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from daptq.evaluation.comparison import Comparison
+from daptq.evaluation.result import EvaluationResult
+from daptq.metrics.deviation import Drift, GrowthAfter
 from daptq.report.elements import Section, Table, lines_of, small
 from daptq.report.labels import PolicyLabels
 from daptq.report.plots import Curve, growth_plot
-from daptq.report.tracks import Estimate
-from daptq.report.wording import NOTHING, Json, count_of, estimate
+from daptq.report.wording import NOTHING, count_of, estimate
+from daptq.statistics.estimate import Estimate
 
-_UNITS = (("position_mm", "mm", "Position"), ("rotation_deg", "deg", "Rotation"))
 _WHOLE = ("episode RMS", "median of episodes", "until contact differs")
 
 
@@ -25,7 +28,7 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class DriftView:
     """Drift of every candidate.
 
     Attributes:
@@ -43,9 +46,9 @@ class Drift:
     numbers: Table
 
 
-def drift_section(result: Json, labels: PolicyLabels) -> Section:
+def drift_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """Growth curves with their bands, and a table."""
-    comparisons = result["comparisons"]
+    comparisons = result.comparisons
     absent = "" if comparisons else "No baseline was given, so there is nothing to drift from."
     view = _view(comparisons, labels) if comparisons else None
     return Section(
@@ -58,35 +61,50 @@ def drift_section(result: Json, labels: PolicyLabels) -> Section:
     )
 
 
-def _view(comparisons: list[Json], labels: PolicyLabels) -> Drift:
-    first = comparisons[0]["drift"]["identical_states"]
-    steps = (f"after {count_of(entry['steps'], 'step')}" for entry in first["after_steps"])
-    return Drift(
-        states=first["n"],
-        episodes=first["episodes"],
-        candidates=tuple(one["policy"] for one in comparisons),
-        plots=tuple(_plot(comparisons, labels, *unit) for unit in _UNITS) if first["n"] else (),
+def _view(comparisons: Sequence[Comparison], labels: PolicyLabels) -> DriftView:
+    first = comparisons[0].drift.identical_states
+    steps = (f"after {count_of(entry.steps, 'step')}" for entry in first.after_steps)
+    return DriftView(
+        states=first.n,
+        episodes=first.episodes,
+        candidates=tuple(one.policy for one in comparisons),
+        plots=(
+            (
+                _plot("Position", "mm", lambda entry: entry.position_mm, comparisons, labels),
+                _plot("Rotation", "deg", lambda entry: entry.rotation_deg, comparisons, labels),
+            )
+            if first.n
+            else ()
+        ),
         numbers=Table(
             caption="Drift in mm, below it in deg: median after steps from identical states; over whole episodes",
             header=("policy", *steps, *_WHOLE),
-            rows=[(labels.marked(one["policy"]), *_cells(one["drift"])) for one in comparisons],
+            rows=[(labels.marked(one.policy), *_cells(one.drift)) for one in comparisons],
         ),
     )
 
 
-def _plot(comparisons: list[Json], labels: PolicyLabels, name: str, unit: str, what: str) -> Plot:
+def _plot(
+    what: str,
+    unit: str,
+    median: Callable[[GrowthAfter], Estimate],
+    comparisons: Sequence[Comparison],
+    labels: PolicyLabels,
+) -> Plot:
+    """How a deviation grows; `median` takes it from an entry."""
+    start = Estimate(value=0.0, low=0.0, high=0.0)
     curves, readings = [], []
     for comparison in comparisons:
-        growth = comparison["drift"]["identical_states"]["growth"]
+        growth = comparison.drift.identical_states.growth
         curves.append(
             Curve(
-                series=labels.marks[comparison["policy"]],
-                places=(0.0, *(entry["steps"] for entry in growth)),
-                estimates=(Estimate(value=0.0, low=0.0, high=0.0), *(Estimate(**entry[name]) for entry in growth)),
+                series=labels.marks[comparison.policy],
+                places=(0.0, *(float(entry.steps) for entry in growth)),
+                estimates=(start, *(median(entry) for entry in growth)),
             )
         )
-        last = f"{estimate(growth[-1][name])} {unit} after {count_of(growth[-1]['steps'], 'step')}"
-        readings.append(f"{labels.label(comparison['policy'])}: {last}")
+        last = f"{estimate(median(growth[-1]))} {unit} after {count_of(growth[-1].steps, 'step')}"
+        readings.append(f"{labels.label(comparison.policy)}: {last}")
     figure = growth_plot(
         curves,
         unit=unit,
@@ -97,20 +115,19 @@ def _plot(comparisons: list[Json], labels: PolicyLabels, name: str, unit: str, w
     return Plot(title=f"{what} drift", figure=figure)
 
 
-def _cells(drift: Json) -> list[str]:
-    after_steps = drift["identical_states"]["after_steps"]
-    cells = [_pair(entry["position_mm"]["median"], entry["rotation_deg"]["median"]) for entry in after_steps]
-    whole = drift["whole_episode"]
+def _cells(drift: Drift) -> list[str]:
+    after_steps = drift.identical_states.after_steps
+    cells: list[str] = [_pair(entry.position_mm.median, entry.rotation_deg.median) for entry in after_steps]
+    whole = drift.whole_episode
     if whole is None:
         return [*cells, NOTHING, NOTHING, NOTHING]
-    names = ("rms", "median_of_episodes")
-    cells += [_pair(whole["position_mm"][name], whole["rotation_deg"][name]) for name in names]
-    alike = whole["until_contact_differs"]
-    if not alike["n"]:
+    position, rotation, alike = whole.position_mm, whole.rotation_deg, whole.until_contact_differs
+    cells += [_pair(position.rms, rotation.rms), _pair(position.median_of_episodes, rotation.median_of_episodes)]
+    if alike.steps is None or alike.position_mm is None or alike.rotation_deg is None:
         return [*cells, NOTHING]
-    steps = small(f"{count_of(round(alike['steps']['value']), 'step')}, n = {alike['n']}")
-    return [*cells, lines_of(_pair(alike["position_mm"], alike["rotation_deg"]), steps)]
+    steps = small(f"{count_of(round(alike.steps.value), 'step')}, n = {alike.n}")
+    return [*cells, lines_of(_pair(alike.position_mm, alike.rotation_deg), steps)]
 
 
-def _pair(position: Json, rotation: Json) -> Markup:
+def _pair(position: Estimate, rotation: Estimate) -> Markup:
     return lines_of(estimate(position), estimate(rotation))

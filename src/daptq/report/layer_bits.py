@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from daptq.evaluation.description import LinearLayer
+from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.report.elements import Section
 from daptq.report.labels import PolicyLabels
-from daptq.report.wording import Json, readable
+from daptq.report.wording import readable
 
 LOW_BITS = 4
 MIDDLE_BITS = 8
@@ -67,26 +69,26 @@ class LayerBits:
     policies: tuple[PolicyBits, ...]
 
 
-def layer_bits_section(result: Json, labels: PolicyLabels) -> Section:
+def layer_bits_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """Bits of every linear layer, by role, in the order in which they run."""
     shades = (("low", f"{LOW_BITS} bits or fewer"), ("middle", f"up to {MIDDLE_BITS}"), ("high", "more"))
-    policies = tuple(_policy(labels.label(policy["name"]), policy["layers"]) for policy in result["policies"])
+    policies = tuple(_policy(labels.label(policy.name), policy.layers) for policy in result.policies)
     view = LayerBits(shades=shades, policies=policies)
     title = "Bits of each linear layer"
     return Section(anchor="bits", link="Bits", title=title, template="layer_bits.html", view=view)
 
 
-def is_quantized(policy: Json) -> bool:
+def is_quantized(policy: PolicyResult) -> bool:
     """Whether a policy has layers of fewer bits than are kept in floating point."""
-    return any(layer["num_bits"] < KEPT_BITS for layer in policy["layers"])
+    return any(layer.num_bits < KEPT_BITS for layer in policy.layers)
 
 
-def _policy(label: str, layers: Sequence[Json]) -> PolicyBits:
-    widths = {layer["num_bits"] for layer in layers}
+def _policy(label: str, layers: Sequence[LinearLayer]) -> PolicyBits:
+    widths = {layer.num_bits for layer in layers}
     whole = min(widths) if len(widths) == 1 and min(widths) >= KEPT_BITS else None
-    groups = [(role, list(group)) for role, group in groupby(layers, key=lambda layer: str(layer["role"]))]
-    weights = sum(layer["parameters"] for layer in layers)
-    bits = sum(layer["parameters"] * layer["num_bits"] for layer in layers)
+    groups = [(role, list(group)) for role, group in groupby(layers, key=lambda layer: layer.role)]
+    weights = sum(layer.parameters for layer in layers)
+    bits = sum(layer.parameters * layer.num_bits for layer in layers)
     return PolicyBits(
         policy=label,
         mean_bits=bits / max(1, weights),
@@ -96,8 +98,8 @@ def _policy(label: str, layers: Sequence[Json]) -> PolicyBits:
     )
 
 
-def _role(role: str, layers: Sequence[Json]) -> RoleBits:
-    counts = sorted(Counter(layer["num_bits"] for layer in layers).items())
+def _role(role: str, layers: Sequence[LinearLayer]) -> RoleBits:
+    counts = sorted(Counter(layer.num_bits for layer in layers).items())
     return RoleBits(
         role=readable(role),
         counts=", ".join(f"{count} at {bits} bits" for bits, count in counts),
@@ -105,7 +107,7 @@ def _role(role: str, layers: Sequence[Json]) -> RoleBits:
     )
 
 
-def _cell(layer: Json) -> Cell:
-    bits = layer["num_bits"]
+def _cell(layer: LinearLayer) -> Cell:
+    bits = layer.num_bits
     shade = "low" if bits <= LOW_BITS else "middle" if bits <= MIDDLE_BITS else "high"
-    return Cell(bits=bits, shade=shade, title=f"{layer['name']}: {bits} bits, {layer['parameters']} weights")
+    return Cell(bits=bits, shade=shade, title=f"{layer.name}: {bits} bits, {layer.parameters} weights")

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from daptq.evaluation.description import LinearLayer
+from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.report.elements import Section, Table, code
 from daptq.report.labels import PolicyLabels
 from daptq.report.layer_bits import KEPT_BITS, is_quantized
 from daptq.report.plots import Point, scatter_plot
-from daptq.report.wording import Json, readable
+from daptq.report.wording import readable
 
 _MOST_SENSITIVE = 10
 
@@ -23,6 +25,16 @@ _SCORES = {
         "the drift that the layer causes at the bits it got, squared [mm\N{SUPERSCRIPT TWO}]",
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredLayer:
+    """A layer with a score above 0, why it has its bits, and what it is."""
+
+    name: str
+    score: float
+    reason: str
+    layer: LinearLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +71,9 @@ class LayerScores:
     kept_bits: int
 
 
-def layer_scores_section(result: Json, labels: PolicyLabels) -> Section:
+def layer_scores_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """Scores of the layers that were scored, and the highest ones by name."""
-    policies = tuple(
-        _policy(policy, labels.label(policy["name"])) for policy in result["policies"] if is_quantized(policy)
-    )
+    policies = tuple(_policy(policy, labels.label(policy.name)) for policy in result.policies if is_quantized(policy))
     return Section(
         anchor="sensitivity",
         link="Sensitivity",
@@ -74,33 +84,37 @@ def layer_scores_section(result: Json, labels: PolicyLabels) -> Section:
     )
 
 
-def _policy(policy: Json, label: str) -> PolicyScores:
-    plan = policy["plan"]
+def _policy(policy: PolicyResult, label: str) -> PolicyScores:
+    plan = policy.plan
     if plan is None:
         return PolicyScores(policy=label, scores=None, absent="The policy came without its plan.")
-    if plan["sensitivity"] is None:
+    if plan.sensitivity is None:
         absent = "No layer was scored: its method gives bits by role alone."
         return PolicyScores(policy=label, scores=None, absent=absent)
-    described = {layer["name"]: layer for layer in policy["layers"]}
-    scored = [(described[one["name"]], one) for one in plan["layers"] if one["score"] is not None and one["score"] > 0]
+    described = {layer.name: layer for layer in policy.layers}
+    scored = [
+        ScoredLayer(name=one.name, score=one.score, reason=str(one.reason), layer=described[one.name])
+        for one in plan.layers
+        if one.score is not None and one.score > 0
+    ]
     if not scored:
         return PolicyScores(policy=label, scores=None, absent="Every score is 0.")
-    return PolicyScores(policy=label, scores=_scores(label, plan["sensitivity"], scored))
+    return PolicyScores(policy=label, scores=_scores(label, plan.sensitivity, scored))
 
 
-def _scores(label: str, sensitivity: str, scored: Sequence[tuple[Json, Json]]) -> Scores:
+def _scores(label: str, sensitivity: str, scored: Sequence[ScoredLayer]) -> Scores:
     axis, meaning = _SCORES.get(sensitivity, ("", f"score by {sensitivity}"))
     points = [
         Point(
-            value=one["score"],
-            solid=layer["num_bits"] < KEPT_BITS,
-            group=readable(layer["role"]),
-            title=f"{one['name']}: {one['score']:.3g}, {layer['num_bits']} bits ({one['reason']})",
+            value=one.score,
+            solid=one.layer.num_bits < KEPT_BITS,
+            group=readable(one.layer.role),
+            title=f"{one.name}: {one.score:.3g}, {one.layer.num_bits} bits ({one.reason})",
         )
-        for layer, one in scored
+        for one in scored
     ]
-    highest = sorted(scored, key=lambda pair: -pair[1]["score"])[:_MOST_SENSITIVE]
-    top = f"The highest score is {highest[0][1]['score']:.3g}, of {highest[0][1]['name']}."
+    highest = sorted(scored, key=lambda one: -one.score)[:_MOST_SENSITIVE]
+    top = f"The highest score is {highest[0].score:.3g}, of {highest[0].name}."
     return Scores(
         figure=scatter_plot(points, unit=axis, title=f"Sensitivity of the layers of {label}", description=top),
         meaning=meaning,
@@ -109,14 +123,8 @@ def _scores(label: str, sensitivity: str, scored: Sequence[tuple[Json, Json]]) -
             caption=f"The {len(highest)} most sensitive layers",
             header=("layer", "role", "score", "bits", "reason"),
             rows=[
-                (
-                    code(one["name"]),
-                    readable(layer["role"]),
-                    f"{one['score']:.3g}",
-                    str(layer["num_bits"]),
-                    str(one["reason"]),
-                )
-                for layer, one in highest
+                (code(one.name), readable(one.layer.role), f"{one.score:.3g}", str(one.layer.num_bits), one.reason)
+                for one in highest
             ],
         ),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from daptq.evaluation.result import EvaluationResult
 from daptq.report.elements import Group, Line, Section, Table
 from daptq.report.labels import PolicyLabels
-from daptq.report.table import mebibytes
 from daptq.report.tracks import bar
-from daptq.report.wording import Json, estimate, readable
+from daptq.report.wording import estimate, mebibytes, readable
+from daptq.statistics.estimate import Estimate
 
 _QUANTILES = ("p50", "p95", "p99")
 
@@ -58,11 +60,13 @@ class MemoryAndTime:
     times: Times | None
 
 
-def memory_and_time_section(result: Json, labels: PolicyLabels, benchmark: Json | None) -> Section:
+def memory_and_time_section(
+    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None
+) -> Section:
     """Bars of sizes and times; what was not measured is said not to be."""
-    weights = {policy["name"]: policy["weights"] for policy in result["policies"]}
-    disk = {name: one["bytes_on_disk"] for name, one in weights.items() if one["bytes_on_disk"] is not None}
-    memory = {name: one["bytes_in_memory"] for name, one in weights.items()}
+    weights = {policy.name: policy.weights for policy in result.policies}
+    disk = {name: one.bytes_on_disk for name, one in weights.items() if one.bytes_on_disk is not None}
+    memory = {name: one.bytes_in_memory for name, one in weights.items()}
     view = MemoryAndTime(
         disk=_sizes("Weights on disk [MiB]", disk, labels),
         not_on_disk=tuple(labels.label(name) for name in weights if name not in disk),
@@ -73,7 +77,7 @@ def memory_and_time_section(result: Json, labels: PolicyLabels, benchmark: Json 
     return Section(anchor="cost", link=title, title=title, template="memory_and_time.html", view=view)
 
 
-def _times(benchmark: Json, labels: PolicyLabels) -> Times:
+def _times(benchmark: Mapping[str, Any], labels: PolicyLabels) -> Times:
     entries = {entry["name"]: entry for entry in benchmark["policies"]}
     fastest, about = benchmark["float_path"], benchmark["provenance"]
     medians = {name: entry["control_step_ms"]["p50"] for name, entry in entries.items()}
@@ -92,8 +96,8 @@ def _times(benchmark: Json, labels: PolicyLabels) -> Times:
                 (
                     labels.marked(name),
                     *(f"{entry['control_step_ms'][quantile]:.1f}" for quantile in _QUANTILES),
-                    estimate(benchmark["ratio_to_float_path"][name]),
-                    estimate(benchmark["ratio_to_eager"][name]),
+                    estimate(Estimate(**benchmark["ratio_to_float_path"][name])),
+                    estimate(Estimate(**benchmark["ratio_to_eager"][name])),
                 )
                 for name, entry in entries.items()
             ],
@@ -114,7 +118,7 @@ def _times(benchmark: Json, labels: PolicyLabels) -> Times:
     )
 
 
-def _device(benchmark: Json) -> str:
+def _device(benchmark: Mapping[str, Any]) -> str:
     """The device and, where the benchmark knew it, its name."""
     name = benchmark.get("device_name")
     return str(benchmark["device"]) if name is None else f"{benchmark['device']} ({name})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from daptq.evaluation.result import EvaluationResult
+from daptq.monitoring.summary import MonitorSummary
 from daptq.report.elements import Section, Table
 from daptq.report.labels import PolicyLabels
-from daptq.report.table import monitor_rows
-from daptq.report.wording import Json, readable, task_name
+from daptq.report.wording import monitor_flag, readable, task_name
 
 _TITLE = "Monitor"
 
@@ -21,7 +23,7 @@ class WatchedCondition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitor:
+class MonitorView:
     """What was flagged.
 
     Attributes:
@@ -39,50 +41,50 @@ class Monitor:
     conditions: tuple[WatchedCondition, ...]
 
 
-def monitor_section(result: Json, labels: PolicyLabels) -> Section:
+def monitor_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """One row per condition, and every episode of it to unfold."""
-    conditions = [("nominal", result), *((one["variant"], one) for one in result.get("variants", ()))]
-    watched = {name: entry["monitor"] for name, entry in conditions if "monitor" in entry}
+    conditions = [("nominal", result.monitor), *((one.variant, one.monitor) for one in result.variants or ())]
+    watched = {name: monitor for name, monitor in conditions if monitor is not None}
     return Section(
         anchor="monitor",
         link=_TITLE,
         title=_TITLE,
         template="monitor.html",
-        view=_view(watched, dict(monitor_rows(result)), labels) if watched else None,
+        view=_view(watched, labels) if watched else None,
         absent="" if watched else "Nothing was watched: daptq evaluate --monitor DIR does.",
     )
 
 
-def _view(watched: dict[str, Json], flags: dict[str, str], labels: PolicyLabels) -> Monitor:
+def _view(watched: Mapping[str, MonitorSummary], labels: PolicyLabels) -> MonitorView:
     first = next(iter(watched.values()))
-    return Monitor(
+    return MonitorView(
         flags=Table(
-            caption=f"Interface of {labels.label(first['policy'])}, {first['observed']}",
+            caption=f"Interface of {labels.label(first.policy)}, {first.observed}",
             header=("condition", "flag", "what was measured"),
-            rows=[(readable(name), flags[name], one["explanation"]) for name, one in watched.items()],
+            rows=[(readable(name), monitor_flag(one), one.explanation) for name, one in watched.items()],
         ),
-        reference_episodes=first["reference_episodes"],
-        horizon=first["horizon"],
-        false_alarm_rate=f"{first['false_alarm_rate']:.0%}",
+        reference_episodes=first.reference_episodes,
+        horizon=first.horizon,
+        false_alarm_rate=f"{first.false_alarm_rate:.0%}",
         conditions=tuple(
             WatchedCondition(condition=readable(name), episodes=_episodes(name, one)) for name, one in watched.items()
         ),
     )
 
 
-def _episodes(name: str, monitor: Json) -> Table:
+def _episodes(name: str, monitor: MonitorSummary) -> Table:
     return Table(
         caption=f"Every watched episode, {readable(name)}",
-        header=("episode", "task", "score", "p", f"evidence (flag at {monitor['threshold']:g})", "flag"),
+        header=("episode", "task", "score", "p", f"evidence (flag at {monitor.threshold:g})", "flag"),
         rows=[
             (
-                str(one["index"]),
-                task_name(one["task"]),
-                f"{one['score']:.3g}",
-                f"{one['p_value']:.3g}",
-                f"{one['statistic']:.3g}",
-                "raised" if one["shifted"] else "down",
+                str(one.index),
+                task_name(one.task),
+                f"{one.score:.3g}",
+                f"{one.p_value:.3g}",
+                f"{one.statistic:.3g}",
+                "raised" if one.shifted else "down",
             )
-            for one in monitor["episodes"]
+            for one in monitor.episodes
         ],
     )

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from daptq.evaluation.comparison import Comparison, Motion
+from daptq.evaluation.result import EvaluationResult
+from daptq.metrics.motion_change import MotionChange
 from daptq.report.elements import Section, Table, small
 from daptq.report.labels import PolicyLabels
-from daptq.report.wording import MINUS, NOTHING, Json
+from daptq.report.wording import MINUS, NOTHING
 
 _TITLE = "Motion"
 
@@ -75,9 +78,9 @@ class MotionTables:
     tables: tuple[Table, ...]
 
 
-def motion_section(result: Json, labels: PolicyLabels) -> Section:
+def motion_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """One table per comparison that ran whole episodes."""
-    tables = tuple(_table(one, labels) for one in result["comparisons"] if one["motion"] is not None)
+    tables = tuple(_table(one, one.motion, labels) for one in result.comparisons if one.motion is not None)
     return Section(
         anchor="motion",
         link=_TITLE,
@@ -88,32 +91,32 @@ def motion_section(result: Json, labels: PolicyLabels) -> Section:
     )
 
 
-def _table(comparison: Json, labels: PolicyLabels) -> Table:
-    against = labels.label(comparison["against"])
+def _table(comparison: Comparison, motion: Motion, labels: PolicyLabels) -> Table:
+    against = labels.label(comparison.against)
     return Table(
-        caption=f"{labels.label(comparison['policy'])} against {against}: medians over episodes",
+        caption=f"{labels.label(comparison.policy)} against {against}: medians over episodes",
         header=("metric", "unit", against, "policy", "change [95 %]", "reads", "n"),
-        rows=[_row(METRICS[name], entry) for name, entry in comparison["motion"].items()],
+        rows=[_row(METRICS[name], entry) for name, entry in motion.items()],
         wide_first=True,
     )
 
 
-def _row(metric: MotionMetric, entry: Json) -> tuple[str, ...]:
+def _row(metric: MotionMetric, entry: MotionChange) -> tuple[str, ...]:
     head = Markup("{}{}").format(metric.title, small(metric.definition))
-    if not entry["n"]:
+    if entry.baseline is None or entry.candidate is None or entry.change is None:
         return head, metric.unit, NOTHING, NOTHING, NOTHING, "defined in no episode", "0"
-    change, signed = entry["change"], metric.differs
-    ends = f"[{_number(change['low'], signed=signed)}, {_number(change['high'], signed=signed)}]"
+    change, signed = entry.change, metric.differs
+    ends = f"[{_number(change.low, signed=signed)}, {_number(change.high, signed=signed)}]"
     neutral = 0.0 if metric.differs else 1.0
-    reads = "higher" if change["low"] > neutral else "lower" if change["high"] < neutral else "no difference shown"
+    reads = "higher" if change.low > neutral else "lower" if change.high < neutral else "no difference shown"
     return (
         head,
         metric.unit,
-        _number(entry["baseline"]),
-        _number(entry["candidate"]),
-        f"{_number(change['value'], signed=signed)} {ends}",
+        _number(entry.baseline),
+        _number(entry.candidate),
+        f"{_number(change.value, signed=signed)} {ends}",
         reads,
-        str(entry["n"]),
+        str(entry.n),
     )
 
 

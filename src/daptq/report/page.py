@@ -13,7 +13,7 @@ from markupsafe import Markup
 from daptq.artifacts import write_bytes
 from daptq.benchmarking import benchmark as benchmarks
 from daptq.errors import ForeignArtifactError, SchemaVersionError
-from daptq.evaluation.paired import SCHEMA_VERSION
+from daptq.evaluation.result import EvaluationResult
 from daptq.report.discordant_episodes import discordant_section
 from daptq.report.drift import drift_section
 from daptq.report.elements import Section
@@ -29,7 +29,7 @@ from daptq.report.robustness import robustness_section
 from daptq.report.success import difference_section, success_section
 from daptq.report.verdict_cards import UnjudgedCard, VerdictCard, verdict_cards
 from daptq.report.videos import Videos
-from daptq.report.wording import Json, count_of
+from daptq.report.wording import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Page:
 
 
 def write_report(
-    result: Mapping[str, Any],
+    result: EvaluationResult | Mapping[str, Any],
     path: Path | str,
     *,
     benchmark: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ def write_report(
     """Writes the page.
 
     Args:
-        result: What `evaluate` returned.
+        result: What `evaluate` returned, or the JSON of it.
         path: HTML file to write; an existing one is replaced.
         benchmark: What `daptq.benchmarking.benchmark.benchmark` returned for the same policies.
         videos: Videos of discordant episodes, from `daptq.report.videos.record_discordant`.
@@ -84,15 +84,18 @@ def write_report(
         SchemaVersionError: One of them was written by a version with another format.
         OutputWriteError: The disk refused the write.
     """
-    check_inputs(result, benchmark)
-    labels = PolicyLabels.of([policy["name"] for policy in result["policies"]])
+    if not isinstance(result, EvaluationResult):
+        result = EvaluationResult.from_json(result)
+    if benchmark is not None:
+        check_benchmark(benchmark)
+    labels = PolicyLabels.of([policy.name for policy in result.policies])
     page = Page(
         title=_title(result),
-        episodes=result["episodes"],
-        tasks=len(result["tasks"]),
-        horizon=result["horizon"],
-        seed=result["seed"],
-        success_rule=result["success_rule"],
+        episodes=result.episodes,
+        tasks=len(result.tasks),
+        horizon=result.horizon,
+        seed=result.seed,
+        success_rule=result.success_rule,
         series_style=series_style(),
         patterns=patterns(),
         verdicts=verdict_cards(result, labels, benchmark),
@@ -102,11 +105,16 @@ def write_report(
     return Path(path)
 
 
-def check_inputs(result: Any, benchmark: Any) -> None:
-    """Refuses what no page can be made of; arguments and errors as in `write_report`."""
-    _check("evaluation", result, ("policies", "comparisons"), SCHEMA_VERSION)
-    if benchmark is not None:
-        _check("benchmark", benchmark, ("policies", "float_path"), benchmarks.SCHEMA_VERSION)
+def check_benchmark(benchmark: Mapping[str, Any]) -> None:
+    """Refuses what is no benchmark; errors as in `write_report`."""
+    if not {"schema_version", "policies", "float_path"} <= set(benchmark):
+        message = "JSON must be a benchmark, got something else. Pass what daptq benchmark wrote."
+        raise ForeignArtifactError(message)
+    if benchmark["schema_version"] != benchmarks.SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"schema_version of the benchmark must be {benchmarks.SCHEMA_VERSION}, got "
+            f"{benchmark['schema_version']!r}. Run it again with this version."
+        )
 
 
 def templates() -> Environment:
@@ -122,24 +130,14 @@ def templates() -> Environment:
     return environment
 
 
-def _check(what: str, value: Any, keys: tuple[str, ...], version: int) -> None:
-    if not isinstance(value, Mapping) or not {"schema_version", *keys} <= set(value):
-        command = "evaluate" if what == "evaluation" else what
-        article = "an" if what == "evaluation" else "a"
-        message = f"JSON must be {article} {what}, got something else. Pass what daptq {command} wrote."
-        raise ForeignArtifactError(message)
-    if value["schema_version"] != version:
-        found = value["schema_version"]
-        message = f"schema_version of the {what} must be {version}, got {found!r}. Run it again with this version."
-        raise SchemaVersionError(message)
+def _title(result: EvaluationResult) -> str:
+    variant = "" if result.variant is None else f", variant {result.variant}"
+    return f"Closed-loop evaluation on {result.environment}{variant}"
 
 
-def _title(result: Json) -> str:
-    variant = f", variant {result['variant']}" if "variant" in result else ""
-    return f"Closed-loop evaluation on {result['environment']}{variant}"
-
-
-def _sections(result: Json, labels: PolicyLabels, benchmark: Json | None, videos: Videos) -> tuple[Section, ...]:
+def _sections(
+    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None, videos: Videos
+) -> tuple[Section, ...]:
     return (
         success_section(result, labels),
         difference_section(result, labels),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from daptq.report.marks import placed_mark, style
-from daptq.report.tracks import Estimate
+from daptq.statistics.estimate import Estimate
 
 _HEIGHT = 260
 _BOTTOM = 215.0

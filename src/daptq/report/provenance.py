@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from daptq.evaluation.result import EvaluationResult
 from daptq.report.elements import Section, Table, code
 from daptq.report.labels import PolicyLabels
-from daptq.report.wording import Json
 
 _TITLE = "Provenance"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class ProvenanceView:
     """What was recorded.
 
     Attributes:
@@ -26,10 +26,10 @@ class Provenance:
     names: Table | None
 
 
-def provenance_section(result: Json, labels: PolicyLabels, benchmark: Json | None) -> Section:
+def provenance_section(result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None) -> Section:
     """What was recorded with the result and with the benchmark."""
-    weights = {f"weights of {one['name']}": f"sha256 {one['weights']['sha256']}" for one in result["policies"]}
-    recorded = [_recorded("The evaluation", {**result["provenance"], **weights})]
+    weights = {f"weights of {one.name}": f"sha256 {one.weights.sha256}" for one in result.policies}
+    recorded = [_recorded("The evaluation", {**result.provenance.to_json(), **weights})]
     if benchmark is not None:
         recorded.append(_recorded("The benchmark", benchmark["provenance"]))
     names = None
@@ -39,16 +39,16 @@ def provenance_section(result: Json, labels: PolicyLabels, benchmark: Json | Non
             header=("policy", "name"),
             rows=[(label, code(name)) for name, label in labels.labels.items()],
         )
-    view = Provenance(recorded=tuple(recorded), names=names)
+    view = ProvenanceView(recorded=tuple(recorded), names=names)
     return Section(anchor="provenance", link=_TITLE, title=_TITLE, template="provenance.html", view=view)
 
 
-def _recorded(caption: str, entries: Json) -> Table:
-    rows = [(name, _text(value)) for name, value in entries.items() if value is not None]
+def _recorded(caption: str, entries: Mapping[str, object]) -> Table:
+    rows = [(name, _text(value)) for name, value in entries.items() if value not in (None, "")]
     return Table(caption=caption, header=("what", "value"), rows=rows)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {inner}" for name, inner in value.items() if inner is not None)
     return str(value)

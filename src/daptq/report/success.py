@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from daptq.evaluation.result import EvaluationResult
+from daptq.metrics.pairs import Paired
+from daptq.metrics.success import Rate
 from daptq.report.elements import Group, Line, Section, Table
 from daptq.report.labels import PolicyLabels
-from daptq.report.table import rate_text
-from daptq.report.tracks import Estimate, interval_track, scale
+from daptq.report.tracks import interval_track, scale
 from daptq.report.verdict import MARGIN
-from daptq.report.wording import Json, points, points_ends, points_interval, task_name
+from daptq.report.wording import points, points_ends, points_interval, rate_text, task_name
+from daptq.statistics.estimate import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Success:
+class SuccessView:
     """Rates of success, over all tasks and per task.
 
     Attributes:
@@ -32,7 +36,7 @@ class Success:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class DifferenceView:
     """Paired differences of success.
 
     Attributes:
@@ -50,33 +54,25 @@ class Difference:
     pairs: Table
 
 
-def success_section(result: Json, labels: PolicyLabels) -> Section:
+def success_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """Success of every policy, over all tasks and per task."""
-    driven = [policy for policy in result["policies"] if "success_rate" in policy]
+    driven = {policy.name: policy.success for policy in result.policies if policy.success is not None}
     section = Section(anchor="success", link="Success", title="Success", template="success.html")
     if not driven:
         return replace(section, absent="No whole episodes were run, so there are no rates of success.")
-    groups = []
-    for task in (None, *result["tasks"]):
-        rates = {policy["name"]: policy if task is None else policy["per_task"][task] for policy in driven}
-        lines = tuple(_rate(name, rate, labels) for name, rate in rates.items())
-        title = "All tasks" if task is None else task_name(task)
-        groups.append(Group(title=title, aside=f"n = {rates[driven[0]['name']]['n']}", lines=lines))
+    by_task = {task: {name: rates.per_task[task] for name, rates in driven.items()} for task in result.tasks}
+    groups = [_group("All tasks", driven, labels)]
+    groups += [_group(task_name(task), rates, labels) for task, rates in by_task.items()]
     rules = Table(
         caption="Success by both rules, and other tasks that were fulfilled",
         header=("policy", "at any step", "at the last step", "did another task"),
         rows=[
-            (
-                labels.marked(policy["name"]),
-                rate_text(policy),
-                rate_text(policy["at_last_step"]),
-                rate_text(policy["other_task"]),
-            )
-            for policy in driven
+            (labels.marked(name), *map(rate_text, (rates, rates.at_last_step, rates.other_task)))
+            for name, rates in driven.items()
         ],
     )
-    view = Success(
-        driven=tuple(policy["name"] for policy in driven),
+    view = SuccessView(
+        driven=tuple(driven),
         groups=tuple(groups),
         scale=scale("0 %", "50 %", "100 %"),
         rules=rules,
@@ -84,16 +80,16 @@ def success_section(result: Json, labels: PolicyLabels) -> Section:
     return replace(section, view=view)
 
 
-def difference_section(result: Json, labels: PolicyLabels) -> Section:
+def difference_section(result: EvaluationResult, labels: PolicyLabels) -> Section:
     """Paired differences of success."""
-    comparisons = [one for one in result["comparisons"] if one["paired"] is not None]
+    comparisons = [(one, one.paired) for one in result.comparisons if one.paired is not None]
     section = Section(
         anchor="difference", link="Difference", title="Paired difference of success", template="difference.html"
     )
     if not comparisons:
         return replace(section, absent="No pair of whole episodes was run, so there is no difference.")
-    reach = max(MARGIN, *(abs(one["paired"][end]) for one in comparisons for end in ("low", "high")))
-    against = labels.label(comparisons[0]["against"])
+    reach = max(MARGIN, *(abs(end) for _, paired in comparisons for end in (paired.low, paired.high)))
+    against = labels.label(comparisons[0][0].against)
     pairs = Table(
         caption=f"Episodes in pairs, against {against}",
         header=(
@@ -106,38 +102,44 @@ def difference_section(result: Json, labels: PolicyLabels) -> Section:
             "at last step [points]",
             "clustered by task [points]",
         ),
-        rows=[_pairs(one, labels) for one in comparisons],
+        rows=[_pairs(one.policy, paired, labels) for one, paired in comparisons],
     )
-    view = Difference(
+    view = DifferenceView(
         against=against,
         margin=MARGIN,
-        lines=tuple(_difference(one, reach, labels) for one in comparisons),
+        lines=tuple(_difference(one.policy, paired, reach, labels) for one, paired in comparisons),
         scale=scale(points(-reach), "0", points(reach)),
         pairs=pairs,
     )
     return replace(section, view=view)
 
 
-def _rate(name: str, rate: Json, labels: PolicyLabels) -> Line:
-    shown = Estimate(value=rate["success_rate"], low=rate["low"], high=rate["high"])
+def _group(title: str, rates: Mapping[str, Rate], labels: PolicyLabels) -> Group:
+    """The rates of all policies."""
+    lines = tuple(_rate(name, rate, labels) for name, rate in rates.items())
+    count = next(iter(rates.values())).n
+    return Group(title=title, aside=f"n = {count}", lines=lines)
+
+
+def _rate(name: str, rate: Rate, labels: PolicyLabels) -> Line:
+    shown = Estimate(value=rate.success_rate, low=rate.low, high=rate.high)
     track = interval_track(shown, series=labels.marks[name], low=0.0, high=1.0)
     return Line(name=labels.label(name), track=track, number=rate_text(rate))
 
 
-def _difference(comparison: Json, reach: float, labels: PolicyLabels) -> Line:
-    name, paired = comparison["policy"], comparison["paired"]
-    shown = Estimate(value=paired["difference"], low=paired["low"], high=paired["high"])
+def _difference(name: str, paired: Paired, reach: float, labels: PolicyLabels) -> Line:
+    shown = Estimate(value=paired.difference, low=paired.low, high=paired.high)
     track = interval_track(shown, series=labels.marks[name], low=-reach, high=reach, lines=(0.0, -MARGIN))
-    return Line(name=labels.label(name), track=track, number=points_interval(paired))
+    number = points_interval(paired.difference, paired.low, paired.high)
+    return Line(name=labels.label(name), track=track, number=number)
 
 
-def _pairs(comparison: Json, labels: PolicyLabels) -> tuple[str, ...]:
-    paired = comparison["paired"]
-    clustered = paired["clustered_by_task"]
+def _pairs(name: str, paired: Paired, labels: PolicyLabels) -> tuple[str, ...]:
+    last, clustered = paired.at_last_step, paired.clustered_by_task
     return (
-        labels.marked(comparison["policy"]),
-        *(str(paired[name]) for name in ("both", "only_baseline", "only_candidate", "neither")),
-        f"{paired['mcnemar_p']:.3g}",
-        points_interval(paired["at_last_step"]),
-        "not available" if clustered is None else points_ends(clustered),
+        labels.marked(name),
+        *map(str, (paired.both, paired.only_baseline, paired.only_candidate, paired.neither)),
+        f"{paired.mcnemar_p:.3g}",
+        points_interval(last.difference, last.low, last.high),
+        "not available" if clustered is None else points_ends(clustered.low, clustered.high),
     )

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from markupsafe import Markup
 
 from daptq.report.marks import placed_mark, style
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its interval, in the units of the figure."""
-
-    value: float
-    low: float
-    high: float
+from daptq.statistics.estimate import Estimate
 
 
 def interval_track(
@@ -24,7 +14,7 @@ def interval_track(
     """One horizontal line with an interval and a mark.
 
     Args:
-        estimate: What to show; what lies outside of the track is drawn at its end.
+        estimate: What to show, in the units of the figure; what lies outside of the track is drawn at its end.
         series: Which mark to use.
         low: Value at the left end of the track.
         high: Value at the right end.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from daptq.metrics.drift import headline_drift
+from daptq.evaluation.comparison import Comparison, GateCheck, Stopping
+from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.report.labels import PolicyLabels
-from daptq.report.table import rate_text
 from daptq.report.verdict import FAIL, MARGIN, PASS, Verdict, verdict
-from daptq.report.wording import NOTHING, TIMES, Json, count_of, points, points_ends
+from daptq.report.wording import NOTHING, TIMES, count_of, points, points_ends, rate_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopping:
+class EarlyEnd:
     """How an evaluation that may stop early ended.
 
     Attributes:
@@ -61,7 +63,7 @@ class VerdictCard:
 
     policy: str
     verdict: Verdict
-    stopping: Stopping | None
+    stopping: EarlyEnd | None
     checks: tuple[Check, ...] | None
     default_margin: float | None
     tiles: tuple[Tile, ...]
@@ -77,61 +79,64 @@ class UnjudgedCard:
 
 
 def verdict_cards(
-    result: Json, labels: PolicyLabels, benchmark: Json | None
+    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None
 ) -> tuple[VerdictCard, ...] | tuple[UnjudgedCard, ...]:
     """A card per comparison; without a baseline, one per policy."""
-    policies = {policy["name"]: policy for policy in result["policies"]}
-    if not result["comparisons"]:
-        return tuple(UnjudgedCard(policy=labels.label(name), success=_success(one)) for name, one in policies.items())
-    return tuple(_card(comparison, policies, labels, benchmark) for comparison in result["comparisons"])
-
-
-def _card(comparison: Json, policies: Json, labels: PolicyLabels, benchmark: Json | None) -> VerdictCard:
-    gate, stopping = comparison.get("gate"), comparison.get("stopping")
-    return VerdictCard(
-        policy=labels.label(comparison["policy"]),
-        verdict=verdict(comparison),
-        stopping=None if stopping is None else _stopping(stopping),
-        checks=None if gate is None else tuple(_check(check) for check in gate["checks"]),
-        default_margin=MARGIN if gate is None and stopping is None else None,
-        tiles=tuple(_tiles(comparison, policies, labels, benchmark)),
+    if not result.comparisons:
+        return tuple(UnjudgedCard(policy=labels.label(one.name), success=_success(one)) for one in result.policies)
+    policies = {policy.name: policy for policy in result.policies}
+    return tuple(
+        VerdictCard(
+            policy=labels.label(one.policy),
+            verdict=verdict(one),
+            stopping=None if one.stopping is None else _early_end(one.stopping),
+            checks=None if one.gate is None else tuple(map(_check, one.gate.checks)),
+            default_margin=MARGIN if one.gate is None and one.stopping is None else None,
+            tiles=tuple(_tiles(one, policies[one.policy], policies[one.against], labels, benchmark)),
+        )
+        for one in result.comparisons
     )
 
 
-def _stopping(stopping: Json) -> Stopping:
-    return Stopping(
-        pairs=stopping["pairs"],
-        planned=stopping["planned"],
-        interval=points_ends(stopping),
-        margin=100 * stopping["margin"],
+def _early_end(stopping: Stopping) -> EarlyEnd:
+    return EarlyEnd(
+        pairs=stopping.pairs,
+        planned=stopping.planned,
+        interval=points_ends(stopping.low, stopping.high),
+        margin=100 * stopping.margin,
     )
 
 
-def _check(check: Json) -> Check:
-    return Check(outcome=PASS if check["passed"] else FAIL, name=check["name"], reason=check["reason"])
+def _check(check: GateCheck) -> Check:
+    return Check(outcome=PASS if check.passed else FAIL, name=check.name, reason=check.reason)
 
 
-def _tiles(comparison: Json, policies: Json, labels: PolicyLabels, benchmark: Json | None) -> list[Tile]:
+def _tiles(
+    comparison: Comparison,
+    candidate: PolicyResult,
+    baseline: PolicyResult,
+    labels: PolicyLabels,
+    benchmark: Mapping[str, Any] | None,
+) -> list[Tile]:
     """The numbers that matter most; what was not measured says so."""
-    candidate, baseline = policies[comparison["policy"]], policies[comparison["against"]]
-    paired, found = comparison["paired"], []
-    if paired is not None:
-        against = f"{labels.label(comparison['against'])}: {100 * baseline['success_rate']:.1f} %"
-        found.append(Tile(name="success", value=f"{100 * candidate['success_rate']:.1f} %", aside=against))
-        difference = f"{points(paired['difference'])} points"
-        found.append(Tile(name="difference", value=difference, aside=points_ends(paired)))
-    drift = headline_drift(comparison["drift"]["identical_states"])
+    paired, found = comparison.paired, []
+    if paired is not None and candidate.success is not None and baseline.success is not None:
+        against = f"{labels.label(baseline.name)}: {100 * baseline.success.success_rate:.1f} %"
+        found.append(Tile(name="success", value=f"{100 * candidate.success.success_rate:.1f} %", aside=against))
+        difference = f"{points(paired.difference)} points"
+        found.append(Tile(name="difference", value=difference, aside=points_ends(paired.low, paired.high)))
+    drift = comparison.drift.identical_states.headline
     if drift is not None:
-        position, rotation = drift["position_mm"]["median"]["value"], drift["rotation_deg"]["median"]["value"]
-        name = f"drift after {count_of(drift['steps'], 'step')}"
-        found.append(Tile(name=name, value=f"{position:.3g} mm", aside=f"{rotation:.2g} deg, medians"))
-    used, full = (one["weights"]["bytes_in_memory"] for one in (candidate, baseline))
+        name = f"drift after {count_of(drift.steps, 'step')}"
+        aside = f"{drift.rotation_deg.median.value:.2g} deg, medians"
+        found.append(Tile(name=name, value=f"{drift.position_mm.median.value:.3g} mm", aside=aside))
+    used, full = (one.weights.bytes_in_memory for one in (candidate, baseline))
     found.append(Tile(name="weights in memory", value=f"{used / full:.2f} {TIMES}", aside=f"{used / 2**20:.1f} MiB"))
-    found.append(_latency(comparison["policy"], benchmark))
+    found.append(_latency(candidate.name, benchmark))
     return found
 
 
-def _latency(name: str, benchmark: Json | None) -> Tile:
+def _latency(name: str, benchmark: Mapping[str, Any] | None) -> Tile:
     """The ratio of a policy's times to those of the fastest way to run the baseline in floating point."""
     ratio = None if benchmark is None else benchmark["ratio_to_float_path"].get(name)
     if benchmark is None or ratio is None:
@@ -139,5 +144,5 @@ def _latency(name: str, benchmark: Json | None) -> Tile:
     return Tile(name="latency", value=f"{ratio['value']:.2f} {TIMES}", aside=f"of {benchmark['float_path']['name']}")
 
 
-def _success(policy: Json) -> str:
-    return rate_text(policy) if "success_rate" in policy else "was not measured"
+def _success(policy: PolicyResult) -> str:
+    return "was not measured" if policy.success is None else rate_text(policy.success)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, cast
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,10 +22,13 @@ from numpy.typing import NDArray
 from daptq.catalog import ENVIRONMENTS
 from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import EpisodeRecord, run_episode
-from daptq.environments.contract import Environment
+from daptq.environments.contract import Environment, Info, Observation
 from daptq.errors import InvalidInputError, MissingDependencyError
+from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.describe import describe_policy
+from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.evaluation.worker_context import PolicySource, one_thread, open_policy, picture_sizes
+from daptq.metrics.pairs import Discordant, Paired
 from daptq.policies.contract import Policy
 
 EDGE = 160
@@ -85,7 +89,7 @@ class Videos:
 
 
 def record_discordant(
-    result: Mapping[str, Any],
+    result: EvaluationResult | Mapping[str, object],
     *,
     count: int,
     sources: Mapping[str, PolicySource] | None = None,
@@ -94,7 +98,7 @@ def record_discordant(
     """Records discordant episodes of every comparison, lost and won ones in turn.
 
     Args:
-        result: What `evaluate` returned.
+        result: What `evaluate` returned, or the JSON of it.
         count: Most episodes of one comparison.
         sources: Policies by their name in the result; None where the names are those of folders or packaged policies.
         progress: Called after every episode with how many are done, how many there are, and what was done.
@@ -108,11 +112,13 @@ def record_discordant(
     """
     if count < 0:
         raise InvalidInputError(f"episodes to animate must be at least 0, got {count}. Use 0 for none.")
-    chosen = [(one, entry) for one in result["comparisons"] for entry in _chosen(one["paired"], count)]
+    if not isinstance(result, EvaluationResult):
+        result = EvaluationResult.from_json(result)
+    chosen = [(one, entry) for one in result.comparisons for entry in _chosen(one.paired, count)]
     if not chosen:
         return Videos(note="" if count else "No animation was asked for.")
     _pillow()
-    recorder = _Recorder(result, sources or {}, {name for one, _ in chosen for name in (one["against"], one["policy"])})
+    recorder = _Recorder(result, sources or {}, {name for one, _ in chosen for name in (one.against, one.policy)})
     videos: list[Video] = []
     try:
         for number, (comparison, entry) in enumerate(chosen, start=1):
@@ -125,15 +131,15 @@ def record_discordant(
             videos.append(video)
     finally:
         recorder.close()
-    everything = sum(len(one["paired"]["discordant"]) for one in result["comparisons"] if one["paired"] is not None)
+    everything = sum(len(one.paired.discordant) for one in result.comparisons if one.paired is not None)
     left = everything - len(videos)
     return Videos(videos=tuple(videos), note=f"{left} more discordant episodes are not animated." if left else "")
 
 
-def _chosen(paired: Mapping[str, Any] | None, count: int) -> list[Mapping[str, Any]]:
-    entries = [] if paired is None else paired["discordant"]
-    lost = [entry for entry in entries if entry["succeeds"] == "baseline"]
-    won = [entry for entry in entries if entry["succeeds"] == "candidate"]
+def _chosen(paired: Paired | None, count: int) -> list[Discordant]:
+    entries = () if paired is None else paired.discordant
+    lost = [entry for entry in entries if entry.succeeds == "baseline"]
+    won = [entry for entry in entries if entry.succeeds == "candidate"]
     turns = chain.from_iterable(zip_longest(lost, won))
     return [entry for entry in turns if entry is not None][:count]
 
@@ -141,39 +147,39 @@ def _chosen(paired: Mapping[str, Any] | None, count: int) -> list[Mapping[str, A
 class _Recorder:
     """Runs episodes of a result again; an episode of a policy is run once, however many videos show it."""
 
-    def __init__(self, result: Mapping[str, Any], sources: Mapping[str, PolicySource], names: set[str]) -> None:
-        described = {policy["name"]: policy for policy in result["policies"]}
+    def __init__(self, result: EvaluationResult, sources: Mapping[str, PolicySource], names: set[str]) -> None:
+        described = {policy.name: policy for policy in result.policies}
         self.policies = {name: _evaluated(described[name], sources.get(name, name)) for name in sorted(names)}
         sizes = picture_sizes(self.policies)
-        variant = {"variant": result["variant"]} if "variant" in result else {}
-        self.environment: Environment = ENVIRONMENTS.load(result["environment"]).make(image_size=sizes, **variant)
+        variant = {} if result.variant is None else {"variant": result.variant}
+        self.environment: Environment = ENVIRONMENTS.load(result.environment).make(image_size=sizes, **variant)
         self._runs: dict[tuple[str, int], tuple[EpisodeRecord, list[Picture]]] = {}
 
-    def video(self, comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> Video:
-        names = {"baseline": comparison["against"], "candidate": comparison["policy"]}
-        episode = Episode(index=entry["index"], task=entry["task"], seed=entry["seed"])
+    def video(self, comparison: Comparison, entry: Discordant) -> Video:
+        names = {"baseline": comparison.against, "candidate": comparison.policy}
+        episode = Episode(index=entry.index, task=entry.task, seed=entry.seed)
         runs = {role: self._run(name, episode) for role, name in names.items()}
         records = {role: record for role, (record, _) in runs.items()}
-        as_recorded = records[entry["succeeds"]].first_success == entry["first_success"] and all(
-            record.success_any_step == (role == entry["succeeds"]) for role, record in records.items()
+        as_recorded = records[entry.succeeds].first_success == entry.first_success and all(
+            record.success_any_step == (role == entry.succeeds) for role, record in records.items()
         )
-        horizon = self.environment.horizon_of(entry["task"])
+        horizon = self.environment.horizon_of(entry.task)
         stride = _stride(horizon)
         pictures = [_with_sign(frames, record, stride) for record, frames in runs.values()]
         strip = np.concatenate([np.concatenate(pair, axis=1) for pair in zip(*pictures, strict=True)])
         return Video(
-            policy=comparison["policy"],
-            against=comparison["against"],
-            index=entry["index"],
-            task=entry["task"],
-            succeeds=entry["succeeds"],
-            first_success=entry["first_success"],
+            policy=comparison.policy,
+            against=comparison.against,
+            index=entry.index,
+            task=entry.task,
+            succeeds=entry.succeeds,
+            first_success=entry.first_success,
             picture=_encoded(strip),
             frames=len(pictures[0]),
             width=2 * EDGE,
             height=EDGE,
             seconds=horizon / self.environment.control_frequency,
-            poster=min(math.ceil(entry["first_success"] / stride), len(pictures[0]) - 1),
+            poster=min(math.ceil(entry.first_success / stride), len(pictures[0]) - 1),
             note="" if as_recorded else "On this machine the episode came out differently from the recorded one.",
         )
 
@@ -199,15 +205,15 @@ class _PictureRecorder:
     frames: list[Picture] = field(default_factory=list)
     _steps: int = 0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.environment, name)
 
-    def reset(self, **arguments: Any) -> Any:
-        answer = self.environment.reset(**arguments)
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[Observation, Info]:
+        answer = self.environment.reset(seed=seed, options=options)
         self.frames, self._steps = [self._picture()], 0
         return answer
 
-    def advance(self, action: NDArray[np.float32]) -> Any:
+    def advance(self, action: NDArray[np.float32]) -> Info:
         info = self.environment.advance(action)
         self._steps += 1
         if self._steps % self.stride == 0:
@@ -224,14 +230,14 @@ class _PictureRecorder:
         return np.asarray(image.resize((EDGE, EDGE), box=(0, 0, edge, edge)))
 
 
-def _evaluated(described: Mapping[str, Any], source: PolicySource) -> Policy:
+def _evaluated(described: PolicyResult, source: PolicySource) -> Policy:
     """The policy of a result, or an error when it is another one by now."""
     if isinstance(source, str) and "/" in source and not Path(source).expanduser().exists():
         message = f"policy must be a folder on this machine to be animated, got {source}: no such folder."
         raise InvalidInputError(message + " Make the page where it was evaluated, or use --animate 0.")
     policy = open_policy(source)
-    if describe_policy(policy)["weights"]["sha256"] != described["weights"]["sha256"]:
-        message = f"policy {described['name']} must have the weights that were evaluated to be animated, got others."
+    if describe_policy(policy)["weights"]["sha256"] != described.weights.sha256:
+        message = f"policy {described.name} must have the weights that were evaluated to be animated, got others."
         raise InvalidInputError(message + " Evaluate it again, or use --animate 0.")
     return policy
 
@@ -270,7 +276,7 @@ def _encoded(strip: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _pillow() -> Any:
+def _pillow() -> ModuleType:
     """Pillow's module of pictures."""
     try:
         from PIL import Image

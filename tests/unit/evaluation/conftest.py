@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
+from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import with_variants
 from daptq.metrics.drift import branch_drift, episode_drift
 from daptq.metrics.motion import motion_summary
@@ -29,6 +30,11 @@ POLICIES = {
 @pytest.fixture
 def result() -> dict[str, Any]:
     return copy.deepcopy(synthetic_result())
+
+
+def typed(result: dict[str, Any]) -> EvaluationResult:
+    """The result of an evaluation from its JSON."""
+    return EvaluationResult.from_json(result)
 
 
 @pytest.fixture
@@ -86,6 +92,7 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
         "horizon": 60,
         "episodes": episodes,
         "seed": 0,
+        "batch": 1,
         "success_rule": "at any step",
         "confidence": 0.95,
         "policies": [
@@ -107,13 +114,14 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
         "comparisons": comparisons,
         "paired": comparisons[0]["paired"],
         "drift": comparisons[0]["drift"],
-        "latency": {
-            "threads": 1,
-            "repeats": 30,
-            "policies": [_latency(name, ms) for name, ms in zip(POLICIES, (102.4, 88.0, 93.2), strict=True)],
-        },
         "provenance": {"recipe": None, "seed": 0, "versions": {"daptq": "0.1.0"}, "time": "2026-01-02T03:04:05+00:00"},
     }
+
+
+def add_latency(result: dict[str, Any]) -> None:
+    """Adds what `measure_latency` says of the policies."""
+    times = zip(POLICIES, (102.4, 88.0, 93.2), strict=True)
+    result["latency"] = {"threads": 1, "repeats": 30, "policies": [_latency(name, ms) for name, ms in times]}
 
 
 def _latency(name: str, milliseconds: float) -> dict[str, Any]:

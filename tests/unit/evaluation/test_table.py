@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from daptq.report.table import markdown_table, result_table, table_rows, task_table
+from tests.unit.evaluation.conftest import add_latency
 
 
 def test_each_policy_is_a_row_with_its_numbers(result: dict[str, Any]) -> None:
+    add_latency(result)
     header, rows = table_rows(result)
     assert [row[0] for row in rows] == ["reference", "round-to-nearest W4A8", "DA-PTQ <W4A8>"]
     assert "after 16 steps" in header[3]
@@ -31,7 +33,6 @@ def test_each_policy_is_a_row_with_its_numbers(result: dict[str, Any]) -> None:
 
 def test_what_was_not_measured_is_a_dash(result: dict[str, Any]) -> None:
     bare = copy.deepcopy(result)
-    del bare["latency"]
     bare["comparisons"] = []
     bare["policies"][0]["weights"]["bytes_on_disk"] = None
     _, rows = table_rows(bare)

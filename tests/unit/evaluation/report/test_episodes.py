@@ -9,7 +9,7 @@ from typing import Any
 
 from daptq.report import write_report
 from daptq.report.videos import Videos
-from tests.unit.evaluation.conftest import video
+from tests.unit.evaluation.conftest import typed, video
 
 
 def section(page: str) -> str:
@@ -17,7 +17,7 @@ def section(page: str) -> str:
 
 
 def test_every_discordant_episode_is_listed(result: dict[str, Any], tmp_path: Path) -> None:
-    page = section(write_report(result, tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = section(write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8"))
     rows = re.findall(
         r'<tr><th scope="row">(\d+)</th><td[^>]*>([^<]+)</td><td>(\d+)</td><td[^>]*>(\w+)</td><td[^>]*>([^<]+)</td>',
         page,
@@ -36,12 +36,12 @@ def test_every_discordant_episode_is_listed(result: dict[str, Any], tmp_path: Pa
 def test_no_discordant_episode_is_said(result: dict[str, Any], tmp_path: Path) -> None:
     for comparison in result["comparisons"]:
         comparison["paired"].update(only_baseline=0, only_candidate=0, discordant=[])
-    page = section(write_report(result, tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = section(write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.count("None: in each of 40 episodes both succeed or both fail.") == 2
 
 
 def test_an_animation_says_what_is_in_it_and_waits(result: dict[str, Any], tmp_path: Path) -> None:
-    page = write_report(result, tmp_path / "report.html", videos=video(result)).read_text(encoding="utf-8")
+    page = write_report(typed(result), tmp_path / "report.html", videos=video(result)).read_text(encoding="utf-8")
     shown = section(page)
     assert shown.count('<figure class="video"') == 1
     entry = result["comparisons"][0]["paired"]["discordant"][0]
@@ -60,6 +60,6 @@ def test_an_animation_says_what_is_in_it_and_waits(result: dict[str, Any], tmp_p
 def test_what_is_to_be_said_of_animations_is_said(result: dict[str, Any], tmp_path: Path) -> None:
     (one,) = video(result).videos
     videos = Videos(videos=(replace(one, note="It came out differently."),), note="3 more are not animated.")
-    page = section(write_report(result, tmp_path / "report.html", videos=videos).read_text(encoding="utf-8"))
+    page = section(write_report(typed(result), tmp_path / "report.html", videos=videos).read_text(encoding="utf-8"))
     assert "It came out differently." in page
     assert "3 more are not animated." in page

@@ -10,8 +10,9 @@ from daptq.report.elements import Table
 from daptq.report.marks import SERIES, key, patterns, series_style
 from daptq.report.page import templates
 from daptq.report.plots import Curve, Point, growth_plot, scatter_plot
-from daptq.report.tracks import Estimate, bar, interval_track
+from daptq.report.tracks import bar, interval_track
 from daptq.report.wording import estimate, points
+from daptq.statistics.estimate import Estimate
 
 
 def test_marks_stand_where_the_numbers_say() -> None:
@@ -37,8 +38,8 @@ def test_series_differ_by_shape_dashes_and_pattern() -> None:
 
 
 def test_only_an_exact_zero_is_shown_as_zero() -> None:
-    assert estimate({"value": 0.0, "low": 0.0, "high": 1e-9}) == "0 [0, <0.01]"
-    assert estimate({"value": 0.01, "low": 0.0099, "high": 123.456}) == "0.01 [<0.01, 123]"
+    assert estimate(Estimate(value=0.0, low=0.0, high=1e-9)) == "0 [0, <0.01]"
+    assert estimate(Estimate(value=0.01, low=0.0099, high=123.456)) == "0.01 [<0.01, 123]"
     assert [points(value) for value in (-0.04, 0.0, 1.25, -7.26)] == ["0.0", "0.0", "+1.2", "\N{MINUS SIGN}7.3"]
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from daptq.report import write_report
+from tests.unit.evaluation.conftest import typed
 
 
 @pytest.fixture
 def page(result: dict[str, Any], tmp_path: Path) -> str:
-    return write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    return write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_each_layer_is_a_cell_with_its_bits(page: str, result: dict[str, Any]) -> None:
@@ -47,4 +48,4 @@ def test_each_scored_layer_is_a_mark(page: str, result: dict[str, Any]) -> None:
 def test_scores_that_are_all_zero_make_no_axis(result: dict[str, Any], tmp_path: Path) -> None:
     for layer in result["policies"][2]["plan"]["layers"]:
         layer["score"] = 0.0
-    assert "Every score is 0." in write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Every score is 0." in write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")

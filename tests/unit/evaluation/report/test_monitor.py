@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from daptq.report import write_report
-from tests.unit.evaluation.conftest import add_monitor, add_variants
+from tests.unit.evaluation.conftest import add_monitor, add_variants, typed
 from tests.unit.evaluation.report.test_page import parse, words
 
 
 def page(result: dict[str, Any], folder: Path) -> str:
-    return write_report(result, folder / "report.html").read_text(encoding="utf-8")
+    return write_report(typed(result), folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_a_monitor_the_option_is_named(result: dict[str, Any], tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.gate import Gate, gate_summary
 from daptq.report import write_report
 from daptq.report.verdict import FAIL, PASS, UNDECIDED, verdict
+from tests.unit.evaluation.conftest import typed
 
 
 def judged(comparison: dict[str, Any], low: float, high: float) -> Any:
     changed = copy.deepcopy(comparison)
     changed["paired"].update(low=low, high=high, difference=(low + high) / 2)
-    return verdict(changed)
+    return verdict(Comparison.from_json(changed))
 
 
 @pytest.mark.parametrize(
@@ -43,20 +45,20 @@ def test_an_undecided_verdict_says_how_many_pairs_settle_it(result: dict[str, An
     comparison = copy.deepcopy(result["comparisons"][1])
     comparison["paired"].update(only_baseline=20, only_candidate=20, n=400, low=-8.0, high=8.0)
     # (1.96 + 1.28)^2 x 0.1 / 0.05^2 = 420 pairs at 10 % discordant ones.
-    assert "about 420 pairs" in verdict(comparison).reason
+    assert "about 420 pairs" in verdict(Comparison.from_json(comparison)).reason
     comparison["paired"].update(only_baseline=0, only_candidate=0)
-    assert "pairs settle" not in verdict(comparison).reason
+    assert "pairs settle" not in verdict(Comparison.from_json(comparison)).reason
 
 
 def test_a_gate_decides_alone(result: dict[str, Any], tmp_path: Path) -> None:
     comparison = result["comparisons"][0]
     comparison["paired"].update(low=-20.0, high=-6.0)
     comparison["gate"] = gate_summary(Gate(margin=0.3), comparison)
-    assert verdict(comparison).outcome == PASS
+    assert verdict(Comparison.from_json(comparison)).outcome == PASS
     comparison["gate"] = gate_summary(Gate(margin=0.3, drift=0.001), comparison)
-    found = verdict(comparison)
+    found = verdict(Comparison.from_json(comparison))
     assert (found.outcome, found.headline) == (FAIL, "1 of 2 limits of the gate not kept")
-    page = write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>kept</b> margin: success" in page
     assert "<b>not kept</b> drift: median drift" in page
     assert "allowed: 0.001 mm" in page
@@ -76,8 +78,9 @@ def test_after_an_early_stop_its_own_interval_decides(
     comparison = result["comparisons"][0]
     about = {"margin": 0.075, "pairs": 40, "planned": 400, "low": -12.0, "high": 3.0}
     comparison["stopping"] = {"verdict": found, **about}
-    assert (verdict(comparison).outcome, verdict(comparison).headline) == (outcome, headline)
-    page = write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    judgement = verdict(Comparison.from_json(comparison))
+    assert (judgement.outcome, judgement.headline) == (outcome, headline)
+    page = write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "40 of 400 planned pairs" in page
     assert "[\N{MINUS SIGN}12.0, +3.0]" in page
 
@@ -87,7 +90,7 @@ def test_the_outcome_is_a_word_and_a_shape(result: dict[str, Any], tmp_path: Pat
     for low, high, word in ((-20.0, -6.0, "Fail"), (-1.0, 1.0, "Pass"), (-20.0, 9.0, "Undecided")):
         for comparison in result["comparisons"]:
             comparison["paired"].update(low=low, high=high, difference=(low + high) / 2)
-        page = write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+        page = write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")
         card = page[page.index('<article class="verdict') : page.index("</h2>")]
         assert f"<b>{word}</b>" in card
         symbols.add(
@@ -99,12 +102,12 @@ def test_the_outcome_is_a_word_and_a_shape(result: dict[str, Any], tmp_path: Pat
 def test_the_first_numbers_are_those_of_the_result(
     result: dict[str, Any], benchmark: dict[str, Any], tmp_path: Path
 ) -> None:
-    page = write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")
     tiles = page[page.index('<dl class="tiles">') : page.index("</dl>")]
     rate = result["policies"][1]["success_rate"]
     for shown in (f"{100 * rate:.1f} %", "0.21 ×", "17.0 MiB", "not measured"):
         assert shown in tiles
-    page = write_report(result, tmp_path / "report.html", benchmark=benchmark).read_text(encoding="utf-8")
+    page = write_report(typed(result), tmp_path / "report.html", benchmark=benchmark).read_text(encoding="utf-8")
     tiles = page[page.index('<dl class="tiles">') : page.index("</dl>")]
     assert "1.10 ×" in tiles
     assert "of openvino-float32" in tiles
