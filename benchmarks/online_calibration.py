@@ -24,8 +24,8 @@ import daptq
 from daptq.artifacts import provenance, read_artifact, write_artifact, write_bytes, write_json
 from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord
-from daptq.compensation.affine import AffineMap
 from daptq.evaluation.watched_drive import drive
+from daptq.interfaces.affine import AffineMap
 from daptq.metrics.drift import episode_drift
 from daptq.metrics.summary import paired_summary, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -70,7 +70,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     policy = daptq.load_policy(options.policy)
     interface = only_interface(policy)
     normal = Watched(policy, options, "reference", None)
-    reference = InterfaceReference.of(interface.observed, normal.run(options.reference_episodes, REFERENCE_SEED)[1])
+    reference = InterfaceReference.of(interface.name, normal.run(options.reference_episodes, REFERENCE_SEED)[1])
     runs: dict[str, Run] = {}
 
     def judge(name: str, run: Watched) -> None:

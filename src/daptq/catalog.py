@@ -26,7 +26,7 @@ from typing import Any
 
 from daptq.errors import InvalidInputError, UnknownNameError
 
-__all__ = ["DRIFT_MODELS", "ENVIRONMENTS", "KERNELS", "METHODS", "POLICIES", "SOURCES", "Catalog"]
+__all__ = ["DRIFT_MODELS", "ENVIRONMENTS", "FOLDS", "KERNELS", "METHODS", "POLICIES", "SOURCES", "Catalog"]
 
 
 @functools.cache
@@ -166,4 +166,5 @@ ENVIRONMENTS = Catalog("environment", "daptq.environments", provides="make")
 SOURCES = Catalog("source", "daptq.calibration", provides="open_source")
 METHODS = Catalog("method", "daptq.recipes", provides="{module}")
 DRIFT_MODELS = Catalog("drift model", "daptq.drift.models", provides="DRIFT_MODEL")
+FOLDS = Catalog("fold", "daptq.interfaces", provides="FOLD")
 KERNELS = Catalog("kernel", "daptq.kernels.linear.backends", provides="unavailable")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.compensation.affine import AffineMap, interface_error
+from daptq.compensation.error import interface_error
 from daptq.compensation.paired import PairedConfig, candidates, solve, split
 from daptq.compensation.selection import select_map
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.interfaces.affine import AffineMap
 from daptq.numerics.moments import Moments
 
 

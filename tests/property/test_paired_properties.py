@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.compensation.affine import AffineMap, interface_error
+from daptq.compensation.error import interface_error
 from daptq.compensation.paired import solve, split
+from daptq.interfaces.affine import AffineMap
 from daptq.numerics.moments import Moments
 
 SEEDS = st.integers(0, 10_000)

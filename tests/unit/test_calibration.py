@@ -144,7 +144,7 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
             return policy.predict_target(batch, torch.Generator().manual_seed(0)).predicted
 
     before = predict()
-    with observe_interfaces(policy, policy.interfaces(), lambda *observed: seen.append(observed)):
+    with observe_interfaces(policy, policy.interfaces(), batch, lambda *observed: seen.append(observed)):
         assert torch.equal(predict(), before)
     predict()
     (observed, representation), *more = seen
@@ -157,19 +157,21 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
 
 def test_observed_values_carry_no_graph(policy: CogACTPolicy) -> None:
     seen: list[Tensor] = []
-    with observe_interfaces(policy, policy.interfaces(), lambda _, representation: seen.append(representation)):
-        policy.predict_target(policy.example_batch(0), torch.Generator())
+    batch = policy.example_batch(0)
+    with observe_interfaces(policy, policy.interfaces(), batch, lambda _, representation: seen.append(representation)):
+        policy.predict_target(batch, torch.Generator())
     assert [tensor.requires_grad for tensor in seen] == [False]
 
 
 def test_hooks_are_removed_after_an_exception(policy: CogACTPolicy) -> None:
     seen: list[Tensor] = []
+    batch = policy.example_batch(0)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        observe_interfaces(policy, policy.interfaces(), lambda _, z: seen.append(z)),
+        observe_interfaces(policy, policy.interfaces(), batch, lambda _, z: seen.append(z)),
     ):
         raise RuntimeError("stop")
-    policy.predict_target(policy.example_batch(0), torch.Generator())
+    policy.predict_target(batch, torch.Generator())
     assert seen == []
 
 

@@ -24,8 +24,8 @@ PLAN: dict[str, Any] = {
     ]
 }
 FOLDING: list[dict[str, Any]] = [
-    {"observed": "interface", "kind": "consumer", "layer": FOLDED},
-    {"observed": "other", "kind": "none", "layer": None},
+    {"interface": "interface", "kind": "consumer", "layers": [FOLDED]},
+    {"interface": "other", "kind": "none", "layers": []},
 ]
 
 

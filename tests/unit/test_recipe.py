@@ -13,7 +13,12 @@ from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError, UnknownNameError
-from daptq.policies.contract import Interface
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_attention_keys import IntoAttentionKeys
+from daptq.interfaces.into_attention_values import IntoAttentionValues
+from daptq.interfaces.into_consumers import IntoConsumers
+from daptq.interfaces.into_norm import IntoNorm
+from daptq.interfaces.into_producer import IntoProducer
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, round_to_nearest
 from daptq.rounding.nearest import NearestConfig
@@ -41,7 +46,11 @@ RECIPES = {
     "nearest": round_to_nearest(weight_bits=8),
     "own interface": replace(
         da_ptq(),
-        interfaces=(Interface(producer="a", observed="b", consumer="c", exact_producer=True, constants=("d",)),),
+        interfaces=(
+            Interface("x", Tap("b"), (IntoConsumers(("c", "e"), ("d",)), IntoProducer("a"))),
+            Interface("y", Tap("b", "output", heads=2), (IntoAttentionKeys("q", "k", heads=4, kv_heads=2),)),
+            Interface("z", Tap("b"), (IntoAttentionValues("o", "v", heads=4, kv_heads=2), IntoNorm("n", bias=True))),
+        ),
     ),
 }
 

@@ -1,8 +1,10 @@
 """Watches the representation at the perception-to-action interfaces while a policy runs, and changes nothing.
 
-A forward pre-hook on each interface's observed module hands every representation that passes to a sink.
-`InterfaceStatistics` is a pair of sinks: one streams into mean and covariance, the other is for what was held out. Both
-keep the representations, in order, so that the same states of two policies can be paired.
+Every representation that passes an interface's tap is handed to a sink, without padding, and of a state with many rows
+a random choice, so that what is kept does not grow with their number. The choice depends on the batch's number alone:
+two policies that see the same batch are read at the same rows. `InterfaceStatistics` is a pair of sinks: one streams
+into mean and covariance, the other is for what was held out. Both keep the representations, in order, so that the same
+rows of two policies can be paired.
 """
 
 from __future__ import annotations
@@ -11,38 +13,91 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from daptq.layers.watching import watch
+from daptq.calibration.contract import batch_size
+from daptq.errors import InvalidInputError
+from daptq.interfaces.contract import Interface
 from daptq.numerics.moments import Moments
-from daptq.policies.contract import Interface, Policy
+from daptq.policies.contract import Batch, Policy
+from daptq.policies.taps import watch_taps
 
-__all__ = ["InterfaceStatistics", "Sink", "observe_interfaces"]
+__all__ = ["ROWS_PER_STATE", "InterfaceStatistics", "Sink", "check_mask", "chosen_rows", "observe_interfaces"]
 
 Sink = Callable[[str, Float[Tensor, "n d"]], None]
 
+ROWS_PER_STATE = 8
+
 
 @contextmanager
-def observe_interfaces(policy: Policy, interfaces: Iterable[Interface], sink: Sink) -> Iterator[None]:
-    """Within the block, every forward of the policy hands its representations to `sink`.
+def observe_interfaces(
+    policy: Policy, interfaces: Iterable[Interface], batch: Batch, sink: Sink, *, seed: int = 0
+) -> Iterator[None]:
+    """Within the block, the forwards of the policy on one batch hand their representations to `sink`.
 
     Args:
-        policy: The policy to watch; its outputs are not changed, and the hooks are gone after the block.
+        policy: The policy to watch; its outputs are not changed, and nothing is watched after the block.
         interfaces: What to watch, for example ``policy.interfaces()``.
-        sink: Called as sink(observed, representation) once per forward of the observed module: the module path
-            `Interface.observed`, and float (n, d), detached, with all leading dimensions flattened into n.
+        batch: What the policy reads.
+        sink: Called as sink(name, representation) for every tensor that passes the tap of interface `name`: float
+            (n, d), detached, at most `ROWS_PER_STATE` rows of each state.
+        seed: Number of the batch; it decides which rows are handed on.
     """
+    states = batch_size(batch)
+    named = {interface.name: interface for interface in interfaces}
+    masks = {name: policy.interface_mask(name, batch) for name in named}
 
-    def pass_on(observed: str, representation: Tensor) -> None:
-        sink(observed, representation.detach().reshape(-1, representation.shape[-1]))
+    def pass_on(name: str, tensor: Tensor) -> None:
+        rows = named[name].tap.rows(tensor.detach(), states)
+        if rows is not None:
+            sink(name, chosen_rows(rows, masks[name], limit=ROWS_PER_STATE, seed=seed))
 
-    with watch(policy, [interface.observed for interface in interfaces], pass_on):
+    with watch_taps(policy, {name: interface.tap for name, interface in named.items()}, pass_on):
         yield
 
 
+def chosen_rows(
+    rows: Float[Tensor, "states rows d"], mask: Bool[Tensor, "states rows"] | None, *, limit: int, seed: int
+) -> Float[Tensor, "n d"]:
+    """Rows that are no padding, at most so many of each state, drawn at random and kept in their order.
+
+    Args:
+        rows: The representation of each state.
+        mask: Which rows count; None where all of them do.
+        limit: Largest number of rows of a state.
+        seed: Decides which rows are drawn, with the mask and the number of rows.
+
+    Raises:
+        InvalidInputError: The mask does not belong to the rows.
+    """
+    if mask is None and rows.shape[1] <= limit:
+        return rows.flatten(0, 1)
+    draws = torch.rand(rows.shape[:2], generator=torch.Generator().manual_seed(seed))
+    if mask is not None:
+        check_mask(rows, mask)
+        draws = draws.masked_fill(~mask.cpu(), 2.0)
+    drawn = draws.argsort(dim=1)[:, :limit].sort(dim=1).values
+    kept = draws.gather(1, drawn) < 1.0
+    which, row = torch.arange(len(rows)).unsqueeze(1).expand_as(drawn)[kept], drawn[kept]
+    return rows[which.to(rows.device), row.to(rows.device)]
+
+
+def check_mask(rows: Float[Tensor, "states rows d"], mask: Bool[Tensor, "states rows"]) -> None:
+    """Refuses a mask that does not belong to the rows.
+
+    Raises:
+        InvalidInputError: It does not.
+    """
+    if mask.shape != rows.shape[:2] or mask.dtype != torch.bool:
+        raise InvalidInputError(
+            f"interface_mask must be a boolean tensor {tuple(rows.shape[:2])}, as many rows as pass the tap, got "
+            f"{mask.dtype} {tuple(mask.shape)}. Correct the policy's mask."
+        )
+
+
 class InterfaceStatistics:
-    """What calibration sees at the interfaces of one policy; interfaces are named by their observed module.
+    """What calibration sees at the interfaces of one policy, by the interface's name.
 
     Attributes:
         moments: Streaming mean and covariance of the states that maps are fitted to.
@@ -53,21 +108,21 @@ class InterfaceStatistics:
         self._fitted: dict[str, list[Tensor]] = {}
         self._held_out: dict[str, list[Tensor]] = {}
 
-    def fit(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
+    def fit(self, name: str, representation: Float[Tensor, "n d"]) -> None:
         """Sink for states that maps are fitted to."""
-        if observed not in self.moments:
-            self.moments[observed] = Moments(representation.shape[1])
-        self.moments[observed].update(representation)
-        self._fitted.setdefault(observed, []).append(representation.to("cpu", torch.float32, copy=True))
+        if name not in self.moments:
+            self.moments[name] = Moments(representation.shape[1])
+        self.moments[name].update(representation)
+        self._fitted.setdefault(name, []).append(representation.to("cpu", torch.float32, copy=True))
 
-    def hold_out(self, observed: str, representation: Float[Tensor, "n d"]) -> None:
+    def hold_out(self, name: str, representation: Float[Tensor, "n d"]) -> None:
         """Sink for states that maps are judged by."""
-        self._held_out.setdefault(observed, []).append(representation.to("cpu", torch.float32, copy=True))
+        self._held_out.setdefault(name, []).append(representation.to("cpu", torch.float32, copy=True))
 
     def fitted(self) -> dict[str, Float[Tensor, "n d"]]:
         """Float32 (n, d) representations of the states that maps are fitted to, in the order they were seen."""
-        return {observed: torch.cat(parts) for observed, parts in self._fitted.items()}
+        return {name: torch.cat(parts) for name, parts in self._fitted.items()}
 
     def held_out(self) -> dict[str, Float[Tensor, "n d"]]:
         """Float32 (n, d) representations of the held-out states, in the order they were seen."""
-        return {observed: torch.cat(parts) for observed, parts in self._held_out.items()}
+        return {name: torch.cat(parts) for name, parts in self._held_out.items()}

@@ -37,7 +37,7 @@ def describe(source: str | Path) -> dict[str, Any]:
     names = frozenset(artifact.tensor_names)
     plan = metadata.get("plan")
     decisions = _by_layer(plan.get("layers") if isinstance(plan, Mapping) else None, "name")
-    foldings = _by_layer(metadata.get("folding"), "layer")
+    foldings = _kinds(metadata.get("folding"))
     layers = []
     for layer, entry in metadata.get("layers", {}).items():
         keys = [layer + key for key in _INTEGER_WEIGHT if layer + key in names] or [f"{layer}.weight"]
@@ -48,7 +48,7 @@ def describe(source: str | Path) -> dict[str, Any]:
             parameters = artifact.tensor(f"{layer}.weight").numel()
         size = sum(artifact.tensor(key).nbytes for key in keys)
         decided = {key: decisions.get(layer, {}).get(key) for key in ("score", "reason")}
-        folding = foldings.get(layer, {}).get("kind")
+        folding = foldings.get(layer)
         layers.append({"name": layer, **entry, "parameters": parameters, "bytes": size, **decided, "folding": folding})
     parameters = sum(layer["parameters"] for layer in layers)
     return {
@@ -68,3 +68,9 @@ def _by_layer(entries: Any, key: str) -> dict[str, Mapping[str, Any]]:
     """Entries of a plan by the layer that they name under `key`; none where a plan was written in another form."""
     listed = entries if isinstance(entries, list) else []
     return {entry[key]: entry for entry in listed if isinstance(entry, Mapping) and entry.get(key) is not None}
+
+
+def _kinds(foldings: Any) -> dict[str, Any]:
+    """What kind of fold changed each layer; none where foldings were written in another form."""
+    listed = [entry for entry in foldings if isinstance(entry, Mapping)] if isinstance(foldings, list) else []
+    return {layer: entry.get("kind") for entry in listed for layer in entry.get("layers", ())}

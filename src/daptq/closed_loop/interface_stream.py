@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from daptq.compensation.affine import AffineMap
 from daptq.errors import DaptqError, InvalidInputError
-from daptq.layers.watching import watch
+from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.contract import Interface
 from daptq.numerics.moments import Moments
-from daptq.policies.contract import Interface, Policy
+from daptq.policies.contract import Policy
+from daptq.policies.taps import watch_taps
 
 __all__ = ["EpisodeStream", "Reading", "only_interface", "watch_episodes"]
 
@@ -89,16 +90,16 @@ def watch_episodes(
     finished: list[EpisodeStream] = []
 
     def add(_: str, representation: Tensor) -> None:
-        if policy.denoising_step.index != 0:
+        rows = interface.tap.rows(representation.detach(), len(instructions))
+        if policy.denoising_step.index != 0 or rows is None:
             return
-        rows = representation.detach()[: len(instructions)]
-        rows = rows.reshape(len(instructions), -1, rows.shape[-1]).to("cpu", torch.float64)
+        rows = rows.to("cpu", torch.float64)
         if not streams:
             streams.extend(Moments(rows.shape[-1]) for _ in instructions)
         for moments, vectors in zip(streams, rows if affine is None else affine(rows), strict=True):
             moments.update(vectors)
 
-    with watch(policy, [interface.observed], add):
+    with watch_taps(policy, {interface.name: interface.tap}, add):
         yield finished
     if not streams:
         raise DaptqError("a watched policy must predict at least once, got no prediction. Drive within the block.")

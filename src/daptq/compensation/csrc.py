@@ -20,9 +20,9 @@ from torch import Tensor
 
 from daptq.compensation._alignment import Alignment
 from daptq.compensation._symmetry import symmetric_part
-from daptq.compensation.affine import AffineMap
 from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.interfaces.affine import AffineMap
 
 __all__ = [
     "CsrcConfig",

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.compensation._symmetry import symmetric_part
-from daptq.compensation.affine import AffineMap
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.interfaces.affine import AffineMap
 from daptq.numerics.moments import Moments
 
 __all__ = ["PairedConfig", "candidates", "solve", "split"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation.affine import AffineMap, interface_error
+from daptq.compensation.error import interface_error
 from daptq.errors import InvalidInputError
+from daptq.interfaces.affine import AffineMap
 
 __all__ = ["UNCHANGED", "SelectedMap", "select_map"]
 

@@ -56,7 +56,7 @@ def take_reference(
         streams += some
         if progress is not None:
             progress(len(streams), episodes, f"{policy.name}: normal episodes")
-    return InterfaceReference.of(interface.observed, streams)
+    return InterfaceReference.of(interface.name, streams)
 
 
 def drive(

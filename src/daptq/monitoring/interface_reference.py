@@ -113,7 +113,7 @@ class InterfaceReference:
         Raises:
             InvalidInputError: It is such a one, or has none or several.
         """
-        observed = only_interface(policy).observed
+        observed = only_interface(policy).name
         if observed != self.observed:
             raise InvalidInputError(
                 f"reference must be of the interface {observed}, got {self.observed}. Take one from this policy."

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
-from daptq.compensation.affine import AffineMap
 from daptq.errors import InvalidInputError
+from daptq.interfaces.affine import AffineMap
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.monitoring.shift_detector import FALSE_ALARM_RATE, Assessment, ShiftDetector

@@ -1,9 +1,10 @@
-"""Gain and shift at an interface, refreshed from a stream of the running policy, put into the consumer and taken out.
+"""Gain and shift at an interface, refreshed from a stream of the running policy, put into its weights and taken out.
 
 The correction is the paper's per-channel one (arXiv 2604.11572, eq. 4-5), with the reference of a monitor in the place
-of full precision and the stream in the place of the quantized policy. It folds exactly into a consumer in floating
-point; before a quantized one, whose integers stay, it is applied to the input, at the cost of a small product.
-Constants that the consumer reads in place of the representation are moved, so that it answers them as before.
+of full precision and the stream in the place of the quantized policy. Where a fold of the interface has all its layers
+in floating point, it folds exactly; otherwise it is applied to the input of the layers that read the representation, at
+the cost of a small product. Constants that these read in place of the representation are moved, so that they answer
+them as before.
 
 Matching means and spreads undoes what a change of the scene adds to every state alike. It cannot undo what the change
 does to single states, and it makes a changed task mix look like the old one if the streams hold other tasks.
@@ -11,23 +12,25 @@ does to single states, and it makes a changed task mix look like the old one if 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.closed_loop.interface_stream import EpisodeStream
-from daptq.compensation.affine import AffineMap
 from daptq.compensation.csrc import gain_and_shift
-from daptq.compensation.folding import fold_constant, fold_into_consumer
 from daptq.errors import InvalidInputError
+from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.contract import Fold, FoldedLayer, Interface
+from daptq.interfaces.map_class import belongs
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.numerics.moments import Moments
 from daptq.packing.checkpoint import replace_module
-from daptq.policies.contract import Interface, Policy
+from daptq.policies.contract import Policy
 
 __all__ = ["RefreshConfig", "Refreshed", "refreshed_map"]
 
@@ -94,51 +97,90 @@ def refreshed_map(
 
 
 class Refreshed:
-    """A policy whose consumer has absorbed a map, until `undo`.
+    """A policy that has absorbed a map at one interface, until `undo`.
+
+    The map goes into the first fold that can take it with all its layers in floating point. Without such a fold it is
+    applied to the input of the layers that read the representation.
 
     Args:
-        policy: The policy; its consumer and constants are replaced.
+        policy: The policy; layers and constants of it are replaced.
         interface: Where the map belongs.
         affine: The map, invertible.
 
     Attributes:
         affine: The map.
-        exact: Whether it was folded into weights; otherwise it is applied to the consumer's input.
+        exact: Whether it was folded into weights; otherwise it is applied to inputs.
+
+    Raises:
+        InvalidInputError: The interface can take no such map.
     """
 
     def __init__(self, policy: Policy, interface: Interface, affine: AffineMap) -> None:
         self.affine = affine
         self._policy = policy
-        self._consumer = interface.consumer
-        self._before = policy.get_submodule(interface.consumer)
-        self._constants = {path: policy.get_parameter(path) for path in interface.constants}
-        self.exact = isinstance(self._before, nn.Linear | BFloat16Linear)
-        replace_module(policy, interface.consumer, _folded(self._before, affine))
-        for path, constant in self._constants.items():
-            moved = fold_constant(constant.cpu(), affine).to(constant)
-            self._set(path, nn.Parameter(moved, requires_grad=False))
+        fold = _fold_for(policy, interface, affine)
+        self._layers = {layer: policy.get_submodule(layer) for layer in fold.layers}
+        self._parameters = {path: policy.get_parameter(path) for path in fold.parameters}
+        self.exact = all(isinstance(layer, nn.Linear | BFloat16Linear) for layer in self._layers.values())
+        folded = fold.folded(affine, _tensors(self._layers, self._parameters))
+        for path, layer in self._layers.items():
+            if isinstance(layer, nn.Linear | BFloat16Linear):
+                replace_module(policy, path, _linear(folded.layers[path], layer))
+            else:
+                replace_module(policy, path, _MappedInput(layer, affine))
+        for path, before in self._parameters.items():
+            self._set(path, nn.Parameter(folded.parameters[path].float().to(before), requires_grad=False))
 
     def undo(self) -> None:
-        """Puts the consumer and the constants back as they were, bit for bit."""
-        replace_module(self._policy, self._consumer, self._before)
-        for path, constant in self._constants.items():
-            self._set(path, constant)
+        """Puts the layers and the constants back as they were, bit for bit."""
+        for path, layer in self._layers.items():
+            replace_module(self._policy, path, layer)
+        for path, parameter in self._parameters.items():
+            self._set(path, parameter)
 
     def _set(self, path: str, value: nn.Parameter) -> None:
         parent, _, leaf = path.rpartition(".")
         setattr(self._policy.get_submodule(parent), leaf, value)
 
 
-def _folded(consumer: nn.Module, affine: AffineMap) -> nn.Module:
-    """The consumer with the map inside."""
-    if not isinstance(consumer, nn.Linear | BFloat16Linear):
-        return _MappedInput(consumer, affine)
-    bias = None if consumer.bias is None else consumer.bias.detach().cpu()
-    weight, new_bias = fold_into_consumer(consumer.weight.detach().cpu(), bias, affine)
+def _fold_for(policy: Policy, interface: Interface, affine: AffineMap) -> Fold:
+    """The fold that takes a map of a running policy."""
+    able = [fold for fold in interface.folds if belongs(affine, fold.map_class, fold.map_heads)]
+
+    def exact(fold: Fold) -> bool:
+        return all(isinstance(policy.get_submodule(layer), nn.Linear | BFloat16Linear) for layer in fold.layers)
+
+    in_weights = (fold for fold in able if exact(fold))
+    before_inputs = (fold for fold in able if set(fold.readers) == set(fold.layers))
+    found = next(chain(in_weights, before_inputs), None)
+    if found is None:
+        raise InvalidInputError(
+            f"interface {interface.name} must have a fold for this map whose layers are in floating point or read the "
+            "representation, got none. Monitor it without a refresh."
+        )
+    return found
+
+
+def _tensors(layers: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Weights by name, on the CPU; of a layer that is not in floating point none of its rows."""
+    tensors: dict[str, Tensor] = {path: parameter.detach().cpu() for path, parameter in parameters.items()}
+    for path, layer in layers.items():
+        if isinstance(layer, nn.Linear | BFloat16Linear):
+            tensors[f"{path}.weight"] = layer.weight.detach().cpu()
+            tensors |= {} if layer.bias is None else {f"{path}.bias": layer.bias.detach().cpu()}
+        else:
+            tensors[f"{path}.weight"] = torch.zeros(0, int(layer.in_features))  # type: ignore[arg-type]
+    return tensors
+
+
+def _linear(new: FoldedLayer, before: nn.Linear | BFloat16Linear) -> nn.Linear:
+    """The layer with the map inside."""
+    device = before.weight.device
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight = nn.Parameter(weight.to(consumer.weight.device), requires_grad=False)
-    layer.bias = nn.Parameter(new_bias.to(consumer.weight.device), requires_grad=False)
+        layer = nn.Linear(new.weight.shape[1], new.weight.shape[0], bias=new.bias is not None)
+    layer.weight = nn.Parameter(new.weight.float().to(device), requires_grad=False)
+    if new.bias is not None:
+        layer.bias = nn.Parameter(new.bias.float().to(device), requires_grad=False)
     return layer
 
 

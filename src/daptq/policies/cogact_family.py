@@ -19,11 +19,13 @@ from transformers import LlamaConfig, LlamaModel
 from typing_extensions import Self
 
 from daptq.errors import InvalidInputError
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.observations import CameraSize, camera_key
 from daptq.policies._cognition import CONDITION, UNCONDITION, ActionModel, CognitionPolicy
 from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_config import CogACTConfig
-from daptq.policies.contract import Batch, DenoisingStep, Interface
+from daptq.policies.contract import Batch, DenoisingStep
 from daptq.policies.diffusion import squared_cosine_alphas
 from daptq.policies.dit import DiT
 from daptq.policies.prismatic_config import PrismaticConfig
@@ -126,16 +128,8 @@ class CogACTFamily(CognitionPolicy):
         return {TOKENIZER_FILE: self.tokenizer.to_str().encode()}
 
     def interfaces(self) -> tuple[Interface, ...]:
-        """The cognition feature: last language layer (through residual and norm) to the DiT's condition embedder."""
-        return (
-            Interface(
-                producer=f"llm_backbone.layers.{self.settings.language_depth - 1}.mlp.down_proj",
-                observed=CONDITION,
-                consumer=CONDITION,
-                exact_producer=False,
-                constants=(UNCONDITION,),
-            ),
-        )
+        """The cognition feature, which the DiT's condition embedder reads; a residual stream and a norm write it."""
+        return (Interface(CONDITION, Tap(CONDITION), (IntoConsumers((CONDITION,), (UNCONDITION,)),)),)
 
     def _image(self, batch: Batch, camera: str) -> Float[Tensor, "b 3 h w"]:
         """The images of a camera; refuses those that do not have the policy's size."""

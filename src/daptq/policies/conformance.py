@@ -79,13 +79,7 @@ def _check_structure(policy: Policy) -> None:
         _require(block.role in ROLES, f"role of block {block.name} must be one of {ROLES}, got {block.role!r}.")
     for path in idle:
         _require(path in layers, f"idle layer {path!r} must be a linear layer of a block.")
-    for interface in policy.interfaces():
-        for path in (interface.producer, interface.consumer):
-            _require(path in layers, f"interface layer {path!r} must be a linear layer of a block.")
-            _require(path not in idle, f"interface layer {path!r} must not be idle.")
-        parameters = dict(policy.named_parameters())
-        for path in interface.constants:
-            _require(path in parameters, f"interface constant {path!r} must be a parameter.")
+    _check_interfaces(policy)
     _require(bool(policy.interfaces()), "a policy must name at least one perception-to-action interface.")
 
 
@@ -101,6 +95,22 @@ def _check_head_stack(policy: Policy) -> None:
         inside += found
     ordered = [name for name in layers if name in inside]
     _require(inside == ordered, "the action head's stack must name each block once, in execution order.")
+
+
+def _check_interfaces(policy: Policy) -> None:
+    """Taps and folds lead to modules, layers and parameters, and no two interfaces share a name."""
+    modules, parameters = dict(policy.named_modules()), dict(policy.named_parameters())
+    layers, idle = policy.linear_layers(), policy.idle_layers()
+    names = [interface.name for interface in policy.interfaces()]
+    _require(len(set(names)) == len(names), f"names of interfaces must be unique, got {names}.")
+    for interface in policy.interfaces():
+        _require(interface.tap.module in modules, f"tap of interface {interface.name!r} must be at a module.")
+        for fold in interface.folds:
+            for path in fold.layers:
+                _require(path in layers, f"interface layer {path!r} must be a linear layer of a block.")
+                _require(path not in idle, f"interface layer {path!r} must not be idle.")
+            for path in fold.parameters:
+                _require(path in parameters, f"interface parameter {path!r} must be a parameter.")
 
 
 def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.interfaces.contract import Interface
 from daptq.observations import TASK, CameraSize
 from daptq.policies.action_space import ActionSpace
 from daptq.policies.streaming import PolicyTensors, StoredWeights
@@ -55,30 +56,6 @@ class Block:
 
     name: str
     role: Role
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interface:
-    """A perception-to-action interface: the representation that leaves `producer` and enters `consumer`.
-
-    Attributes:
-        producer: Module path of the last linear layer that writes the representation. Its output need not *be* the
-            representation (a residual stream and a norm may follow), but a gain on it changes the representation.
-        observed: Module path of the module whose first input is the representation (statistics are taken there). In
-            `predict_target` that is all it reads; where it reads constants as well (guidance), they stand behind.
-        consumer: Module path of the linear layer that reads the representation directly.
-        exact_producer: Whether the producer's output is the representation itself, so that a per-channel gain folds
-            into the producer without error.
-        constants: Parameter paths of vectors that the consumer reads in place of the representation (the learned
-            unconditional vector of classifier-free guidance). Folding an affine map (M, d) into the consumer must
-            replace each of them, u, by M^-1 (u - d), so that the consumer answers them as before.
-    """
-
-    producer: str
-    observed: str
-    consumer: str
-    exact_producer: bool
-    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

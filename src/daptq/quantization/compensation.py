@@ -13,13 +13,14 @@ from torch import Tensor
 
 from daptq.artifacts import Artifact
 from daptq.compensation import csrc, paired
-from daptq.compensation.affine import AffineMap
 from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.compensation.selection import UNCHANGED, select_map
+from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.contract import Interface
 from daptq.layers.watching import unfused
 from daptq.numerics.moments import Moments
-from daptq.policies.contract import Batch, Interface, Policy
+from daptq.policies.contract import Batch, Policy
 from daptq.quantization.profile import DriftProfile
 from daptq.quantization.profiling import Calibration, Progress, observe
 from daptq.quantization.workspace import StageContent
@@ -53,7 +54,7 @@ def compensation_content(
         progress: Called as progress(done, total, "measure") after every batch.
 
     Returns:
-        Tensors ``<observed>/matrix`` and ``<observed>/shift`` in float64, and the decisions by interface.
+        Tensors ``<interface>/matrix`` and ``<interface>/shift`` in float64, and the decisions by interface.
     """
 
     def step(batch: Batch, generator: torch.Generator) -> None:
@@ -69,33 +70,33 @@ def compensation_content(
     held_out = statistics.held_out()
     tensors: dict[str, Tensor] = {}
     decisions: dict[str, dict[str, Any]] = {}
-    for observed, full in profile.moments.items():
-        measured = statistics.moments[observed]
-        weight = sensitivities.get(observed)
+    for name, full in profile.moments.items():
+        measured = statistics.moments[name]
+        weight = sensitivities.get(name)
         if isinstance(config, CsrcConfig):
             maps = csrc.solve(full.mean, full.covariance(), measured.mean, measured.covariance(), config)
         else:
-            maps = _paired(profile.fitted[observed], statistics.fitted()[observed], weight, config)
+            maps = _paired(profile.fitted[name], statistics.fitted()[name], weight, config)
         chosen = select_map(
             maps,
-            held_out[observed],
-            profile.held_out[observed],
+            held_out[name],
+            profile.held_out[name],
             full.mean,
             max_condition=config.max_condition,
             always=config.selection == "always",
             sensitivity=weight,
         )
-        LOG.log(logging.WARNING if chosen.name == UNCHANGED else logging.INFO, "%s: %s", observed, chosen.reason)
-        tensors[f"{observed}/matrix"] = chosen.affine.matrix
-        tensors[f"{observed}/shift"] = chosen.affine.shift
-        decisions[observed] = {
+        LOG.log(logging.WARNING if chosen.name == UNCHANGED else logging.INFO, "%s: %s", name, chosen.reason)
+        tensors[f"{name}/matrix"] = chosen.affine.matrix
+        tensors[f"{name}/shift"] = chosen.affine.shift
+        decisions[name] = {
             "map": chosen.name,
             "reason": chosen.reason,
             "errors": dict(chosen.errors),
             # JSON has no infinity: a singular map has no condition number.
             "condition_numbers": {k: v if math.isfinite(v) else None for k, v in chosen.condition_numbers.items()},
             "fitted_states": measured.count,
-            "judged_states": len(held_out[observed]),
+            "judged_states": len(held_out[name]),
             "judged_on_fit": profile.judged_on_fit,
         }
     return tensors, {"interfaces": decisions}
@@ -114,6 +115,6 @@ def _paired(
 def read_maps(artifact: Artifact) -> Mapping[str, AffineMap]:
     """The chosen map of every interface, the identity where none was applied."""
     return {
-        observed: AffineMap(matrix=artifact.tensor(f"{observed}/matrix"), shift=artifact.tensor(f"{observed}/shift"))
-        for observed in artifact.metadata["interfaces"]
+        name: AffineMap(matrix=artifact.tensor(f"{name}/matrix"), shift=artifact.tensor(f"{name}/shift"))
+        for name in artifact.metadata["interfaces"]
     }

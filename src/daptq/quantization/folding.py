@@ -1,43 +1,39 @@
 """The folding stage: into which weights the map of every interface goes, and the weights after it.
 
-Folding rules, in the order in which ``"auto"`` tries them:
+An interface declares folds, see `daptq.interfaces.contract`. Which one takes a map does not depend on the map:
 
-1. ``consumer``: exact, into the consumer when it stays in floating point. With compensation first nothing is
-   allocated yet, so the consumer of a map is kept in floating point for this.
-2. ``producer-scale``: exact for any bit-width, for a map that treats every channel by itself with a positive gain,
-   into the scales and the bias of a quantized producer whose output is the representation itself.
-3. ``producer-weight``: any map, into the float weight of such a producer, which is then rounded (again).
-4. ``consumer-rounded``: into the float weight of the consumer before it is rounded; the representation stays as it is.
+1. the first one, in the order declared, all of whose layers stay in floating point: there every map of its class folds
+   exactly. With compensation first nothing is allocated yet, so the layers of a consumer's fold are kept in floating
+   point for this;
+2. else the last one. A layer that only takes a positive gain for every output keeps its integers, and its scales take
+   the gain, exactly for any number of bits; every other quantized layer is rounded anew with the map inside.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.allocation.plan import BitPlan
-from daptq.compensation.affine import AffineMap
-from daptq.compensation.folding import (
-    fold_constant,
-    fold_gain_into_producer,
-    fold_into_consumer,
-    fold_into_producer_weight,
-)
 from daptq.errors import RecipeError
+from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.contract import Fold, FoldedLayer, Interface, Treatment
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.numerics.quantized_matrix import QuantizedMatrix
 from daptq.packing.checkpoint import replace_module
-from daptq.policies.contract import Interface, Policy
+from daptq.policies.contract import Policy
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.recipe import Folding, Recipe
 from daptq.quantization.rounding import Rounder
 
-__all__ = ["FoldedInterface", "check_folding", "consumers_to_keep", "fold"]
+__all__ = ["FoldedInterface", "Folder", "check_folding", "layers_to_keep"]
 
 LOG = logging.getLogger(__name__)
 
@@ -49,41 +45,42 @@ class FoldedInterface:
     """Where the map of one interface went.
 
     Attributes:
-        observed: Module path that names the interface.
-        kind: ``"none"``, or a rule of the module's list.
-        layer: Module path of the layer whose weight changed, None when none did.
-        constants: Parameter paths of the constants that were moved.
-        rounding_error: Relative error of rounding the folded weight, None when it was not rounded.
+        interface: Name of the interface.
+        kind: ``"none"``, or what the fold calls it, such as ``"consumer"`` or ``"consumer-rounded"``.
+        layers: Module paths of the linear layers whose weights changed.
+        parameters: Paths of the other parameters that changed.
+        rounding_errors: Relative error of rounding the new weight, of each layer that was rounded.
     """
 
-    observed: str
+    interface: str
     kind: str
-    layer: str | None = None
-    constants: tuple[str, ...] = ()
-    rounding_error: float | None = None
+    layers: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    rounding_errors: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The decision as a JSON object."""
-        return {**asdict(self), "constants": list(self.constants)}
+        return {**asdict(self), "layers": list(self.layers), "parameters": list(self.parameters)}
 
 
 def check_folding(policy: Policy, recipe: Recipe) -> None:
     """Refuses a folding that the policy's interfaces do not allow, before any long work.
 
     Raises:
-        RecipeError: The recipe folds into producers, and a producer's output is not the representation itself.
+        RecipeError: An interface has no fold on the side that the recipe asks for.
     """
-    if recipe.compensation is None or recipe.folding != "producer":
+    if recipe.compensation is None or recipe.folding == "auto":
         return
     for interface in interfaces_of(policy, recipe):
-        if not interface.exact_producer:
+        if not any(fold.side == recipe.folding for fold in interface.folds):
+            others = sorted({fold.side for fold in interface.folds})
             raise RecipeError(
-                f"folding must be 'auto' or 'consumer' for the interface {interface.observed}, got 'producer'. The "
-                f"output of {interface.producer} is not the representation itself; choose another folding."
+                f"folding must be 'auto' or {' or '.join(map(repr, others))} for the interface {interface.name}, got "
+                f"{recipe.folding!r}. It has no fold into a {recipe.folding}; choose another folding."
             )
 
 
-def consumers_to_keep(policy: Policy, recipe: Recipe, maps: Mapping[str, AffineMap] | None = None) -> dict[str, str]:
+def layers_to_keep(policy: Policy, recipe: Recipe, maps: Mapping[str, AffineMap] | None = None) -> dict[str, str]:
     """Layers that stay in floating point so that maps fold into them exactly, with the reason.
 
     Args:
@@ -95,146 +92,139 @@ def consumers_to_keep(policy: Policy, recipe: Recipe, maps: Mapping[str, AffineM
         return {}
     if recipe.folding == "auto" and recipe.order == "allocation-first":
         return {}
-    return {
-        interface.consumer: KEPT_FOR_FOLDING
-        for interface in interfaces_of(policy, recipe)
-        if maps is None or not maps[interface.observed].is_identity
-    }
+    kept: dict[str, str] = {}
+    for interface in interfaces_of(policy, recipe):
+        if maps is None or not maps[interface.name].is_identity:
+            fold = next((fold for fold in interface.folds if fold.side == "consumer"), None)
+            kept |= {} if fold is None else dict.fromkeys(fold.layers, KEPT_FOR_FOLDING)
+    return kept
 
 
-def fold(
-    policy: Policy,
-    interfaces: tuple[Interface, ...],
-    maps: Mapping[str, AffineMap],
-    plan: BitPlan,
-    layers: MutableMapping[str, QuantizedLinear],
-    folding: Folding,
-    rounder: Rounder,
-) -> tuple[FoldedInterface, ...]:
-    """Folds the map of every interface; the policy and `layers` are changed in place.
+class Folder:
+    """Puts maps into the weights of a policy.
 
     Args:
-        policy: Floating-point policy whose modules may be replaced; its tensors are not written to.
-        interfaces: What the maps belong to.
-        maps: The map of every interface by observed module; empty when nothing is compensated.
+        policy: Full-precision policy, which is not changed.
         plan: Which layers are quantized.
-        layers: The quantized layers.
-        folding: Where maps go.
+        folding: On which side of an interface its map goes.
         rounder: Rounds the weights that maps were folded into.
     """
-    return tuple(
-        _fold_one(policy, interface, maps[interface.observed], plan, layers, folding, rounder)
-        for interface in interfaces
-        if interface.observed in maps
-    )
 
+    def __init__(self, policy: Policy, plan: BitPlan, folding: Folding, rounder: Rounder) -> None:
+        self._plan, self._folding, self._rounder = plan, folding, rounder
+        self._tensors = policy.tensors()
 
-def _fold_one(
-    policy: Policy,
-    interface: Interface,
-    affine: AffineMap,
-    plan: BitPlan,
-    layers: MutableMapping[str, QuantizedLinear],
-    folding: Folding,
-    rounder: Rounder,
-) -> FoldedInterface:
-    observed = interface.observed
-    kind = _kind(interface, affine, plan, folding)
-    LOG.info("%s: folding %s", observed, kind)
-    if kind == "none":
-        return FoldedInterface(observed=observed, kind=kind)
-    if kind.startswith("producer"):
-        error = _into_producer(policy, interface.producer, affine, plan, layers, rounder, kind)
-        return FoldedInterface(observed=observed, kind=kind, layer=interface.producer, rounding_error=error)
-    error = _into_consumer(policy, interface.consumer, affine, plan, layers, rounder)
-    for path in interface.constants:
-        parent, _, leaf = path.rpartition(".")
-        moved = fold_constant(policy.get_parameter(path), affine)
-        setattr(policy.get_submodule(parent), leaf, nn.Parameter(moved, requires_grad=False))
-    return FoldedInterface(
-        observed=observed,
-        kind=kind,
-        layer=interface.consumer,
-        constants=interface.constants,
-        rounding_error=error,
-    )
+    def fold_of(self, interface: Interface) -> Fold:
+        """The fold that takes the map of an interface; see the module."""
+        allowed = [fold for fold in interface.folds if self._folding in ("auto", fold.side)]
+        exact = (fold for fold in allowed if not any(self._quantized(layer) for layer in fold.layers))
+        return next(exact, allowed[-1])
 
+    def put(
+        self,
+        maps: Mapping[str, AffineMap],
+        interfaces: Iterable[Interface],
+        target: Policy,
+        layers: MutableMapping[str, QuantizedLinear],
+    ) -> tuple[FoldedInterface, ...]:
+        """Folds the map of every interface.
 
-def _kind(interface: Interface, affine: AffineMap, plan: BitPlan, folding: Folding) -> str:
-    """The first rule of the module's list that applies."""
-    if affine.is_identity:
-        return "none"
-    into_producer = interface.exact_producer and folding != "consumer"
-    if plan[interface.consumer].kept and folding != "producer":
-        return "consumer"
-    if into_producer:
-        positive = affine.is_diagonal and bool((affine.matrix.diagonal() > 0).all())
-        return "producer-scale" if positive and not plan[interface.producer].kept else "producer-weight"
-    return "consumer-rounded"
+        Args:
+            maps: The map of every interface by name; an interface without one is left out.
+            interfaces: What the maps belong to.
+            target: Floating-point policy whose modules and parameters are replaced; its tensors are not written to.
+            layers: The quantized layers, some of which are replaced.
+        """
+        folds = {interface.name: self.fold_of(interface) for interface in interfaces if interface.name in maps}
+        parameters: dict[str, Tensor] = {}
+        changed: dict[str, FoldedLayer] = {}
+        for name, fold in folds.items():
+            if not maps[name].is_identity:
+                # Two folds may change one layer: the second finds what the first has left.
+                present = ChainMap(parameters, _tensors_of(changed), cast("dict[str, Tensor]", self._tensors))
+                folded = fold.folded(maps[name], present)
+                parameters |= folded.parameters
+                changed |= {layer: _after(changed.get(layer), new) for layer, new in folded.layers.items()}
+        for path, value in parameters.items():
+            parent, _, leaf = path.rpartition(".")
+            setattr(target.get_submodule(parent), leaf, nn.Parameter(value.float(), requires_grad=False))
+        errors: dict[str, float] = {}
+        for layer, new in changed.items():
+            if not self._quantized(layer):
+                replace_module(target, layer, _linear(new))
+            elif new.gain is not None:
+                layers[layer] = self._rescaled(layer, layers[layer], new)
+            else:
+                rounded, errors[layer] = self.rounded(layer, new)
+                layers[layer] = self._rounder.layer(layer, rounded, _float(new.bias))
+        return tuple(self._described(name, fold, maps[name], changed, errors) for name, fold in folds.items())
 
+    def rounded(self, layer: str, new: FoldedLayer) -> tuple[QuantizedMatrix, float]:
+        """The new weight of a quantized layer, rounded for its transformed input, and the relative error of that."""
+        transformed = self._rounder.transformed(layer, new.weight.float())
+        rounded = self._rounder.round(layer, transformed, self._plan[layer].num_bits)
+        error = (rounded.dequantize(torch.float64) - transformed).norm() / transformed.double().norm()
+        return rounded, float(error)
 
-def _into_consumer(
-    policy: Policy,
-    name: str,
-    affine: AffineMap,
-    plan: BitPlan,
-    layers: MutableMapping[str, QuantizedLinear],
-    rounder: Rounder,
-) -> float | None:
-    """Folds into the consumer; returns the error of rounding when it is quantized."""
-    weight, bias = fold_into_consumer(*_weight_and_bias(policy, name), affine)
-    if plan[name].kept:
-        replace_module(policy, name, _linear(weight, bias))
-        return None
-    bits = plan[name].num_bits
-    transformed = rounder.transformed(name, weight)
-    rounded = rounder.round(name, transformed, bits)
-    layers[name] = rounder.layer(name, rounded, bias)
-    return float((rounded.dequantize(torch.float64) - transformed).norm() / transformed.double().norm())
+    def treatment(self, layer: str, new: FoldedLayer) -> Treatment:
+        """What is done with a layer that has taken in a map."""
+        if not self._quantized(layer):
+            return "float"
+        return "rounded" if new.gain is None else "rescaled"
 
+    def _quantized(self, layer: str) -> bool:
+        return not self._plan[layer].kept
 
-def _into_producer(
-    policy: Policy,
-    name: str,
-    affine: AffineMap,
-    plan: BitPlan,
-    layers: MutableMapping[str, QuantizedLinear],
-    rounder: Rounder,
-    kind: str,
-) -> float | None:
-    """Folds into the producer; returns the error of rounding its weight again."""
-    weight, bias = _weight_and_bias(policy, name)
-    bits = plan[name].num_bits
-    if kind == "producer-scale":
-        before = layers[name]
-        scale, new_bias = fold_gain_into_producer(
-            before.weight_scale, before.bias, affine.matrix.diagonal(), affine.shift
+    def _rescaled(self, layer: str, before: QuantizedLinear, new: FoldedLayer) -> QuantizedLinear:
+        assert new.gain is not None
+        scale = (before.weight_scale.to(torch.float64) * new.gain.unsqueeze(1)).float()
+        return self._rounder.layer(layer, replace(before.quantized_matrix(), scale=scale), _float(new.bias))
+
+    def _described(
+        self,
+        name: str,
+        fold: Fold,
+        affine: AffineMap,
+        changed: Mapping[str, FoldedLayer],
+        errors: Mapping[str, float],
+    ) -> FoldedInterface:
+        if affine.is_identity:
+            LOG.info("%s: nothing to fold", name)
+            return FoldedInterface(interface=name, kind="none")
+        kind = fold.kind(frozenset(self.treatment(layer, changed[layer]) for layer in fold.layers))
+        LOG.info("%s: folding %s", name, kind)
+        return FoldedInterface(
+            interface=name,
+            kind=kind,
+            layers=fold.layers,
+            parameters=fold.parameters,
+            rounding_errors={layer: errors[layer] for layer in fold.layers if layer in errors},
         )
-        layers[name] = rounder.layer(name, replace(before.quantized_matrix(), scale=scale), new_bias)
-        return None
-    if plan[name].kept:
-        # A linear layer in floating point takes W' = M W and b' = M b + d without a second rounding.
-        folded = affine.matrix @ weight.double()
-        new_bias = affine.shift if bias is None else affine(bias)
-        replace_module(policy, name, _linear(folded.float(), new_bias.float()))
-        return None
-
-    # The map acts on rows and the transform of the input on columns: their order does not matter.
-    transformed = rounder.transformed(name, weight)
-    result = fold_into_producer_weight(transformed, bias, affine, lambda values: rounder.round(name, values, bits))
-    layers[name] = rounder.layer(name, result.weight, result.bias)
-    return result.rounding_error
 
 
-def _weight_and_bias(policy: Policy, name: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    tensors = policy.tensors()
-    return tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+def _after(before: FoldedLayer | None, new: FoldedLayer) -> FoldedLayer:
+    """A layer that has taken in a second map."""
+    if before is None:
+        return new
+    gain = None if before.gain is None or new.gain is None else before.gain * new.gain
+    return replace(new, gain=gain, restore=lambda weight: before.restore(new.restore(weight)))
 
 
-def _linear(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"]) -> nn.Linear:
+def _tensors_of(changed: Mapping[str, FoldedLayer]) -> dict[str, Tensor]:
+    """Weights and biases by name."""
+    weights = {f"{layer}.weight": new.weight for layer, new in changed.items()}
+    return weights | {f"{layer}.bias": new.bias for layer, new in changed.items() if new.bias is not None}
+
+
+def _float(bias: Float[Tensor, " out"] | None) -> Float[Tensor, " out"] | None:
+    return None if bias is None else bias.float()
+
+
+def _linear(new: FoldedLayer) -> nn.Linear:
     """A linear layer with these values."""
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
+        layer = nn.Linear(new.weight.shape[1], new.weight.shape[0], bias=new.bias is not None)
+    layer.weight = nn.Parameter(new.weight.float(), requires_grad=False)
+    if new.bias is not None:
+        layer.bias = nn.Parameter(new.bias.float(), requires_grad=False)
     return layer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from daptq.errors import RecipeError
-from daptq.policies.contract import Interface, Policy
+from daptq.interfaces.contract import Interface
+from daptq.policies.contract import Policy
 from daptq.quantization.recipe import Recipe
 
 __all__ = ["check_interfaces", "interfaces_of"]
@@ -18,22 +19,23 @@ def check_interfaces(policy: Policy, recipe: Recipe) -> None:
     """Refuses interfaces that the policy does not have, before any long work.
 
     Raises:
-        RecipeError: A producer or consumer is no linear layer, an observed module or a constant does not exist, or two
-            interfaces are observed at one module.
+        RecipeError: A fold changes what is no linear layer or parameter, a tap is at no module, or two interfaces have
+            one name.
     """
     layers = policy.linear_layers()
     modules = {name for name, _ in policy.named_modules()}
     parameters = {name for name, _ in policy.named_parameters()}
     interfaces = interfaces_of(policy, recipe)
     for interface in interfaces:
-        unknown = [path for path in (interface.producer, interface.consumer) if path not in layers]
-        unknown += [path for path in (interface.observed,) if path not in modules]
-        unknown += [path for path in interface.constants if path not in parameters]
+        unknown = [] if interface.tap.module in modules else [interface.tap.module]
+        for fold in interface.folds:
+            unknown += [path for path in fold.layers if path not in layers]
+            unknown += [path for path in fold.parameters if path not in parameters]
         if unknown:
             raise RecipeError(
                 f"interfaces must name layers, modules and parameters of the policy, got {unknown}. "
                 "See `daptq inspect` for the layers."
             )
-    observed = [interface.observed for interface in interfaces]
-    if twice := sorted({path for path in observed if observed.count(path) > 1}):
-        raise RecipeError(f"interfaces must be observed at one module each, got {twice} twice. Leave one out.")
+    names = [interface.name for interface in interfaces]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(f"interfaces must have a name each, got {twice} twice. Leave one out.")

@@ -20,8 +20,8 @@ from typing import Any, cast
 from daptq.allocation.plan import BFLOAT16, BitPlan
 from daptq.artifacts import Artifact, hash_tensors, provenance, read_artifact, require_new_output, write_json
 from daptq.calibration.contract import CalibrationSource, open_named_source, source_name
-from daptq.compensation.affine import AffineMap
 from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError, RecipeError
+from daptq.interfaces.affine import AffineMap
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.contract import Policy
@@ -37,7 +37,7 @@ from daptq.quantization.assembly import assemble, share_tensors
 from daptq.quantization.compensation import COMPENSATION_KIND, compensation_content, read_maps
 from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
 from daptq.quantization.drift_model import check_drift_model
-from daptq.quantization.folding import check_folding, consumers_to_keep, fold
+from daptq.quantization.folding import Folder, check_folding, layers_to_keep
 from daptq.quantization.interfaces import check_interfaces, interfaces_of
 from daptq.quantization.layer_times import TIMES_KIND, faster_in_float, layer_times
 from daptq.quantization.profile import PROFILE_KIND, DriftProfile
@@ -137,17 +137,18 @@ class _Run:
         if recipe.order == "compensation-first":
             initial = bit_plan(policy, recipe, scores={}, keep=faster)
             maps, decisions = self._compensation(initial, rounded, profile, statistics)
-            plan = bit_plan(policy, recipe, scores=scores, keep=faster | consumers_to_keep(policy, recipe, maps))
+            plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe, maps))
             plan, verification = self._verified(plan, scores, rounded, profile)
         else:
-            plan = bit_plan(policy, recipe, scores=scores, keep=faster | consumers_to_keep(policy, recipe))
+            plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe))
             plan, verification = self._verified(plan, scores, rounded, profile)
             maps, decisions = self._compensation(plan, rounded, profile, statistics)
         final = share_tensors(policy)
         # Folding replaces some layers; the others are built when they are written, one at a time.
         replaced: dict[str, QuantizedLinear] = {}
         layers = ChainMap(replaced, cast("dict[str, QuantizedLinear]", rounded.planned(plan)))
-        folded = fold(final, interfaces_of(policy, recipe), maps, plan, layers, recipe.folding, rounder)
+        folder = Folder(policy, plan, recipe.folding, rounder)
+        folded = folder.put(maps, interfaces_of(policy, recipe), final, layers)
         plan_json = {
             "layers": plan.to_json(),
             "drift_weights": None if profile is None else profile.drift_weights.tolist(),
@@ -155,7 +156,7 @@ class _Run:
             "calibration_states": 0 if profile is None else profile.states,
             "verification": verification,
         }
-        folding_json = [{**decisions[entry.observed], **entry.to_json()} for entry in folded]
+        folding_json = [{**decisions[entry.interface], **entry.to_json()} for entry in folded]
         write_json(self.workspace.path / "plan.json", {"plan": plan_json, "folding": folding_json})
         self.progress(0, 1, "write")
         save_quantized(

@@ -25,7 +25,7 @@ PROFILE_KIND = "profile"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DriftProfile:
-    """Statistics of a full-precision policy; interfaces are named by their observed module.
+    """Statistics of a full-precision policy, those of interfaces by the interface's name.
 
     Attributes:
         drift_weights: float64 (action_dim,), weight of every action dimension, mean 1.
@@ -34,7 +34,7 @@ class DriftProfile:
         steps: Number of calibration steps R behind the scores.
         states: Number of calibration states.
         moments: Mean and covariance of the representation over the states that maps are fitted to.
-        fitted: float32 (n, d) representations of those states, in order.
+        fitted: float32 (n, d) representations of those states, in order, one or several rows to a state.
         held_out: float32 (n, d) representations of the states that maps are judged by, in order.
         judged_on_fit: Whether the held-out states are, for want of others, the fitted ones.
     """
@@ -53,10 +53,10 @@ class DriftProfile:
         """The tensors of the artifact."""
         content = {"drift_weights": self.drift_weights}
         content |= {} if self.metric is None else {"metric": self.metric}
-        for observed, moments in self.moments.items():
-            content |= {f"{observed}/{key}": value for key, value in moments.tensors().items()}
-            content[f"{observed}/fitted"] = self.fitted[observed]
-            content[f"{observed}/held_out"] = self.held_out[observed]
+        for name, moments in self.moments.items():
+            content |= {f"{name}/{key}": value for key, value in moments.tensors().items()}
+            content[f"{name}/fitted"] = self.fitted[name]
+            content[f"{name}/held_out"] = self.held_out[name]
         return content
 
     def metadata(self) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class DriftProfile:
             )
         data = artifact.metadata
 
-        def moments(observed: str) -> Moments:
-            return Moments.from_tensors({k: artifact.tensor(f"{observed}/{k}") for k in ("count", "mean", "scatter")})
+        def moments(name: str) -> Moments:
+            return Moments.from_tensors({k: artifact.tensor(f"{name}/{k}") for k in ("count", "mean", "scatter")})
 
         return cls(
             drift_weights=artifact.tensor("drift_weights").to(torch.float64),
@@ -92,8 +92,8 @@ class DriftProfile:
             scores=data["scores"],
             steps=data["steps"],
             states=data["states"],
-            moments={observed: moments(observed) for observed in data["interfaces"]},
-            fitted={observed: artifact.tensor(f"{observed}/fitted") for observed in data["interfaces"]},
-            held_out={observed: artifact.tensor(f"{observed}/held_out") for observed in data["interfaces"]},
+            moments={name: moments(name) for name in data["interfaces"]},
+            fitted={name: artifact.tensor(f"{name}/fitted") for name in data["interfaces"]},
+            held_out={name: artifact.tensor(f"{name}/held_out") for name in data["interfaces"]},
             judged_on_fit=data["judged_on_fit"],
         )

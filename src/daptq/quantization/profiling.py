@@ -14,8 +14,9 @@ from daptq.calibration.contract import CalibrationSource, batch_size, checked, l
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
 from daptq.drift.loss import drift_loss
 from daptq.errors import CalibrationDataError
+from daptq.interfaces.contract import Interface
 from daptq.observations import ACTION, STATE
-from daptq.policies.contract import Batch, Interface, Policy
+from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
 from daptq.quantization.allocation import float_linear, layers_in_scope
 from daptq.quantization.interfaces import interfaces_of
@@ -131,13 +132,13 @@ def observe(
     statistics = InterfaceStatistics()
     for index, (batch, generator) in enumerate(calibration):
 
-        def sink(observed: str, representation: Tensor, index: int = index) -> None:
+        def sink(name: str, representation: Tensor, index: int = index) -> None:
             if calibration.fits(index):
-                statistics.fit(observed, representation)
+                statistics.fit(name, representation)
             if calibration.judges(index):
-                statistics.hold_out(observed, representation)
+                statistics.hold_out(name, representation)
 
-        with observe_interfaces(policy, interfaces, sink):
+        with observe_interfaces(policy, interfaces, batch, sink, seed=index):
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics

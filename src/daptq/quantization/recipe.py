@@ -21,8 +21,10 @@ from daptq.compensation.paired import PairedConfig
 from daptq.drift.contract import DriftModel
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
+from daptq.interfaces.as_json import interface_from_json, interface_to_json
+from daptq.interfaces.contract import Interface
 from daptq.kernels.linear.arithmetic import ACTIVATION_BITS
-from daptq.policies.contract import Interface, Role
+from daptq.policies.contract import Role
 from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
@@ -150,10 +152,9 @@ class Recipe:
             arXiv 2604.11572), or the other way round (its section 3.5).
         float_where_faster: Whether layers that are faster in bfloat16 than with any low-bit kernel, as measured on this
             machine at the policy's own shapes, stay bfloat16.
-        folding: Where a compensating map goes: into the layer that consumes the representation, into the one that
-            produces it, or ``"auto"``: into the consumer when that stays in floating point, else into the producer
-            when its output is the representation itself, else into the consumer before that is rounded. With
-            compensation first nothing is allocated yet, so a consumer that is needed is kept in floating point.
+        folding: Which folds of an interface can take its map: those into what consumes the representation, those into
+            what produces it, or ``"auto"``, all of them: the first whose layers stay in floating point, else the last.
+            With compensation first nothing is allocated yet, so consumers that are needed are kept in floating point.
     """
 
     name: str
@@ -244,6 +245,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object; each stage names its method."""
         obj = asdict(self)
+        obj["interfaces"] = None if self.interfaces is None else [interface_to_json(one) for one in self.interfaces]
         for stage in (*_STAGES, *_FOUND):
             config = getattr(self, stage)
             if hasattr(config, "method"):
@@ -256,6 +258,7 @@ class Recipe:
 
         Raises:
             RecipeError: A key is unknown or missing, or a value is outside its range.
+            InvalidInputError: An interface is not complete.
             UnknownNameError: No method of a stage has the name that is given; the message suggests near names.
         """
         values = dict(obj)
@@ -266,10 +269,7 @@ class Recipe:
             if isinstance(values.get(stage), Mapping):
                 values[stage] = _stage_from_json(stage, methods, values[stage])
         if values.get("interfaces") is not None:
-            values["interfaces"] = tuple(
-                _build(Interface, {**entry, "constants": tuple(entry.get("constants", ()))}, "interfaces")
-                for entry in values["interfaces"]
-            )
+            values["interfaces"] = tuple(interface_from_json(entry) for entry in values["interfaces"])
         recipe: Recipe = _build(cls, values, "recipe")
         return recipe
 

@@ -1,16 +1,15 @@
 """What rounding and weighted compensation read of the full-precision policy, from more passes over the data.
 
 Gram matrices of the layers' inputs (GPTQ), and for every interface the matrix H = E[J^T G J], J the derivative of the
-executed chunk with respect to the representation: what an error of the representation does to the robot [mm^2]. Both
-come from the complete denoising loop; where drift weighs, from one backward pass through it per batch. A pass serves as
-many layers as a fixed amount of memory holds.
+executed chunk with respect to the representation: what an error of the representation does to the robot [mm^2], where
+errors of several rows of a state count as independent. Both come from the complete denoising loop; where drift weighs,
+from one backward pass through it per batch. A pass serves as many layers as a fixed amount of memory holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -19,9 +18,11 @@ from torch import Tensor
 from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.gram import observe_grams
+from daptq.calibration.observers import check_mask
 from daptq.compensation.paired import PairedConfig
-from daptq.layers.watching import watch
-from daptq.policies.contract import Interface, Policy
+from daptq.interfaces.contract import Interface
+from daptq.policies.contract import Batch, Policy
+from daptq.policies.taps import watch_taps
 from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.interfaces import interfaces_of
@@ -63,7 +64,7 @@ def statistics_content(
         progress: Called as progress(done, total, "statistics") after every batch.
 
     Returns:
-        Tensors float64 ``<layer>/gram`` and ``<observed>/sensitivity``, computed group by group as they are taken.
+        Tensors float64 ``<layer>/gram`` and ``<interface>/sensitivity``, computed group by group as they are taken.
     """
     rounding = recipe.rounding if isinstance(recipe.rounding, GptqConfig) else None
     weighted = rounding is not None and rounding.drift_weighted
@@ -118,22 +119,23 @@ def _one_pass(
             if backward:
                 assert root is not None
                 states = batch_size(batch)
-                with _representation_gradients(policy, interfaces, states) as gradients:
+                gradients = _RepresentationGradients(policy, interfaces, batch)
+                with gradients.watched(policy):
                     value = probe(policy.denoised_chunk(batch, generator), root, probe_generator(generator))
                     torch.autograd.grad(value, [*parameters.values(), *gradients.leaves], allow_unused=True)
-                for observed, total in gradients.sums.items():
-                    added = total.mT @ total * (states / calibration.states)
-                    sensitivities[observed] = sensitivities.get(observed, torch.zeros_like(added)) + added
+                for name, product in gradients.products():
+                    added = product * (states / calibration.states)
+                    sensitivities[name] = sensitivities.get(name, torch.zeros_like(added)) + added
             else:
                 with torch.no_grad():
                     policy.denoised_chunk(batch, generator)
             report(index + 1)
     yield from grams.tensors().items()
-    yield from ((f"{observed}/sensitivity", h) for observed, h in sensitivities.items())
+    yield from ((f"{name}/sensitivity", h) for name, h in sensitivities.items())
 
 
 def interface_sensitivities(statistics: Artifact | None) -> dict[str, Float[Tensor, "d d"]]:
-    """H of every interface by observed module, as far as the pass collected it."""
+    """H of every interface by name, as far as the pass collected it."""
     if statistics is None:
         return {}
     ending = "/sensitivity"
@@ -145,35 +147,55 @@ def _weighted_map(recipe: Recipe) -> bool:
     return isinstance(recipe.compensation, PairedConfig) and recipe.compensation.weighted
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Gradients:
-    """What one backward pass says about representations.
+class _RepresentationGradients:
+    """What one backward pass says about the representations of a batch.
+
+    Args:
+        policy: Says which rows are padding.
+        interfaces: Where representations are read.
+        batch: What the policy reads.
 
     Attributes:
-        sums: float64 (states, d) by observed module, added up over the uses of a representation.
         leaves: Representations that depend on no parameter with a gradient; the backward pass must be asked for them.
     """
 
-    sums: dict[str, Float[Tensor, "states d"]] = field(default_factory=dict)
-    leaves: list[Tensor] = field(default_factory=list)
+    def __init__(self, policy: Policy, interfaces: tuple[Interface, ...], batch: Batch) -> None:
+        self.leaves: list[Tensor] = []
+        self._interfaces = {interface.name: interface for interface in interfaces}
+        self._masks = {name: policy.interface_mask(name, batch) for name in self._interfaces}
+        self._states = batch_size(batch)
+        self._sums: dict[str, Float[Tensor, "states rows d"]] = {}
+        self._seen: dict[str, list[Tensor]] = {}
 
+    @contextmanager
+    def watched(self, policy: Policy) -> Iterator[None]:
+        """Within the block gradients with respect to each row of a representation are added up over its uses."""
+        with watch_taps(policy, {name: interface.tap for name, interface in self._interfaces.items()}, self._follow):
+            yield
 
-@contextmanager
-def _representation_gradients(policy: Policy, interfaces: tuple[Interface, ...], states: int) -> Iterator[_Gradients]:
-    """Within the block, gradients with respect to the representation of each state are added up over its uses.
+    def products(self) -> Iterator[tuple[str, Float[Tensor, "d d"]]]:
+        """Sum of g g^T over the rows of all states, by interface; the rows of a state add up as independent errors."""
+        for name, total in self._sums.items():
+            rows = total.flatten(0, 1)
+            yield name, rows.mT @ rows
 
-    The first rows that an interface's observed module reads are those of the states, see `Interface.observed`.
-    """
-    gradients = _Gradients()
-
-    def add(observed: str, gradient: Tensor) -> None:
-        rows = gradient.detach()[:states].reshape(-1, gradient.shape[-1]).to(torch.float64)
-        gradients.sums[observed] = gradients.sums[observed] + rows if observed in gradients.sums else rows
-
-    def add_hook(observed: str, representation: Tensor) -> None:
+    def _follow(self, name: str, representation: Tensor) -> None:
+        seen = self._seen.setdefault(name, [])
+        constant = self._interfaces[name].tap.rows(representation.detach(), self._states) is None
+        # A tensor that is read again has one gradient for all its uses.
+        if constant or any(representation is other for other in seen):
+            return
+        seen.append(representation)
         if not representation.requires_grad:
-            gradients.leaves.append(representation.requires_grad_())
-        representation.register_hook(lambda gradient: add(observed, gradient))
+            self.leaves.append(representation.requires_grad_())
+        representation.register_hook(lambda gradient: self._add(name, gradient))
 
-    with watch(policy, [interface.observed for interface in interfaces], add_hook):
-        yield gradients
+    def _add(self, name: str, gradient: Tensor) -> None:
+        rows = self._interfaces[name].tap.rows(gradient.detach(), self._states)
+        assert rows is not None
+        rows = rows.to(torch.float64)
+        mask = self._masks[name]
+        if mask is not None:
+            check_mask(rows, mask)
+            rows = rows * mask.to(rows.device).unsqueeze(2)
+        self._sums[name] = self._sums[name] + rows if name in self._sums else rows

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.environments.contract import Environment, Info, Observation
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.observations import STATE, ImageSizes
 from daptq.policies.action_space import END_EFFECTOR_DELTA
-from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
+from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 
 TASKS = ("left", "right")
 VARIANTS = {
@@ -251,15 +253,7 @@ class Reader(Pusher):
             self.consumer.bias.zero_()
 
     def interfaces(self) -> tuple[Interface, ...]:
-        return (
-            Interface(
-                producer="gain",
-                observed="consumer",
-                consumer="consumer",
-                exact_producer=False,
-                constants=("constant",),
-            ),
-        )
+        return (Interface("consumer", Tap("consumer"), (IntoConsumers(("consumer",), ("constant",)),)),)
 
     def condition(self, batch: Batch) -> Condition:
         sides = torch.tensor([0.01 if "left" in task else -0.01 for task in batch["task"]])

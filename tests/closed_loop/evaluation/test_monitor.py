@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
-from daptq.compensation.affine import AffineMap
 from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.evaluation.watched_drive import drive, take_reference
+from daptq.interfaces.affine import AffineMap
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.monitoring.interface_reference import RIDGE, InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from daptq.calibration.contract import CalibrationSource
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_consumers import IntoConsumers
+from daptq.interfaces.into_producer import IntoProducer
 from daptq.observations import ACTION, STATE, TASK
 from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Interface, Policy, Prediction
+from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 
 
 class HeldBatches(CalibrationSource):
@@ -68,15 +71,8 @@ class ChainPolicy(Policy):
         return tuple(Block(name=name, role=role) for name, role in roles)  # type: ignore[arg-type]
 
     def interfaces(self) -> tuple[Interface, ...]:
-        return (
-            Interface(
-                producer="language.2",
-                observed="consumer",
-                consumer="consumer",
-                exact_producer=True,
-                constants=("null",),
-            ),
-        )
+        folds = (IntoConsumers(("consumer",), ("null",)), IntoProducer("language.2"))
+        return (Interface("consumer", Tap("consumer"), folds),)
 
     def head_stack(self) -> tuple[str, ...]:
         return tuple(f"stack.{i}" for i in range(3))

@@ -85,7 +85,7 @@ def test_da_ptq_follows_algorithm_1(cogact: CogACTPolicy, tmp_path: Path, held: 
     assert plan["calibration_steps"] == 8
     (folding,) = metadata(out)["folding"]
     assert folding["kind"] == "consumer"
-    assert folding["layer"] == CONSUMER
+    assert folding["layers"] == [CONSUMER]
     assert folding["fitted_states"] == 12
     assert folding["judged_states"] == 4
     assert folding["errors"][folding["map"]] <= folding["errors"]["none"]
@@ -100,7 +100,7 @@ def test_allocation_first_folds_where_the_plan_allows(cogact: CogACTPolicy, tmp_
     out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")
     (folding,) = metadata(out)["folding"]
     assert folding["kind"] == "consumer-rounded"
-    assert 0 < folding["rounding_error"] < 0.3
+    assert 0 < folding["rounding_errors"][CONSUMER] < 0.3
     assert reasons(out)[CONSUMER] == (4, "rest")
 
 

@@ -17,10 +17,12 @@ from daptq.allocation.verification import VerificationConfig
 from daptq.artifacts import read_artifact
 from daptq.catalog import DRIFT_MODELS
 from daptq.errors import RecipeError
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_consumers import IntoConsumers
+from daptq.interfaces.into_norm import IntoNorm
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.cogact_small import CogACTPolicy
-from daptq.policies.contract import Interface
 from daptq.quantization.allocation import float_linear, layer_resources
 from daptq.quantization.groups import groups
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
@@ -259,24 +261,23 @@ def test_interfaces_of_the_recipe_take_the_place_of_the_familys(
     cogact: CogACTPolicy, tmp_path: Path, held: Any
 ) -> None:
     """Between two layers of the projector: an interface with many tokens to a state."""
-    inner = Interface(
-        producer="projector.fc1", observed="projector.fc2", consumer="projector.fc2", exact_producer=False
-    )
+    inner = Interface("inner", Tap("projector.fc2"), (IntoConsumers(("projector.fc2",)),))
     for recipe in (da_ptq_plus(), da_ptq()):
         own = replace(recipe, interfaces=(inner,), sensitivity=small().sensitivity, allocation=None, verification=None)
         folding = metadata(quantize(cogact, own, data=held(cogact, 4), output=tmp_path / recipe.name))["folding"]
-        assert [entry["observed"] for entry in folding] == ["projector.fc2"]
-    assert [interface.observed for interface in cogact.interfaces()] != ["projector.fc2"]
+        assert [entry["interface"] for entry in folding] == ["inner"]
+    assert [interface.name for interface in cogact.interfaces()] != ["inner"]
 
 
 def test_an_interface_that_the_policy_does_not_have_is_refused(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
     (default,) = cogact.interfaces()
-    for change in ({"producer": "nowhere"}, {"consumer": "projector"}, {"observed": "x"}, {"constants": ("y",)}):
-        recipe = replace(da_ptq(), interfaces=(replace(default, **change),))
+    folds = (IntoConsumers(("nowhere",)), IntoConsumers(("projector",)), IntoConsumers((), ("y",)), IntoNorm("x"))
+    for change in ({"tap": Tap("x")}, *({"folds": (fold,)} for fold in folds)):
+        recipe = replace(da_ptq(), interfaces=(replace(default, **change),))  # type: ignore[arg-type]
         with pytest.raises(RecipeError, match="interfaces must name layers, modules and parameters of the policy"):
             quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out", progress=never)
     twice = replace(da_ptq(), interfaces=(default, default))
-    with pytest.raises(RecipeError, match="observed at one module each"):
+    with pytest.raises(RecipeError, match="must have a name each"):
         quantize(cogact, twice, data=held(cogact, 2), output=tmp_path / "out", progress=never)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from daptq.allocation.plan import BitPlan, LayerBits
-from daptq.compensation.affine import AffineMap
 from daptq.errors import RecipeError
+from daptq.interfaces.affine import AffineMap
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
 from daptq.policies.cogact_small import CogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.quantization.assembly import share_tensors
-from daptq.quantization.folding import fold
+from daptq.quantization.folding import Folder
 from daptq.quantization.rounding import Rounder
 from daptq.recipes import Recipe, da_ptq, quantize
 from daptq.rounding.nearest import round_weight
@@ -79,7 +79,7 @@ def explicit(policy: Policy, affine: AffineMap, constant: Tensor) -> Iterator[No
         return inputs if torch.equal(z, constant) else (affine(z).float(),)
 
     (interface,) = policy.interfaces()
-    handle = policy.get_submodule(interface.consumer).register_forward_pre_hook(hook)
+    handle = policy.get_submodule(interface.tap.module).register_forward_pre_hook(hook)
     try:
         yield
     finally:
@@ -90,17 +90,10 @@ def folded(policy: Policy, affine: AffineMap, kept: set[str], recipe: Recipe) ->
     """Answers of the folded policy and of the policy with the explicit map, and the folding."""
     plan = plan_of(policy, kept)
     (interface,) = policy.interfaces()
-    constant = policy.get_parameter(interface.constants[0])
+    constant = policy.get_parameter(interface.folds[0].parameters[0])
     target, layers = prepared(policy, plan)
-    (entry,) = fold(
-        target,
-        (interface,),
-        {interface.observed: affine},
-        plan,
-        layers,
-        recipe.folding,
-        Rounder(policy, recipe, None, None),
-    )
+    folder = Folder(policy, plan, recipe.folding, Rounder(policy, recipe, None, None))
+    (entry,) = folder.put({interface.name: affine}, (interface,), target, layers)
     reference = placed(*prepared(policy, plan))
     with explicit(reference, affine, constant):
         expected = predicted(reference)
@@ -116,9 +109,9 @@ def test_consumer_in_floating_point_is_exact(chain: Policy, make: Any) -> None:
     affine = make(10)
     answer, expected, entry = folded(chain, affine, {"consumer"}, da_ptq())
     assert entry.kind == "consumer"
-    assert entry.layer == "consumer"
-    assert entry.constants == ("null",)
-    assert entry.rounding_error is None
+    assert entry.layers == ("consumer",)
+    assert entry.parameters == ("null",)
+    assert entry.rounding_errors == {}
     # float32 weights and constants behind one 10-wide product and three blocks, 8-bit activations in between: a value
     # beside a rounding midpoint may fall to its other neighbour, 1/254 of the largest value.
     assert error(answer, expected) < 2e-3
@@ -140,7 +133,7 @@ def test_guidance_without_condition_answers_as_before(cogact: CogACTPolicy) -> N
     target, layers = prepared(cogact, plan)
     (interface,) = cogact.interfaces()
     rounder = Rounder(cogact, da_ptq(), None, None)
-    fold(target, (interface,), {interface.observed: dense(48)}, plan, layers, "auto", rounder)
+    Folder(cogact, plan, "auto", rounder).put({interface.name: dense(48)}, (interface,), target, layers)
     net, moved = cogact.action_model.net, target.get_submodule("action_model.net")
     with torch.no_grad():
         before = net.z_embedder.linear(net.z_embedder.uncondition)
@@ -153,8 +146,8 @@ def test_guidance_without_condition_answers_as_before(cogact: CogACTPolicy) -> N
 def test_gain_folds_exactly_into_the_scales_of_the_producer(chain: Policy, folding: Any) -> None:
     answer, expected, entry = folded(chain, diagonal(10), set(), da_ptq(folding=folding))
     assert entry.kind == "producer-scale"
-    assert entry.layer == "language.2"
-    assert entry.constants == ()
+    assert entry.layers == ("language.2",)
+    assert entry.parameters == ()
     assert error(answer, expected) < 2e-3
 
 
@@ -162,14 +155,14 @@ def test_dense_map_folds_into_the_producer_and_is_rounded_again(chain: Policy) -
     answer, expected, entry = folded(chain, dense(10), set(), da_ptq(folding="producer"))
     assert entry.kind == "producer-weight"
     # Eight bits: half a step of 1/127 of a row's largest weight.
-    assert 0 < entry.rounding_error < 0.01
+    assert 0 < sum(entry.rounding_errors.values()) < 0.01
     assert error(answer, expected) < 0.02
 
 
 def test_dense_map_folds_exactly_into_a_producer_in_floating_point(chain: Policy) -> None:
     answer, expected, entry = folded(chain, dense(10), {"language.2"}, da_ptq(folding="producer"))
     assert entry.kind == "producer-weight"
-    assert entry.rounding_error is None
+    assert entry.rounding_errors == {}
     assert error(answer, expected) < 2e-3
 
 
@@ -177,14 +170,14 @@ def test_consumer_is_rounded_after_folding_when_nothing_else_is_left(cogact: Cog
     affine = dense(48)
     answer, expected, entry = folded(cogact, affine, set(), da_ptq(folding="auto"))
     assert entry.kind == "consumer-rounded"
-    assert 0 < entry.rounding_error < 0.01
+    assert 0 < sum(entry.rounding_errors.values()) < 0.01
     assert error(answer, expected) < 0.1
 
 
 def test_identity_changes_nothing(chain: Policy) -> None:
     answer, _, entry = folded(chain, AffineMap.identity(10), set(), da_ptq())
     assert entry.kind == "none"
-    assert entry.layer is None
+    assert entry.layers == ()
     assert torch.equal(answer, predicted(placed(*prepared(chain, plan_of(chain, set())))))
 
 

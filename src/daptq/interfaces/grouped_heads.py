@@ -1,0 +1,28 @@
+"""Grouped-query attention: several query heads in turn read one kv head."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from daptq.errors import InvalidInputError
+
+__all__ = ["check_heads", "for_query_heads"]
+
+
+def check_heads(heads: int, kv_heads: int) -> None:
+    """Refuses numbers of heads that do not go together.
+
+    Raises:
+        InvalidInputError: The kv heads do not divide the query heads.
+    """
+    if kv_heads < 1 or heads < 1 or heads % kv_heads:
+        raise InvalidInputError(
+            f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}. Read both from the attention."
+        )
+
+
+def for_query_heads(values: Float[Tensor, "*n d"], heads: int, kv_heads: int) -> Float[Tensor, "*n in"]:
+    """Values of all kv heads, side by side, as the query heads read them."""
+    by_head: Tensor = values.unflatten(-1, (kv_heads, -1))
+    return by_head.repeat_interleave(heads // kv_heads, dim=-2).flatten(-2)
