@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from markdown_tables import result_markdown, task_markdown
 
 import daptq
 from daptq.artifacts import write_bytes, write_json
-from daptq.benchmarking.latency import measure_latency
 from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
-from daptq.report.table import markdown_table, task_table
+from daptq.evaluation.result import EvaluationResult
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}
@@ -55,56 +54,56 @@ def main(arguments: list[str] | None = None) -> None:
             progress=progress,
             journal=options.work / "episodes.jsonl",
         )
-    loaded = {options.policy: policy, **{label: daptq.load_policy(folder) for label, folder in folders.items()}}
-    result["latency"] = measure_latency(loaded, against=options.policy, repeats=100)
     stem = f"{result['provenance']['time'][:10]}-first-drive"
     write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
+    write_bytes(options.results / f"{stem}.md", page(EvaluationResult.from_json(result), stem).encode())
     print(options.results / f"{stem}.md")
 
 
-def page(result: Mapping[str, Any], stem: str) -> str:
+def page(result: EvaluationResult, stem: str) -> str:
     """The Markdown page.
 
     Args:
-        result: The evaluation, with its latency.
+        result: The evaluation.
         stem: Name of the JSON file without its ending.
     """
-    provenance, latency = result["provenance"], result["latency"]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)
-    states = result["comparisons"][0]["drift"]["identical_states"]
+    provenance = result.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items() if version)
+    states = result.comparisons[0].drift.identical_states
     return f"""# First drive
 
-{result["episodes"]} paired episodes on `{result["environment"]}`, {provenance["time"][:10]}, {provenance["cpu"]}
-({provenance["cpu_count"]} CPUs). Written by `benchmarks/first_drive.py`; every number with its interval is in
+{result.episodes} paired episodes on `{result.environment}`, {provenance.time[:10]}, {provenance.cpu}
+({provenance.cpu_count} CPUs). Written by `benchmarks/first_drive.py`; every number with its interval is in
 [{stem}.json]({stem}.json).
 
-{markdown_table(result)}
+{result_markdown(result)}
 
 Success counts at any step. Every policy starts from the same states and sees the same diffusion noise. Drift from
-identical states: {states["n"]} states of {states["episodes"]} full-precision episodes. Latency: median of
-{latency["repeats"]} predictions in turns, {latency["threads"]} threads, full precision in float32. Intervals are 95 %:
-Wilson (rates), Tango (paired differences).
+identical states: {states.n} states of {states.episodes} full-precision episodes. Intervals are 95 %: Wilson (rates),
+Tango (paired differences).
 
 {pairs_text(result)}
 
 ## By task
 
-{task_table(result)}
+{task_markdown(result)}
 
-Seed {result["seed"]}. Python {provenance["python"]}, {versions}.
+Seed {result.seed}. Python {provenance.python}, {versions}.
 """
 
 
-def pairs_text(result: Mapping[str, Any]) -> str:
+def pairs_text(result: EvaluationResult) -> str:
     """One line per comparison: discordant episodes, test, and the difference by the other rule."""
     lines = []
-    for comparison in result["comparisons"]:
-        paired, last = comparison["paired"], comparison["paired"]["at_last_step"]
+    for comparison in result.comparisons:
+        paired = comparison.paired
+        if paired is None:
+            continue
+        last = paired.at_last_step
         lines.append(
-            f"- {comparison['policy']}: {paired['only_baseline']} episodes lost, {paired['only_candidate']} won, exact "
-            f"McNemar p = {paired['mcnemar_p']:.3g}; at the last step {last['difference']:+.1f} points "
-            f"[{last['low']:+.1f}, {last['high']:+.1f}]."
+            f"- {comparison.policy}: {paired.only_baseline} episodes lost, {paired.only_candidate} won, exact "
+            f"McNemar p = {paired.mcnemar_p:.3g}; at the last step {last.difference:+.1f} points "
+            f"[{last.low:+.1f}, {last.high:+.1f}]."
         )
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.evaluation.watched_drive import drive
 from daptq.interfaces.affine import AffineMap
 from daptq.metrics.drift import episode_drift
+from daptq.metrics.success import Rate
 from daptq.metrics.summary import paired_summary, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
@@ -34,7 +35,7 @@ from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.monitoring.shift_detector import Assessment
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
-from daptq.report.table import rate_text
+from daptq.report.wording import rate_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REFERENCE_SEED, JUDGED_SEED, REFRESH_SEED = 1000, 0, 2000
@@ -248,7 +249,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
             (
                 run["run"],
                 str(run["n"]),
-                rate_text(run),
+                rate_text(Rate.from_json({name: run[name] for name in Rate.model_fields})),
                 points,
                 f"{drift['value']:.1f} [{drift['low']:.1f}, {drift['high']:.1f}]",
                 f"{np.median(run['scores']):.3g}",

@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import variant_markdown
+
 import daptq
 from daptq.artifacts import write_bytes, write_json
 from daptq.cli.console import reported_progress
+from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import evaluate_variants
-from daptq.report.table import gap_text, variant_markdown
+from daptq.report.table import gap_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -52,10 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
             progress=progress,
             journal=options.work / f"episodes-{options.episodes}",
         )
-    result = shortened(result)
     stem = f"{result['provenance']['time'][:10]}-robustness"
-    write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
+    write_json(options.results / f"{stem}.json", shortened(result))
+    write_bytes(options.results / f"{stem}.md", page(EvaluationResult.from_json(result), stem).encode())
     print(options.results / f"{stem}.md")
 
 
@@ -92,21 +94,21 @@ def shortened(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "policies": policies, "comparisons": nominal, "variants": variants}
 
 
-def page(result: Mapping[str, Any], stem: str) -> str:
+def page(result: EvaluationResult, stem: str) -> str:
     """The Markdown page.
 
     Args:
-        result: The evaluation, as `shortened` left it.
+        result: The evaluation with its variants.
         stem: Name of the JSON file without its ending.
     """
-    provenance, count = result["provenance"], len(result["variants"])
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)
-    gaps = "\n".join(f"- {gap['policy']}: {gap_text(gap)} points" for gap in result["robustness_gap"])
-    variants = "\n".join(f"| {entry['variant']} | {entry['description']} |" for entry in result["variants"])
+    provenance, entries = result.provenance, result.variants or ()
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items() if version)
+    gaps = "\n".join(f"- {gap.policy}: {gap_text(gap)} points" for gap in result.robustness_gap or ())
+    variants = "\n".join(f"| {entry.variant} | {entry.description} |" for entry in entries)
     return f"""# Beyond the nominal scene
 
-{result["episodes"]} paired episodes per policy and condition on `{result["environment"]}`, nominal and {count}
-variants, {provenance["time"][:10]}, {provenance["cpu"]} ({provenance["cpu_count"]} CPUs). Written by
+{result.episodes} paired episodes per policy and condition on `{result.environment}`, nominal and {len(entries)}
+variants, {provenance.time[:10]}, {provenance.cpu} ({provenance.cpu_count} CPUs). Written by
 `benchmarks/robustness.py`; what is not in the table is in [{stem}.json]({stem}.json).
 
 Robustness gap, all variants together (success of the quantized policy minus full precision on variants, minus that
@@ -117,13 +119,13 @@ difference in the nominal scene; 95 %, an episode's variants are a cluster; belo
 {variant_markdown(result)}
 
 Success at any step, with Wilson intervals; the gap on one variant with intervals from Tango's limits. All conditions
-share initial states and diffusion noise, seed {result["seed"]}.
+share initial states and diffusion noise, seed {result.seed}.
 
 | variant | what is changed |
 | --- | --- |
 {variants}
 
-Python {provenance["python"]}, {versions}.
+Python {provenance.python}, {versions}.
 """
 
 

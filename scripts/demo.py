@@ -19,6 +19,7 @@ import daptq
 from daptq.artifacts import write_json
 from daptq.cli.console import reported_progress
 from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.result import EvaluationResult
 from daptq.report.table import result_table
 from daptq.report.videos import record_discordant
 
@@ -74,7 +75,7 @@ def _run(options: argparse.Namespace, work: Path) -> None:
     write_json(work / "evaluation.json", result)
     videos = record_discordant(result, count=ANIMATED, sources=loaded)
     daptq.write_report(result, work / "report.html", videos=videos)
-    Console().print(result_table(result))
+    Console().print(result_table(EvaluationResult.from_json(result)))
 
 
 def _replace(output: Path, work: Path) -> None:

@@ -88,6 +88,7 @@ def evaluate(
     from daptq.artifacts import write_json
     from daptq.evaluation.gate import gate_summary
     from daptq.evaluation.paired import evaluate as run
+    from daptq.evaluation.result import EvaluationResult
     from daptq.evaluation.robustness import evaluate_variants
     from daptq.report.table import monitor_rows, result_table, variant_table
 
@@ -124,10 +125,11 @@ def evaluate(
             result = evaluate_variants([policy], variants=variants, **settings)
         else:
             result = run(policy, stop_margin=limits.margin if limits is not None and stop_early else None, **settings)
-    Console().print(result_table(result))
+    shown = EvaluationResult.from_json(result)
+    Console().print(result_table(shown))
     if variants:
-        Console().print(variant_table(result))
-    for condition, said in monitor_rows(result):
+        Console().print(variant_table(shown))
+    for condition, said in monitor_rows(shown):
         click.echo(f"monitor, {condition}: {said}")
     if limits is not None:
         (comparison,) = result["comparisons"]

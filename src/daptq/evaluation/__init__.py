@@ -1,1 +1,1 @@
-"""Closed-loop judgement of a policy: paired episodes, statistics, end-effector drift, latency and the report."""
+"""Closed-loop judgement of a policy: paired episodes, statistics and end-effector drift."""

@@ -10,6 +10,7 @@ import pytest
 from daptq.closed_loop.interface_stream import watch_episodes
 from daptq.errors import InvalidInputError
 from daptq.evaluation.paired import evaluate
+from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import evaluate_variants
 from daptq.evaluation.watched_drive import drive, take_reference
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -35,8 +36,8 @@ def test_an_evaluation_says_in_which_condition_and_when_a_shift_was_flagged(
     assert [one["shifted"] for one in offset["monitor"]["episodes"]] == [False] * flagged + [True] * (30 - flagged)
     # P(a flag among the episodes that were planned | nothing changed) <= 5 %.
     assert offset["monitor"]["threshold"] == 30 / 0.05
-    assert [name for name, _ in monitor_rows(result)] == ["nominal", "offset", "breeze"]
-    assert [said.split(" (")[0] for _, said in monitor_rows(result)] == [
+    assert [name for name, _ in monitor_rows(EvaluationResult.from_json(result))] == ["nominal", "offset", "breeze"]
+    assert [said.split(" (")[0] for _, said in monitor_rows(EvaluationResult.from_json(result))] == [
         "no shift in 30 episodes",
         f"shift flagged after {flagged + 1} of 30 episodes",
         "no shift in 30 episodes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -16,9 +15,11 @@ from scipy import stats
 
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import evaluate_variants
-from daptq.report.table import variant_markdown, variant_rows, variant_table
+from daptq.report.table import variant_rows, variant_table
 from daptq.statistics.intervals import gap_interval
+from tests.integration.test_evaluation_scripts import load
 
 pytestmark = pytest.mark.usefixtures("point_world")
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1}
@@ -74,7 +75,7 @@ def test_without_a_baseline_there_is_success_and_no_gap(make_pusher: Make) -> No
     result = evaluate_variants([make_pusher("slow", error=-0.004)], variants=["gust"], **SETTINGS)
     assert result["robustness_gap"] == result["variants"][0]["robustness_gap"] == []
     assert [p["success_rate"] for p in (result["policies"][0], result["variants"][0]["policies"][0])] == [1.0, 0.5]
-    assert len(variant_rows(result)[1]) == 2
+    assert len(variant_rows(EvaluationResult.from_json(result))[1]) == 2
 
 
 def test_a_policy_against_itself_has_a_gap_of_zero_and_an_interval(make_pusher: Make) -> None:
@@ -113,17 +114,16 @@ def test_a_killed_run_continues_on_every_condition(make_pusher: Make, tmp_path: 
 
 
 def test_the_table_has_a_row_per_condition(result: dict[str, Any]) -> None:
-    header, rows = variant_rows(result)
+    header, rows = variant_rows(EvaluationResult.from_json(result))
     assert header == ("condition", "whole", "slow", "gap of slow [points, 95 %]")
     assert [row[0] for row in rows] == ["nominal", "gust", "breeze", "all variants"]
     assert rows[0][3] == "-"
     assert rows[1][3].startswith("-50.0 [")
     assert rows[3][1:3] == ("100.0 %", "75.0 %")
     output = io.StringIO()
-    Console(file=output, width=140).print(variant_table(result))
+    Console(file=output, width=140).print(variant_table(EvaluationResult.from_json(result)))
     for cell in (*header, *(cell for row in rows for cell in row)):
         assert cell in output.getvalue()
-        assert cell in variant_markdown(result)
 
 
 def test_bad_variants_are_refused(make_pusher: Make) -> None:
@@ -138,14 +138,15 @@ def test_bad_variants_are_refused(make_pusher: Make) -> None:
         evaluate_variants([make_pusher()], variants=["gust"], **{**SETTINGS, "episodes": 1, "tasks": ["left"]})
 
 
-def test_the_page_of_the_benchmark_holds_table_and_gaps(result: dict[str, Any]) -> None:
-    path = Path(__file__).parents[3] / "benchmarks" / "robustness.py"
-    spec = importlib.util.spec_from_file_location("robustness_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    text = benchmark.page(benchmark.shortened(result), "page")
-    assert variant_markdown(result) in text
+def test_the_page_of_the_benchmark_holds_table_and_gaps(
+    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    typed = EvaluationResult.from_json(result)
+    benchmark = load("benchmarks/robustness.py")
+    assert "layers" not in json.dumps(benchmark.shortened(result))
+    text = benchmark.page(typed, "page")
+    for row in variant_rows(typed)[1]:
+        assert f"| {' | '.join(row)} |" in text
     assert "- slow: -25.0 [" in text
     assert "| gust | wind of 4 mm a step to the right |" in text

@@ -118,24 +118,6 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
     }
 
 
-def add_latency(result: dict[str, Any]) -> None:
-    """Adds what `measure_latency` says of the policies."""
-    times = zip(POLICIES, (102.4, 88.0, 93.2), strict=True)
-    result["latency"] = {"threads": 1, "repeats": 30, "policies": [_latency(name, ms) for name, ms in times]}
-
-
-def _latency(name: str, milliseconds: float) -> dict[str, Any]:
-    ratio = milliseconds / 102.4
-    return {
-        "name": name,
-        "device": "cpu",
-        "median_ms": milliseconds,
-        "p5_ms": 0.9 * milliseconds,
-        "p95_ms": 1.3 * milliseconds,
-        "ratio": {"value": ratio, "low": 0.98 * ratio, "high": 1.02 * ratio},
-    }
-
-
 def _motion(error: float, steps: int, seed: int) -> Motion:
     path = np.random.default_rng(seed).standard_normal((steps, 3)) * 0.001
     path[:, 0] += error * np.arange(1, steps + 1) * np.random.default_rng(seed + 1).uniform(0.3, 1.7)
