@@ -40,10 +40,9 @@ from daptq.evaluation.describe import single_observation
 from daptq.observations import TASK
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
 from daptq.policies.captured import captured_denoising
-from daptq.policies.cogact_public import PrismaticCogACTPolicy
+from daptq.policies.cogact_public import PublicCogACTConfig, PublicCogACTPolicy
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
-from daptq.policies.prismatic_config import PrismaticConfig
 from daptq.policies.tokenizer import train_tokenizer
 from daptq.recipes import da_ptq, quantize
 
@@ -102,7 +101,7 @@ def main() -> None:
 def write(directory: Path) -> None:
     """Writes the random checkpoint; one shard is in memory at a time."""
     tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 400)
-    config = PrismaticConfig(
+    config = PublicCogACTConfig(
         name="cogact-public-size",
         action_low=(-0.03, -0.03, -0.03, -0.1, -0.1, -0.1, 0.0),
         action_high=(0.03, 0.03, 0.03, 0.1, 0.1, 0.1, 1.0),
@@ -110,7 +109,7 @@ def write(directory: Path) -> None:
         cameras={"primary": 224},
     )
     with torch.device("meta"):
-        policy = PrismaticCogACTPolicy(config, tokenizer)
+        policy = PublicCogACTPolicy(config, tokenizer)
     count = sum(parameter.numel() for parameter in policy.parameters())
     print(f"{count / 1e9:.2f} billion parameters")
     metadata = {

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from daptq.artifacts import read_json
 from daptq.calibration.demonstrations import CHUNK_SIZE, Course
 from daptq.observations import STATE
-from daptq.policies.cogact_config import CogACTConfig
 from daptq.policies.cogact_family import TOKENIZER_FILE
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTConfig, SmallCogACTPolicy
 from daptq.policies.contract import Batch
 from daptq.policies.diffusion import add_noise
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -38,7 +37,7 @@ def reference_config(frames: Frames, *, name: str, vocab_size: int) -> dict[str,
     high = torch.maximum(actions.quantile(0.99, dim=0), floor)
     state = frames.tensors[STATE].double()
     std = state.std(dim=0).clamp_min(0.02)
-    config = CogACTConfig(
+    config = SmallCogACTConfig(
         name=name,
         cameras=dict(frames.course.cameras),
         state_dim=7,
@@ -72,7 +71,7 @@ def reference_config(frames: Frames, *, name: str, vocab_size: int) -> dict[str,
 class Learner(nn.Module):
     """The policy with the training-only heads: chunk regression, scene, goal."""
 
-    def __init__(self, policy: CogACTPolicy, objects: int) -> None:
+    def __init__(self, policy: SmallCogACTPolicy, objects: int) -> None:
         super().__init__()
         self.policy = policy
         width = policy.settings.language_width
@@ -115,4 +114,4 @@ def new_learner(config: Path, course: Course) -> Learner:
     """An untrained learner of a course for a saved configuration; the same one every time."""
     torch.manual_seed(SEED)
     files = {TOKENIZER_FILE: reference_tokenizer().to_str().encode()}
-    return Learner(CogACTPolicy.from_config(read_json(config), files), len(course.objects))
+    return Learner(SmallCogACTPolicy.from_config(read_json(config), files), len(course.objects))

@@ -8,7 +8,7 @@ from torch import nn
 
 from daptq.catalog import POLICIES
 from daptq.errors import CheckFailedError
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.conformance import check_policy
 
 
@@ -20,22 +20,22 @@ def test_every_family_keeps_the_contract(family: str) -> None:
     assert policy.family == family
 
 
-class _ForgetsALayer(CogACTPolicy):
+class _ForgetsALayer(SmallCogACTPolicy):
     def blocks(self):  # type: ignore[no-untyped-def]
         return tuple(block for block in super().blocks() if block.name != "projector")
 
 
-class _IgnoresTheGenerator(CogACTPolicy):
+class _IgnoresTheGenerator(SmallCogACTPolicy):
     def predict_chunk(self, batch, generator):  # type: ignore[no-untyped-def]
         return super().predict_chunk(batch, torch.Generator().manual_seed(0))
 
 
-class _IgnoresTheImage(CogACTPolicy):
+class _IgnoresTheImage(SmallCogACTPolicy):
     def perceive(self, batch):  # type: ignore[no-untyped-def]
         return super().perceive(self.example_batch(0))
 
 
-class _ListsADeadLayer(CogACTPolicy):
+class _ListsADeadLayer(SmallCogACTPolicy):
     def linear_layers(self):  # type: ignore[no-untyped-def]
         return {**super().linear_layers(), "action_model.net.history_embedder.linear": "action_head"}
 
@@ -49,8 +49,8 @@ class _ListsADeadLayer(CogACTPolicy):
         (_ListsADeadLayer, "must run when a chunk is predicted"),
     ],
 )
-def test_the_suite_notices(broken: type[CogACTPolicy], message: str) -> None:
-    healthy = CogACTPolicy.tiny()
+def test_the_suite_notices(broken: type[SmallCogACTPolicy], message: str) -> None:
+    healthy = SmallCogACTPolicy.tiny()
     policy = broken(healthy.settings, healthy.tokenizer)
     policy.load_state_dict(healthy.state_dict())
     with pytest.raises(CheckFailedError, match=message):
@@ -58,8 +58,8 @@ def test_the_suite_notices(broken: type[CogACTPolicy], message: str) -> None:
 
 
 def test_the_suite_notices_weights_lost_in_rebuilding() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     policy.extra = nn.Parameter(torch.ones(1))
-    policy.from_config = lambda *_, **__: CogACTPolicy.tiny(seed=9)  # type: ignore[method-assign]
+    policy.from_config = lambda *_, **__: SmallCogACTPolicy.tiny(seed=9)  # type: ignore[method-assign]
     with pytest.raises((CheckFailedError, RuntimeError)):
         check_policy(policy)

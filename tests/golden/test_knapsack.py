@@ -19,7 +19,7 @@ from daptq.artifacts import read_artifact
 from daptq.errors import InvalidInputError
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import QUANTIZED_KIND, save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
 
 BITS = (2, 3, 4, 8, 16)
@@ -119,7 +119,7 @@ def test_an_answer_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("num_bits", BITS)
 def test_bytes_are_those_of_a_checkpoint(tmp_path: Path, num_bits: int, bias: bool) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     floats: dict[str, Any] = {name: policy.get_submodule(name) for name in policy.linear_layers()}
     chosen = {name: linear for name, linear in floats.items() if (linear.bias is not None) == bias}
     assert chosen

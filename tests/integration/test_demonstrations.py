@@ -25,7 +25,7 @@ from daptq.calibration.tabletop import COURSE, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
 from daptq.observations import ACTION, STATE, TASK, camera_key
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_states_belong_to_their_instruction(recordings: Path) -> None:
 
 
 def test_batches_pass_the_checks_of_the_pipeline(recordings: Path) -> None:
-    settings = CogACTPolicy.tiny().config() | {"cameras": {"front": 96, "wrist": 64}}
-    policy = CogACTPolicy.from_config(settings, CogACTPolicy.tiny().files())
+    settings = SmallCogACTPolicy.tiny().config() | {"cameras": {"front": 96, "wrist": 64}}
+    policy = SmallCogACTPolicy.from_config(settings, SmallCogACTPolicy.tiny().files())
     for index, batch in enumerate(open_source("train", limit=20, seed=0, folder=recordings)):
         check_batch(batch, policy, index)
         assert torch.isfinite(policy.predict_target(batch, torch.Generator().manual_seed(0)).predicted).all()

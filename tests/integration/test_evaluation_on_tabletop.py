@@ -15,7 +15,7 @@ from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.worker_context import PolicySource
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
 
 TASKS = ("spoon_on_towel", "eggplant_in_basket")
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {"tasks": TASKS, "episodes": 2, "seed": 3, "drift_sta
 @pytest.fixture
 def quantized(tmp_path: Path) -> Path:
     """A folder with the tiny policy, its language model and action head rounded to 4 bits."""
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     layers = {}
     for name, role in policy.linear_layers().items():
         if role in ("language", "action_head"):
@@ -39,8 +39,8 @@ def quantized(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> None:
     def run(workers: int) -> dict[str, Any]:
-        candidates: dict[str, PolicySource] = {"same": CogACTPolicy.tiny(), "quantized": quantized}
-        result = evaluate_many(candidates, against=CogACTPolicy.tiny(0), workers=workers, **SETTINGS)
+        candidates: dict[str, PolicySource] = {"same": SmallCogACTPolicy.tiny(), "quantized": quantized}
+        result = evaluate_many(candidates, against=SmallCogACTPolicy.tiny(0), workers=workers, **SETTINGS)
         del result["provenance"]
         return result
 
@@ -60,7 +60,7 @@ def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> N
 
 
 def test_a_branch_continues_the_episode_bit_for_bit() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     (episode,) = schedule_episodes(TASKS[:1], episodes=1, seed=0, drift_states=3, possible_steps=range(0, 12, 4))
     environment = tabletop.make(image_size=policy.cameras)
     environment.horizon = 14

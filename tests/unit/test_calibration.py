@@ -20,13 +20,13 @@ from daptq.calibration.contract import (
 )
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
 from daptq.errors import CalibrationDataError, UnknownNameError
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Batch
 
 
 @pytest.fixture(scope="module")
-def policy() -> CogACTPolicy:
-    return CogACTPolicy.tiny()
+def policy() -> SmallCogACTPolicy:
+    return SmallCogACTPolicy.tiny()
 
 
 class Batches(CalibrationSource):
@@ -42,7 +42,7 @@ class Batches(CalibrationSource):
             yield batch
 
 
-def test_good_batch_passes(policy: CogACTPolicy) -> None:
+def test_good_batch_passes(policy: SmallCogACTPolicy) -> None:
     check_batch(policy.example_batch(0), policy, 0)
 
 
@@ -78,7 +78,7 @@ def change_nan(batch: Batch) -> None:
         ("observation.images.front", None, r"calibration batch 7 must have the keys \['observation.images.front'\]"),
     ],
 )
-def test_bad_batch_is_refused_by_name(policy: CogACTPolicy, key: str, value: Any, message: str) -> None:
+def test_bad_batch_is_refused_by_name(policy: SmallCogACTPolicy, key: str, value: Any, message: str) -> None:
     batch = policy.example_batch(0)
     if value is None:
         del batch[key]
@@ -88,20 +88,20 @@ def test_bad_batch_is_refused_by_name(policy: CogACTPolicy, key: str, value: Any
         check_batch(batch, policy, 7)
 
 
-def test_one_nan_is_found(policy: CogACTPolicy) -> None:
+def test_one_nan_is_found(policy: SmallCogACTPolicy) -> None:
     batch = policy.example_batch(0)
     change_nan(batch)
     with pytest.raises(CalibrationDataError, match="must be finite, got 1 NaN or infinite"):
         check_batch(batch, policy, 0)
 
 
-def test_empty_batch_is_refused(policy: CogACTPolicy) -> None:
+def test_empty_batch_is_refused(policy: SmallCogACTPolicy) -> None:
     empty = {key: value[:0] for key, value in policy.example_batch(0).items()}
     with pytest.raises(CalibrationDataError, match="at least one state"):
         check_batch(empty, policy, 0)
 
 
-def test_batches_are_checked_in_order(policy: CogACTPolicy) -> None:
+def test_batches_are_checked_in_order(policy: SmallCogACTPolicy) -> None:
     batches = [policy.example_batch(seed) for seed in range(3)]
     change_nan(batches[1])
     stream = checked(Batches(batches), policy)
@@ -111,7 +111,7 @@ def test_batches_are_checked_in_order(policy: CogACTPolicy) -> None:
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [2]), (3, [2, 1]), (5, [2, 2, 1]), (100, [2, 2, 2])])
-def test_limit_counts_states(policy: CogACTPolicy, limit: int, sizes: list[int]) -> None:
+def test_limit_counts_states(policy: SmallCogACTPolicy, limit: int, sizes: list[int]) -> None:
     source = Batches([policy.example_batch(seed) for seed in range(3)])
     seen = list(limited(source, limit))
     assert [batch_size(batch) for batch in seen] == sizes
@@ -135,7 +135,7 @@ def test_source_name_is_split() -> None:
     assert source_name("tabletop:train") == ("tabletop", "train")
 
 
-def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPolicy) -> None:
+def test_observer_sees_the_representation_and_changes_nothing(policy: SmallCogACTPolicy) -> None:
     batch = policy.example_batch(0)
     seen: list[tuple[str, Tensor]] = []
 
@@ -155,7 +155,7 @@ def test_observer_sees_the_representation_and_changes_nothing(policy: CogACTPoli
     assert torch.equal(representation, cognition)
 
 
-def test_observed_values_carry_no_graph(policy: CogACTPolicy) -> None:
+def test_observed_values_carry_no_graph(policy: SmallCogACTPolicy) -> None:
     seen: list[Tensor] = []
     batch = policy.example_batch(0)
     with observe_interfaces(policy, policy.interfaces(), batch, lambda _, representation: seen.append(representation)):
@@ -163,7 +163,7 @@ def test_observed_values_carry_no_graph(policy: CogACTPolicy) -> None:
     assert [tensor.requires_grad for tensor in seen] == [False]
 
 
-def test_hooks_are_removed_after_an_exception(policy: CogACTPolicy) -> None:
+def test_hooks_are_removed_after_an_exception(policy: SmallCogACTPolicy) -> None:
     seen: list[Tensor] = []
     batch = policy.example_batch(0)
     with (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from daptq.observations import ACTION
 from daptq.policies.captured import CapturedFunction, CapturedLoop, captured_denoising, captured_loop
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Batch
 
 
@@ -42,18 +42,18 @@ def nothing_made() -> None:
     Eager.made = Stale.made = []
 
 
-def batch_of(policy: CogACTPolicy, seed: int) -> Batch:
+def batch_of(policy: SmallCogACTPolicy, seed: int) -> Batch:
     batch = {key: value for key, value in policy.example_batch(seed).items() if key != ACTION}
     return {key: value.to(policy.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def predicted(policy: CogACTPolicy, seed: int) -> Tensor:
+def predicted(policy: SmallCogACTPolicy, seed: int) -> Tensor:
     with torch.inference_mode():
         return policy.predict_chunk(batch_of(policy, seed), torch.Generator().manual_seed(seed))
 
 
 def test_replays_give_what_the_loop_gives(device: torch.device) -> None:
-    policy = CogACTPolicy.tiny().to(device)
+    policy = SmallCogACTPolicy.tiny().to(device)
     expected = [predicted(policy, seed) for seed in range(3)]
     assert not torch.equal(expected[0], expected[1])
     with captured_denoising(policy, Eager):
@@ -69,7 +69,7 @@ def test_replays_give_what_the_loop_gives(device: torch.device) -> None:
 
 
 def test_a_recording_that_does_not_compute_again_is_seen() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     expected = [predicted(policy, seed) for seed in range(2)]
     with captured_denoising(policy, Stale):
         results = [predicted(policy, seed) for seed in range(2)]
@@ -94,7 +94,7 @@ def test_every_shape_has_a_recording_of_its_own() -> None:
 def test_nothing_is_captured_on_a_cpu_and_an_error_leaves_the_policy_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     with captured_denoising(policy) as replayed:
         assert not replayed
         assert policy.loop == policy.denoise

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from daptq.errors import InvalidInputError
 from daptq.observations import ACTION, STATE, TASK, camera_key
-from daptq.policies.cogact_config import CogACTConfig
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTConfig, SmallCogACTPolicy
 from daptq.policies.contract import Batch
 from daptq.policies.execution import ChunkExecutor, ensemble_weights, noise_generator
 from daptq.policies.tokenizer import prompt, train_tokenizer
@@ -19,8 +18,8 @@ from daptq.policies.vision_tower import Keypoints, pixel_shuffle
 
 
 @pytest.fixture(scope="module")
-def policy() -> CogACTPolicy:
-    return CogACTPolicy.tiny()
+def policy() -> SmallCogACTPolicy:
+    return SmallCogACTPolicy.tiny()
 
 
 def one(batch: Batch, row: int) -> Batch:
@@ -37,7 +36,7 @@ def test_tokenizer_encodes_what_it_never_saw() -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_samples_of_a_batch_do_not_influence_each_other(policy: CogACTPolicy) -> None:
+def test_samples_of_a_batch_do_not_influence_each_other(policy: SmallCogACTPolicy) -> None:
     # The two prompts differ in length, so this also shows that padding is invisible.
     batch = policy.example_batch(0)
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
@@ -47,7 +46,7 @@ def test_samples_of_a_batch_do_not_influence_each_other(policy: CogACTPolicy) ->
         torch.testing.assert_close(alone[0], both[row], atol=1e-5, rtol=1e-4)
 
 
-def test_the_instruction_changes_the_chunk(policy: CogACTPolicy) -> None:
+def test_the_instruction_changes_the_chunk(policy: SmallCogACTPolicy) -> None:
     batch = one(policy.example_batch(0), 0)
     other = {**batch, TASK: ["stack the green block"]}
     first, second = (policy.predict_chunk(b, noise_generator(0, 0)) for b in (batch, other))
@@ -56,22 +55,22 @@ def test_the_instruction_changes_the_chunk(policy: CogACTPolicy) -> None:
 
 @given(st.lists(st.floats(-0.2, 0.2), min_size=6, max_size=6), st.sampled_from([-1.0, 1.0]))
 def test_normalisation_round_trip_clips_to_the_quantiles(values: list[float], gripper: float) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     actions = torch.tensor([*values, gripper]).view(1, 1, 7)
     back = policy.unnormalize(policy.normalize(actions))
     expected = torch.minimum(torch.maximum(actions, policy.action_low), policy.action_high)
     torch.testing.assert_close(back, expected, atol=1e-6, rtol=0)
 
 
-def test_gripper_is_thresholded_at_one_half(policy: CogACTPolicy) -> None:
+def test_gripper_is_thresholded_at_one_half(policy: SmallCogACTPolicy) -> None:
     raw = torch.zeros(1, 2, 7)
     raw[0, :, 6] = torch.tensor([0.49, 0.51])
     assert policy.unnormalize(raw)[0, :, 6].tolist() == [-1.0, 1.0]
 
 
 def test_proprioception_is_an_option() -> None:
-    settings = CogACTPolicy.tiny().config() | {"state_dim": 0, "state_mean": [], "state_std": []}
-    blind = CogACTPolicy.from_config(settings, CogACTPolicy.tiny().files())
+    settings = SmallCogACTPolicy.tiny().config() | {"state_dim": 0, "state_mean": [], "state_std": []}
+    blind = SmallCogACTPolicy.from_config(settings, SmallCogACTPolicy.tiny().files())
     assert blind.state_projector is None
     assert "state_projector" not in blind.linear_layers()
     torch.nn.init.normal_(blind.action_model.net.final_layer.linear.weight)
@@ -93,17 +92,17 @@ def test_proprioception_is_an_option() -> None:
         ({"colour": "red"}, r"known keys only, got \['colour'\]"),
     ],
 )
-def test_bad_configuration_is_refused(policy: CogACTPolicy, change: dict[str, object], message: str) -> None:
+def test_bad_configuration_is_refused(policy: SmallCogACTPolicy, change: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        CogACTConfig.from_json(policy.config() | change)
+        SmallCogACTConfig.from_json(policy.config() | change, "cogact-small")
 
 
 def test_incomplete_configuration_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="must be complete"):
-        CogACTConfig.from_json({"name": "x"})
+        SmallCogACTConfig.from_json({"name": "x"}, "cogact-small")
 
 
-def test_images_of_another_size_are_refused(policy: CogACTPolicy) -> None:
+def test_images_of_another_size_are_refused(policy: SmallCogACTPolicy) -> None:
     batch = policy.example_batch(0)
     batch[camera_key("front")] = torch.zeros(2, 3, 32, 64)
     with pytest.raises(InvalidInputError, match=r"camera 'front' must have shape \(b, 3, 64, 64\)"):
@@ -132,7 +131,7 @@ def observation(seed: int) -> dict[str, np.ndarray]:
     return {camera_key("front"): image, STATE: rng.normal(size=7).astype(np.float32)}
 
 
-def test_executor_takes_the_steps_of_a_chunk_in_turn(policy: CogACTPolicy) -> None:
+def test_executor_takes_the_steps_of_a_chunk_in_turn(policy: SmallCogACTPolicy) -> None:
     executor = ChunkExecutor(policy, seed=5)
     actions = [executor.action(observation(0 if step < 4 else 1), "put the spoon", step) for step in range(8)]
     fresh = ChunkExecutor(policy, seed=5)
@@ -154,7 +153,7 @@ def test_ensemble_weights_follow_the_formula() -> None:
     np.testing.assert_allclose(ensemble_weights(predictions, 0.1), weights / weights.sum(), rtol=1e-6)
 
 
-def test_ensemble_of_one_prediction_is_that_prediction(policy: CogACTPolicy) -> None:
+def test_ensemble_of_one_prediction_is_that_prediction(policy: SmallCogACTPolicy) -> None:
     ensemble = ChunkExecutor(policy, seed=2, ensemble_alpha=0.1)
     plain = ChunkExecutor(policy, seed=2)
     first, alone = (executor.action(observation(0), "stack", 0) for executor in (ensemble, plain))
@@ -165,7 +164,7 @@ def test_ensemble_of_one_prediction_is_that_prediction(policy: CogACTPolicy) -> 
     assert not np.allclose(mixed, newest)
 
 
-def test_example_batch_has_actions_in_range(policy: CogACTPolicy) -> None:
+def test_example_batch_has_actions_in_range(policy: SmallCogACTPolicy) -> None:
     actions = policy.example_batch(1)[ACTION]
     assert actions[..., :6].abs().max() <= 0.2
     assert set(actions[..., 6].flatten().tolist()) <= {-1.0, 1.0}

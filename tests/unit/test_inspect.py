@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from daptq.cli import main
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
 
-PATHS = list(CogACTPolicy.tiny().linear_layers())
+PATHS = list(SmallCogACTPolicy.tiny().linear_layers())
 FOLDED, ROUNDED, KEPT = PATHS[-1], PATHS[0], PATHS[1]
 PLAN: dict[str, Any] = {
     "layers": [
@@ -31,7 +31,7 @@ FOLDING: list[dict[str, Any]] = [
 
 def inspected(folder: Path, plan: Any, folding: Any) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """The lines that are printed, and the layers of the JSON by name, of a policy with one layer of 4 bits."""
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     linear: Any = policy.get_submodule(ROUNDED)
     rounded = round_weight(linear.weight.detach(), 4)
     layers = {ROUNDED: QuantizedLinear.from_integers(rounded.integers, rounded.scale, linear.bias)}

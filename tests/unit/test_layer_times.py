@@ -16,7 +16,7 @@ from daptq.artifacts import read_artifact
 from daptq.errors import RecipeError
 from daptq.layers import choices, picker
 from daptq.layers.quantized_linear import QuantizedLinear
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization import layer_times as module
 from daptq.quantization.layer_times import faster_in_float, layer_times, rows_of_layers
 from daptq.quantization.pipeline import quantize
@@ -27,7 +27,7 @@ Times = dict[tuple[int, int], dict[int, float]]
 
 
 def test_rows_are_those_of_one_observation() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     rows = rows_of_layers(policy)
     assert set(rows) == set(policy.linear_layers())
     # Guidance doubles the chunk of 16 actions and its condition token; the condition itself is one row of each half.
@@ -38,7 +38,7 @@ def test_rows_are_those_of_one_observation() -> None:
 
 
 def test_layers_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, asked = CogACTPolicy.tiny(), []
+    policy, asked = SmallCogACTPolicy.tiny(), []
 
     def measure(shapes: Iterable[tuple[int, int]], bits: Iterable[int], rows: int, **grid: Any) -> Times:
         asked.append((rows, grid["activation_bits"]))
@@ -69,7 +69,7 @@ def test_only_a_clear_loss_of_every_low_bit_keeps_a_layer() -> None:
 
 
 def test_layers_that_are_faster_in_float_stay_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
 
     def measure(shapes: Iterable[tuple[int, int]], bits: Iterable[int], rows: int, **_: Any) -> Times:
         # Low bits lose at less than 5 rows.

@@ -14,20 +14,20 @@ from daptq.calibration.contract import check_batch
 from daptq.errors import CalibrationDataError, CheckFailedError, InvalidInputError
 from daptq.evaluation.worker_context import picture_sizes
 from daptq.observations import STATE, TASK, CameraSize, camera_key, camera_name, is_camera
-from daptq.policies.cogact_public import PrismaticCogACTPolicy
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_public import PublicCogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.conformance import check_policy
 from daptq.policies.execution import observation_batch, predict_chunks
 
 FRONT = "observation.images.front"
 
 
-def stateless() -> CogACTPolicy:
+def stateless() -> SmallCogACTPolicy:
     """The small policy without proprioception."""
-    whole = CogACTPolicy.tiny()
+    whole = SmallCogACTPolicy.tiny()
     settings = replace(whole.settings, state_dim=0, state_mean=(), state_std=())
     torch.manual_seed(0)
-    policy = CogACTPolicy(settings, whole.tokenizer)
+    policy = SmallCogACTPolicy(settings, whole.tokenizer)
     policy._initialize()
     torch.nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
     return policy
@@ -73,7 +73,7 @@ def test_a_policy_without_proprioception_is_neither_given_nor_asked_for_it() -> 
 
 
 def test_a_control_step_of_the_public_architecture_needs_no_state() -> None:
-    policy = PrismaticCogACTPolicy.tiny()
+    policy = PublicCogACTPolicy.tiny()
     step = control_step(policy)
     assert (step.source, STATE in step.observation) == ("synthetic", False)
     assert step.run(policy).shape == (policy.chunk_size, 7)
@@ -83,11 +83,11 @@ def test_a_control_step_of_the_public_architecture_needs_no_state() -> None:
 def test_what_a_policy_reads_must_be_observed(missing: str) -> None:
     seen = {key: value for key, value in observation().items() if key != missing}
     with pytest.raises(InvalidInputError, match=f"observation for policy tiny must have the keys .'{missing}'., got"):
-        observation_batch(CogACTPolicy.tiny(), seen, "move")
+        observation_batch(SmallCogACTPolicy.tiny(), seen, "move")
 
 
 def test_calibration_data_must_hold_what_the_policy_reads() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     batch = policy.example_batch(0)
     with pytest.raises(CalibrationDataError, match=r"must have shape \(2, 7\), got \(2, 8\)"):
         check_batch({**batch, STATE: torch.zeros(2, 8)}, policy, 0)
@@ -100,7 +100,7 @@ def test_calibration_data_must_hold_what_the_policy_reads() -> None:
 
 
 def test_one_size_serves_policies_that_agree() -> None:
-    first, second, third = (CogACTPolicy.tiny() for _ in range(3))
+    first, second, third = (SmallCogACTPolicy.tiny() for _ in range(3))
     second.cameras = {FRONT: None, "observation.images.wrist": None}
     asked = {FRONT: CameraSize(64, 64), "observation.images.wrist": None}
     assert picture_sizes({"a": first, "b": second}) == picture_sizes({"b": second, "a": first}) == asked
@@ -120,7 +120,7 @@ def test_one_size_serves_policies_that_agree() -> None:
 def test_the_conformance_suite_compares_inputs_with_what_is_declared(
     cameras: dict[str, CameraSize | None], state_dim: int, message: str
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     example = policy.example_batch(0)
     policy.cameras, policy.state_dim = cameras, state_dim
     policy.example_batch = lambda seed: example  # type: ignore[method-assign]
@@ -129,7 +129,7 @@ def test_the_conformance_suite_compares_inputs_with_what_is_declared(
 
 
 def test_the_conformance_suite_asks_for_full_keys() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     example = policy.example_batch(0)
     policy.cameras = {"front": CameraSize(64, 64)}
     renamed = {("front" if key == FRONT else key): value for key, value in example.items()}

@@ -20,16 +20,14 @@ from torch import Tensor, nn
 from daptq.artifacts import Artifact, read_artifact, write_artifact
 from daptq.artifacts import provenance as make_provenance
 from daptq.catalog import POLICIES
-from daptq.errors import ForeignArtifactError, InvalidInputError
+from daptq.errors import InvalidInputError
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.packing.foreign import foreign_family
 from daptq.packing.source import locate
-from daptq.policies.cogact_public_files import FAMILY, is_public, read_public
 from daptq.policies.contract import Policy
-from daptq.policies.streaming import StoredWeights, streamed_modules
-from daptq.policies.streaming import stream as stream_weights
-from daptq.tensor_files import StoredTensor
+from daptq.policies.placement import place_tensors
 
 __all__ = ["POLICY_KIND", "QUANTIZED_KIND", "load_policy", "replace_module", "save_policy", "save_quantized"]
 
@@ -126,14 +124,14 @@ def load_policy(
     `BFloat16Linear` in place of its other linear layers, and float32 for the rest (norms, embeddings, convolutions).
 
     Args:
-        source: Name of a policy in the package (``"reference"``), a folder that daptq wrote or that holds a public
-            CogACT checkpoint, or a hub id (``"organisation/name"``) of either. A name in the package goes before a
-            folder of that name: write ``"./reference"``.
+        source: Name of a policy in the package (``"reference"``), a folder that daptq wrote or that a family
+            recognises (such as a public CogACT checkpoint), or a hub id (``"organisation/name"``) of either. A name in
+            the package goes before a folder of that name: write ``"./reference"``.
         name: Name of the loaded policy; by default the one it was saved with.
         stream: Leave the large weights of a float policy in its files, see `daptq.policies.streaming`: to quantize a
             policy larger than memory. A quantized policy is loaded whole.
-        dataset: Data set whose statistics un-normalise the actions of a public CogACT checkpoint; needed where it has
-            those of several.
+        dataset: Data set whose statistics un-normalise the actions, for a folder that daptq did not write; needed
+            where it has those of several.
 
     Raises:
         UnknownNameError: `source` is a plain word that is neither a policy in the package nor a folder.
@@ -142,26 +140,25 @@ def load_policy(
         ArtifactError: The folder is damaged, incomplete or of another schema version.
     """
     directory = locate(source)
-    if is_public(directory):
-        public = read_public(directory, dataset=dataset)
-        family: type[Policy] = POLICIES.load(FAMILY).POLICY
-        policy = family.from_config(public.config, public.files, empty=True)
-        _place_tensors(policy, public.tensors, directory, stream=stream)
-        policy.name = name or public.name
-        return policy.eval()
+    foreign = foreign_family(directory)
+    if foreign is not None:
+        read = foreign.read_foreign(directory, dataset=dataset, stream=stream)
+        read.name = name or read.name
+        return read
     if dataset is not None:
         raise InvalidInputError(
-            f"dataset must be given for a public CogACT checkpoint alone, got {dataset!r} for {directory}. Drop it."
+            f"dataset must be given for a checkpoint that daptq did not write, got {dataset!r} for {directory}. "
+            "Drop it."
         )
     artifact = read_artifact(directory, kind=(POLICY_KIND, QUANTIZED_KIND))
     metadata = artifact.metadata
     files = {file: artifact.file(file) for file in artifact.file_names}
-    family = POLICIES.load(metadata["family"]).POLICY
+    family: type[Policy] = POLICIES.load(metadata["family"]).POLICY
     policy = family.from_config(metadata["config"], files, empty=True)
     if artifact.kind == QUANTIZED_KIND:
         _place_linear_layers(policy, artifact)
     stored = {key: artifact.stored(key) for key in artifact.tensor_names}
-    _place_tensors(policy, stored, directory, stream=stream and artifact.kind == POLICY_KIND)
+    place_tensors(policy, stored, directory, stream=stream and artifact.kind == POLICY_KIND)
     policy.name = name or metadata["name"]
     return policy.eval()
 
@@ -250,48 +247,3 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
         if type(module) is nn.Linear and f"{path}.weight" in names:
             bias = artifact.tensor(f"{path}.bias") if f"{path}.bias" in names else None
             replace_module(policy, path, BFloat16Linear(artifact.tensor(f"{path}.weight"), bias))
-
-
-def _place_tensors(policy: Policy, stored: Mapping[str, StoredTensor], directory: Path, *, stream: bool) -> None:
-    """Gives every empty parameter its values in float32, and every persistent buffer its own.
-
-    Args:
-        policy: Its quantized and bfloat16 layers are in place and stay as they are.
-        stored: Where every tensor lies.
-        directory: What holds them, for messages.
-        stream: Leave large weights where they are, and let their modules read them.
-
-    Raises:
-        ForeignArtifactError: The tensors are not those of the policy.
-    """
-    trainable = not any(isinstance(module, QuantizedLinear | BFloat16Linear) for module in policy.modules())
-    streamed = frozenset(f"{path}.weight" for path in streamed_modules(policy)) if stream else frozenset[str]()
-    expected = set(policy.state_dict())
-    if expected != set(stored):
-        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
-        raise ForeignArtifactError(
-            f"{directory} must hold the tensors of a {policy.family!r} policy, got {len(missing)} missing "
-            f"{missing[:3]} and {len(extra)} unknown {extra[:3]}. Load it with the version of daptq that wrote it."
-        )
-    parameters = dict(policy.named_parameters(remove_duplicate=False))
-    buffers = dict(policy.named_buffers(remove_duplicate=False))
-    for key in sorted(expected):
-        owner, _, leaf = key.rpartition(".")
-        module = policy.get_submodule(owner)
-        if isinstance(module, QuantizedLinear | BFloat16Linear):
-            continue
-        present = parameters[key] if key in parameters else buffers[key]
-        if (shape := stored[key].shape) != present.shape:
-            raise ForeignArtifactError(
-                f"{key} in {directory} must have shape {tuple(present.shape)}, got {shape}. "
-                "Load it with the version of daptq that wrote it."
-            )
-        if key in streamed:
-            continue
-        values = stored[key].read()
-        if key in parameters:
-            setattr(module, leaf, nn.Parameter(values.to(torch.float32), requires_grad=trainable))
-        else:
-            setattr(module, leaf, values)
-    if stream:
-        stream_weights(policy, StoredWeights(stored))

@@ -8,7 +8,7 @@ from pathlib import Path
 import daptq.policies
 from daptq.artifacts import MANIFEST
 from daptq.errors import InvalidInputError, UnknownNameError
-from daptq.policies.cogact_public_files import CHECKPOINTS, is_public
+from daptq.packing.foreign import foreign_family
 
 __all__ = ["locate", "packaged_policies"]
 
@@ -54,16 +54,17 @@ def locate(source: str | Path) -> Path:
 def _download(hub_id: str) -> Path:
     """Downloads a repository of the hub, or finds it in the hub's local cache.
 
-    Pickle files are left out, except the weights of a public CogACT checkpoint.
+    Pickle files are left out, except those that the family which recognises the folder asks for.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = Path(snapshot_download(hub_id, ignore_patterns=_PICKLES))
-        if is_public(folder):
-            # Its weights are a torch file, which the weights-only loader reads.
-            folder = Path(snapshot_download(hub_id, allow_patterns=["*.json", f"{CHECKPOINTS}/*.pt"]))
+        foreign = foreign_family(folder)
+        if foreign is not None and foreign.foreign_files:
+            # The family reads them with a loader that runs no code.
+            folder = Path(snapshot_download(hub_id, allow_patterns=list(foreign.foreign_files)))
         return folder
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"

@@ -1,4 +1,4 @@
-"""VLA families, one per file; `_base` holds the contract that every family fulfils, `_conformance` its public checks.
+"""VLA families, one per file; `contract` holds what every family fulfils, `conformance` its public checks.
 
 Importing this package imports neither torch nor any family: the catalog loads a family on demand.
 """

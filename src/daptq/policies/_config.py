@@ -7,39 +7,32 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from daptq.errors import InvalidInputError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, described
 from daptq.policies.diffusion import ddim_timesteps
 
 Config = TypeVar("Config")
 
 
-def config_from_json(kind: type[Config], config: Mapping[str, Any]) -> Config:
+def config_from_json(kind: type[Config], config: Mapping[str, Any], label: str) -> Config:
     """Builds a configuration from a JSON object, naming what is missing or unknown.
+
+    Args:
+        kind: A frozen dataclass that checks its values when it is built.
+        config: Its fields by name; lists stand for tuples.
+        label: What is configured, for messages, for example ``"cogact-small"``.
 
     Raises:
         InvalidInputError: A key is unknown or missing, or a value cannot be used.
     """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(config) - known):
-        raise InvalidInputError(f"CogACT configuration must have known keys only, got {unknown}. Remove them.")
+        raise InvalidInputError(f"configuration of {label} must have known keys only, got {unknown}. Remove them.")
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
     try:
         return kind(**values)
     except TypeError as error:
-        raise InvalidInputError(f"CogACT configuration must be complete: {error}. Add what is missing.") from error
-
-
-def check_action_dim(action_dim: int) -> None:
-    """Refuses another action space than the one that CogACT's families know.
-
-    Raises:
-        InvalidInputError: The number of dimensions differs.
-    """
-    if action_dim != len(END_EFFECTOR_DELTA):
         raise InvalidInputError(
-            f"action_dim must be {len(END_EFFECTOR_DELTA)} ({described(END_EFFECTOR_DELTA)}), got {action_dim}. Write "
-            "a family that declares the action space of this policy."
-        )
+            f"configuration of {label} must be complete, got {error}. Add what is missing."
+        ) from error
 
 
 def check_lengths(entries: Mapping[str, tuple[Sized, int]]) -> None:

@@ -2,13 +2,16 @@
 
 Features of both towers at the same patch are joined and projected to one token each; the language model reads them
 behind its first token, then the prompt, and its last hidden state at the last token is the cognition feature. Modules
-carry the public checkpoints' names, so that a checkpoint is read by names alone (see `_cogact_public`). There is no
-proprioception. This module knows nothing of quantization; it only names the layers and the interface.
+carry the public checkpoints' names, so that a checkpoint is read by names alone (see `_cogact_public_files`). There is
+no proprioception. This module knows nothing of quantization; it only names the layers and the interface.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,12 +20,14 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
+from daptq.errors import InvalidInputError
 from daptq.observations import ACTION, TASK, camera_key
-from daptq.policies._cognition import register_action_buffers
+from daptq.policies._cogact_public_files import FOREIGN_FILES, is_public, read_public
+from daptq.policies._config import config_from_json
 from daptq.policies._vit import ViT
-from daptq.policies.cogact_family import CogACTFamily
+from daptq.policies.cogact_family import CogACTConfig, CogACTFamily, register_action_buffers
 from daptq.policies.contract import Batch, Block
-from daptq.policies.prismatic_config import PrismaticConfig, TowerConfig
+from daptq.policies.placement import place_tensors
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 # Mean and standard deviation of the pixels that each tower was trained on.
@@ -30,10 +35,72 @@ DINO_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Size of a vision tower: width, blocks of the public model (the last is not run), heads, width of its MLP."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+    def __post_init__(self) -> None:
+        if self.depth < 2 or self.width % self.heads:
+            raise InvalidInputError(
+                f"a vision tower must have 2 blocks or more and a width divisible by its heads, got {self.depth}, "
+                f"width {self.width} and {self.heads} heads. Correct the configuration."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicCogACTConfig(CogACTConfig):
+    """Sizes and conventions; the defaults are those of the public checkpoints. See `CogACTConfig`.
+
+    Attributes:
+        cameras: The one camera, and the image's edge length [px], a multiple of `patch_size`.
+        patch_size: Edge length [px] of a patch.
+        registers: Register tokens of DINOv2.
+        dino, siglip: The towers.
+    """
+
+    patch_size: int = 14
+    registers: int = 4
+    dino: TowerConfig = TowerConfig(width=1024, depth=24, heads=16, mlp=4096)
+    siglip: TowerConfig = TowerConfig(width=1152, depth=27, heads=16, mlp=4304)
+    language_width: int = 4096
+    language_depth: int = 32
+    language_heads: int = 32
+    language_mlp: int = 11008
+    vocab_size: int = 32064
+    prompt_suffix: tuple[int, ...] = (29871, 2)
+    action_width: int = 768
+    action_depth: int = 12
+    action_heads: int = 12
+
+    def __post_init__(self) -> None:
+        sizes = list(self.cameras.values())
+        if len(sizes) != 1 or sizes[0] <= 0 or sizes[0] % self.patch_size:
+            raise InvalidInputError(
+                f"cameras must name one camera whose image size is a positive multiple of {self.patch_size}, got "
+                f"{dict(self.cameras)}. Choose for example 224."
+            )
+        super().__post_init__()
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], label: str) -> Self:
+        """See `CogACTConfig.from_json`; the towers are objects of their own."""
+        towers = {
+            tower: config_from_json(TowerConfig, config[tower], f"{tower} of {label}")
+            for tower in ("dino", "siglip")
+            if isinstance(config.get(tower), Mapping)
+        }
+        return super().from_json({**config, **towers}, label)
+
+
 class VisionBackbone(nn.Module):
     """Both towers on the same image; features of the same patch are joined."""
 
-    def __init__(self, config: PrismaticConfig) -> None:
+    def __init__(self, config: PublicCogACTConfig) -> None:
         super().__init__()
         (image_size,) = config.cameras.values()
 
@@ -76,14 +143,15 @@ class Projector(nn.Module):
         return tokens
 
 
-class PrismaticCogACTPolicy(CogACTFamily):
-    """A CogACT policy of the public architecture; see `PrismaticConfig` for its sizes."""
+class PublicCogACTPolicy(CogACTFamily):
+    """A CogACT policy of the public architecture; see `PublicCogACTConfig` for its sizes."""
 
     family: ClassVar[str] = "cogact-public"
-    settings_type = PrismaticConfig
-    settings: PrismaticConfig
+    foreign_files: ClassVar[tuple[str, ...]] = FOREIGN_FILES
+    settings_type = PublicCogACTConfig
+    settings: PublicCogACTConfig
 
-    def __init__(self, config: PrismaticConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: PublicCogACTConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         self.state_dim = 0
         width = config.language_width
@@ -145,7 +213,7 @@ class PrismaticCogACTPolicy(CogACTFamily):
     def tiny(cls, seed: int = 0) -> Self:
         """See `Policy.tiny`: a random policy of 0.4 M parameters."""
         tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
-        config = PrismaticConfig(
+        config = PublicCogACTConfig(
             name="tiny-prismatic",
             action_low=(-0.05, -0.05, -0.05, -0.2, -0.2, -0.2, 0.0),
             action_high=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 1.0),
@@ -173,8 +241,33 @@ class PrismaticCogACTPolicy(CogACTFamily):
             nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
         return policy
 
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """See `Policy.recognises`."""
+        return is_public(folder)
 
-POLICY = PrismaticCogACTPolicy
+    @classmethod
+    def read_foreign(cls, folder: Path, *, dataset: str | None = None, stream: bool = False) -> Self:
+        """See `Policy.read_foreign`: a folder of a public CogACT checkpoint.
+
+        Args:
+            folder: The folder.
+            dataset: Data set whose statistics un-normalise the actions; None where there are those of one alone.
+            stream: See `Policy.read_foreign`.
+
+        Raises:
+            ForeignArtifactError: A file is missing, or holds something else.
+            InvalidInputError: There are several data sets and none was chosen, or a tokenizer is missing.
+            UnknownNameError: There are no statistics of `dataset`.
+            CorruptArtifactError: The file of weights is shorter than it says.
+        """
+        public = read_public(folder, dataset=dataset)
+        policy = cls.from_config(public.config, public.files, empty=True)
+        place_tensors(policy, public.tensors, folder, stream=stream)
+        return policy.eval()
+
+
+POLICY = PublicCogACTPolicy
 FORMER_NAMES = ("cogact-prismatic",)
 
 

@@ -1,4 +1,4 @@
-"""The CogACT family: vision towers, projector, Llama language model, and a DiT on the cognition feature.
+"""A small CogACT policy: vision towers of its own, projector, Llama language model, and a DiT on the cognition feature.
 
 The language model reads image tokens, proprioception (optional; the public model has none) and the prompt; its last
 hidden state at the last prompt token, the *cognition feature*, is all that the action head sees. This module knows
@@ -8,6 +8,7 @@ nothing of quantization; it only names the layers and the interface between perc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,14 +18,49 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from typing_extensions import Self
 
+from daptq.errors import InvalidInputError
 from daptq.layers.transformer_stack import PreNormBlock, Stack
 from daptq.observations import ACTION, STATE, TASK, camera_key
-from daptq.policies._cognition import register_action_buffers
-from daptq.policies.cogact_config import CogACTConfig
-from daptq.policies.cogact_family import CogACTFamily
+from daptq.policies._config import check_lengths
+from daptq.policies.cogact_family import CogACTConfig, CogACTFamily, register_action_buffers
 from daptq.policies.contract import Batch, Block
 from daptq.policies.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from daptq.policies.vision_tower import VisionTower, pixel_shuffle
+
+# The towers' convolutions halve the image four times, the projector joins 2 x 2 tokens.
+IMAGE_MULTIPLE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallCogACTConfig(CogACTConfig):
+    """Sizes and conventions of one policy; see `CogACTConfig`.
+
+    Attributes:
+        cameras: Image edge length [px] per camera, each a multiple of 32.
+        state_dim: Size of the proprioception; 0 for none (as the public model).
+        vision_channels, vision_depth, vision_heads, vision_mlp_ratio, keypoints: The vision towers.
+        state_mean, state_std: Normalisation of the proprioception.
+    """
+
+    state_dim: int
+    vision_channels: tuple[int, int, int, int]
+    vision_depth: int
+    vision_heads: int
+    vision_mlp_ratio: float
+    keypoints: int
+    state_mean: tuple[float, ...] = ()
+    state_std: tuple[float, ...] = ()
+    prompt_suffix: tuple[int, ...] = (3, 2)
+
+    def __post_init__(self) -> None:
+        for camera, size in self.cameras.items():
+            if size <= 0 or size % IMAGE_MULTIPLE:
+                raise InvalidInputError(
+                    f"image size of camera {camera!r} must be a positive multiple of {IMAGE_MULTIPLE}, got {size}. "
+                    "Choose for example 96."
+                )
+        super().__post_init__()
+        check_lengths({"state_mean": (self.state_mean, self.state_dim), "state_std": (self.state_std, self.state_dim)})
 
 
 class Projector(nn.Module):
@@ -43,16 +79,16 @@ class Projector(nn.Module):
         return projected
 
 
-class CogACTPolicy(CogACTFamily):
-    """A CogACT policy; see `CogACTConfig` for its sizes."""
+class SmallCogACTPolicy(CogACTFamily):
+    """A small CogACT policy; see `SmallCogACTConfig` for its sizes."""
 
     family: ClassVar[str] = "cogact-small"
-    settings_type = CogACTConfig
-    settings: CogACTConfig
+    settings_type = SmallCogACTConfig
+    settings: SmallCogACTConfig
     state_mean: Tensor
     state_std: Tensor
 
-    def __init__(self, config: CogACTConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: SmallCogACTConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         self.state_dim = config.state_dim
         width = config.language_width
@@ -170,7 +206,7 @@ class CogACTPolicy(CogACTFamily):
     def tiny(cls, seed: int = 0) -> Self:
         """See `Policy.tiny`: a random CogACT policy of 0.2 M parameters."""
         tokenizer = train_tokenizer(["put the spoon on the towel", "stack the green block on the yellow block"], 300)
-        config = CogACTConfig(
+        config = SmallCogACTConfig(
             name="tiny",
             cameras={"front": 64},
             state_dim=7,
@@ -215,5 +251,5 @@ class CogACTPolicy(CogACTFamily):
         return torch.cat(tokens, dim=1)
 
 
-POLICY = CogACTPolicy
+POLICY = SmallCogACTPolicy
 FORMER_NAMES = ("cogact",)

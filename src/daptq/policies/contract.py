@@ -23,6 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,10 +31,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.errors import ForeignArtifactError
 from daptq.interfaces.contract import Interface
 from daptq.observations import TASK, CameraSize
 from daptq.policies.action_space import ActionSpace
-from daptq.policies.streaming import PolicyTensors, StoredWeights
+from daptq.policies.stored_weights import PolicyTensors, StoredWeights
 
 Role = Literal["vision", "connector", "language", "action_head"]
 ROLES: tuple[Role, ...] = ("vision", "connector", "language", "action_head")
@@ -89,6 +91,8 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         family: Name of the family in the catalog.
+        foreign_files: Patterns of the files of a foreign folder (see `recognises`) that are downloaded beside those
+            that no loader could run code from; `read_foreign` must not run code from them either.
         name: Human-readable name of this policy.
         action_space: What the dimensions of an action are.
         chunk_size: Number of actions predicted at once.
@@ -103,6 +107,7 @@ class Policy(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    foreign_files: ClassVar[tuple[str, ...]] = ()
     name: str
     action_space: ActionSpace
     chunk_size: int
@@ -119,6 +124,32 @@ class Policy(nn.Module, ABC):
     def action_dim(self) -> int:
         """Number of action dimensions."""
         return len(self.action_space)
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:  # noqa: ARG003
+        """Whether a folder that daptq did not write holds a checkpoint that `read_foreign` reads.
+
+        Args:
+            folder: A folder; its weights need not be there yet.
+        """
+        return False
+
+    @classmethod
+    def read_foreign(cls, folder: Path, *, dataset: str | None = None, stream: bool = False) -> Self:  # noqa: ARG003
+        """Reads a policy from a folder that the family recognises.
+
+        Args:
+            folder: The folder.
+            dataset: Data set whose statistics un-normalise the actions, where the folder has those of several.
+            stream: Leave the large weights in their files, see `daptq.policies.streaming`.
+
+        Raises:
+            ForeignArtifactError: The folder holds no policy of this family.
+            InvalidInputError: `dataset` does not fit the folder, or something must be put into it first.
+        """
+        raise ForeignArtifactError(
+            f"{folder} must be an artifact that daptq wrote, got another folder. Family {cls.family!r} reads no others."
+        )
 
     @classmethod
     @abstractmethod
@@ -302,7 +333,7 @@ class Policy(nn.Module, ABC):
 
         In contrast to `state_dict` this is complete for a policy whose weights stay in files.
         """
-        return PolicyTensors(self)
+        return PolicyTensors(self.state_dict(), self.weights)
 
     @property
     def device(self) -> torch.device:

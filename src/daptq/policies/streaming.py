@@ -8,47 +8,14 @@ quantization.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from daptq.tensor_files import StoredTensor
+from daptq.policies.contract import Policy
+from daptq.policies.stored_weights import StoredWeights
 
-if TYPE_CHECKING:
-    from daptq.policies.contract import Policy
-
-__all__ = ["PolicyTensors", "StoredWeights", "StreamedEmbedding", "StreamedLinear", "stream", "streamed_modules"]
-
-
-class StoredWeights:
-    """The tensors of a policy in files, read as float32.
-
-    Args:
-        stored: Where each tensor lies, by its name in the policy.
-        bfloat16: Round to bfloat16 first, as a checkpoint would hold them.
-    """
-
-    def __init__(self, stored: Mapping[str, StoredTensor], *, bfloat16: bool = False) -> None:
-        self._stored = stored
-        self._bfloat16 = bfloat16
-
-    def rounded(self) -> StoredWeights:
-        """The same weights, rounded to bfloat16."""
-        return StoredWeights(self._stored, bfloat16=True)
-
-    def tensor(self, name: str) -> Float[Tensor, "*shape"]:
-        """One tensor, float32."""
-        return self._float32(self._stored[name].read())
-
-    def rows(self, name: str, indices: Int[Tensor, " n"]) -> Float[Tensor, "n columns"]:
-        """Some rows of a matrix, float32."""
-        return self._float32(self._stored[name].rows(indices))
-
-    def _float32(self, values: Tensor) -> Tensor:
-        return (values.to(torch.bfloat16) if self._bfloat16 else values).to(torch.float32)
+__all__ = ["StreamedEmbedding", "StreamedLinear", "stream", "streamed_modules"]
 
 
 class StreamedLinear(nn.Linear):
@@ -80,27 +47,6 @@ class StreamedEmbedding(nn.Embedding):
         """The rows of the table in the files."""
         distinct, positions = torch.unique(input, return_inverse=True)
         return self._weights.rows(self._name, distinct)[positions]
-
-
-class PolicyTensors(Mapping[str, Tensor]):
-    """Parameters and persistent buffers of a policy by name, in the order of its state dict.
-
-    What is in memory is given as it is; a streamed weight is read, float32, each time it is asked for.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._present: dict[str, Tensor] = policy.state_dict()
-        self._weights = policy.weights
-
-    def __getitem__(self, name: str) -> Tensor:
-        present = self._present[name]
-        return self._weights.tensor(name) if present.is_meta and self._weights is not None else present
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._present)
-
-    def __len__(self) -> int:
-        return len(self._present)
 
 
 def streamed_modules(policy: Policy) -> dict[str, nn.Linear | nn.Embedding]:

@@ -11,10 +11,10 @@ import torch
 
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
 
-LAYERS = CogACTPolicy.tiny().linear_layers()
+LAYERS = SmallCogACTPolicy.tiny().linear_layers()
 KEPT = tuple(name for index, name in enumerate(LAYERS) if index % 5 == 4)
 ROTATED = "llm_backbone.layers.0.self_attn.q_proj"
 STEPWISE = "action_model.net.blocks.1.mlp.fc1"
@@ -36,7 +36,7 @@ BITS = {name: (4, 3, 2, 8)[index % 4] for index, name in enumerate(LAYERS)} | di
 
 def quantized(name: str, **settings: Any) -> QuantizedLinear:
     """The layer of the small policy at `name`, rounded to nearest."""
-    linear: Any = CogACTPolicy.tiny().get_submodule(name)
+    linear: Any = SmallCogACTPolicy.tiny().get_submodule(name)
     num_bits = settings.pop("num_bits", BITS[name])
     group_size, asymmetric = settings.pop("group_size", 0), settings.pop("asymmetric", False)
     rounded = round_weight(linear.weight.detach(), num_bits, group_size=group_size, asymmetric=asymmetric)
@@ -54,7 +54,9 @@ def quantized(name: str, **settings: Any) -> QuantizedLinear:
 def write(folder: Path, plan: Any = None, special: Mapping[str, dict[str, Any]] = SPECIAL) -> Path:
     """Writes the small quantized policy."""
     layers = {name: quantized(name, **special.get(name, {})) for name in LAYERS if name not in KEPT}
-    return save_quantized(CogACTPolicy.tiny(), folder, layers=layers, plan=plan, folding=[], recipe={}, provenance={})
+    return save_quantized(
+        SmallCogACTPolicy.tiny(), folder, layers=layers, plan=plan, folding=[], recipe={}, provenance={}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from daptq.numerics.grid import quantize_symmetric
 from daptq.numerics.scales import absmax_scale
 from daptq.observations import ACTION
 from daptq.packing.checkpoint import save_policy, save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 
 KEPT = "action_model.net.blocks.3."
@@ -76,6 +76,6 @@ def predict() -> Callable[..., Tensor]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A float and a quantized policy, on disk."""
     root = tmp_path_factory.mktemp("policies")
-    save_policy(CogACTPolicy.tiny(), root / "float")
-    _write_quantized(CogACTPolicy.tiny(), root / "quantized", _quantize_layers(CogACTPolicy.tiny()))
+    save_policy(SmallCogACTPolicy.tiny(), root / "float")
+    _write_quantized(SmallCogACTPolicy.tiny(), root / "quantized", _quantize_layers(SmallCogACTPolicy.tiny()))
     return {"float": root / "float", "quantized": root / "quantized"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from daptq.artifacts import read_artifact, write_artifact
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.rounding.nearest import round_weight
 
@@ -42,7 +42,7 @@ def test_settings_come_back_and_steps_are_followed(
     write_quantized: Callable[[Policy, Path, Layers], None],
     predict: Callable[..., Tensor],
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     steps = policy.denoising_steps
     assert steps > 1
     plain = quantize_layers(policy)
@@ -92,7 +92,7 @@ def test_groups_zero_points_and_float_activations_come_back(
     write_quantized: Callable[[Policy, Path, Layers], None],
     predict: Callable[..., Tensor],
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     layers = {}
     for index, (name, plain) in enumerate(quantize_layers(policy).items()):
         rounded = round_weight(plain.dequantize(), 3, group_size=32, asymmetric=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.observations import ACTION
 from daptq.packing.checkpoint import replace_module
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 
 Quantize = Callable[..., dict[str, QuantizedLinear]]
 Predict = Callable[..., Tensor]
@@ -34,7 +34,7 @@ class FakeQuantizedLinear(nn.Module):
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_packed_actions_equal_fake_quantized_actions(backend: str, quantize_layers: Quantize, predict: Predict) -> None:
-    policy, packed, fake = CogACTPolicy.tiny(), CogACTPolicy.tiny(), CogACTPolicy.tiny().double()
+    policy, packed, fake = SmallCogACTPolicy.tiny(), SmallCogACTPolicy.tiny(), SmallCogACTPolicy.tiny().double()
     layers = quantize_layers(policy)
     for name, layer in layers.items():
         replace_module(fake, name, FakeQuantizedLinear(layer))
@@ -57,7 +57,7 @@ def test_packed_actions_equal_fake_quantized_actions(backend: str, quantize_laye
 
 
 def test_the_comparison_notices_one_wrong_integer(quantize_layers: Quantize) -> None:
-    policy, packed = CogACTPolicy.tiny(), CogACTPolicy.tiny()
+    policy, packed = SmallCogACTPolicy.tiny(), SmallCogACTPolicy.tiny()
     layers = quantize_layers(policy)
     for name, layer in layers.items():
         replace_module(packed, name, layer)

@@ -16,7 +16,7 @@ from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.observations import ACTION
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_on_disk, weight_bytes_resident
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 
 Layers = dict[str, QuantizedLinear]
@@ -43,12 +43,12 @@ class LiveFloats(TorchDispatchMode):
         return result
 
 
-def wide_policy() -> CogACTPolicy:
+def wide_policy() -> SmallCogACTPolicy:
     """A random policy of which 95 % are linear layers: 6 M weights, the largest of them 0.2 M."""
-    config = CogACTPolicy.tiny().config()
+    config = SmallCogACTPolicy.tiny().config()
     config |= {"name": "wide", "language_width": 256, "language_depth": 8, "language_heads": 4, "language_mlp": 768}
     torch.manual_seed(0)
-    policy = CogACTPolicy.from_config(config, CogACTPolicy.tiny().files())
+    policy = SmallCogACTPolicy.from_config(config, SmallCogACTPolicy.tiny().files())
     for parameter in policy.parameters():
         nn.init.normal_(parameter, std=0.02)
     return policy

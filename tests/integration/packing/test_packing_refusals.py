@@ -26,7 +26,7 @@ from daptq.errors import (
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing import source
 from daptq.packing.checkpoint import load_policy, replace_module, save_policy, save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 
 
 def test_a_flipped_byte_a_missing_shard_and_a_newer_schema_are_named(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -62,7 +62,7 @@ def test_folders_that_hold_no_policy_are_refused(tmp_path: Path) -> None:
 
 
 def test_tensors_of_another_family_version_are_refused(tmp_path: Path) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     tensors = {name: parameter.bfloat16() for name, parameter in policy.named_parameters()}
     metadata = {"family": "cogact-small", "name": "tiny", "config": policy.config()}
 
@@ -88,7 +88,7 @@ def test_saving_refuses_what_it_would_lose(
     loaded = load_policy(folders["quantized"])
     with pytest.raises(InvalidInputError, match="layers must name every quantized layer"):
         save_policy(loaded, tmp_path / "out")
-    layers = quantize_layers(CogACTPolicy.tiny())
+    layers = quantize_layers(SmallCogACTPolicy.tiny())
     first = next(iter(layers))
     incomplete = {name: layer for name, layer in layers.items() if name != first}
     arguments: dict[str, Any] = {"plan": [], "folding": {}, "recipe": {}, "provenance": {}}
@@ -96,11 +96,11 @@ def test_saving_refuses_what_it_would_lose(
         save_quantized(loaded, tmp_path / "out", layers=incomplete, **arguments)
     with pytest.raises(InvalidInputError, match="no_such_layer"):
         save_quantized(
-            CogACTPolicy.tiny(), tmp_path / "out", layers=layers | {"no_such_layer": layers[first]}, **arguments
+            SmallCogACTPolicy.tiny(), tmp_path / "out", layers=layers | {"no_such_layer": layers[first]}, **arguments
         )
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputExistsError):
-        save_policy(CogACTPolicy.tiny(), folders["float"])
+        save_policy(SmallCogACTPolicy.tiny(), folders["float"])
 
 
 def test_replacing_a_module_that_does_not_exist_is_refused() -> None:

@@ -14,7 +14,7 @@ from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy, replace_module, save_policy
 from daptq.packing.size import weight_bytes_on_disk
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 
 KEPT = "action_model.net.blocks.3."
@@ -26,7 +26,7 @@ Predict = Callable[..., Tensor]
 
 
 def test_float_policy_comes_back_rounded_to_bfloat16(folders: dict[str, Path], predict: Predict) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     loaded = load_policy(folders["float"])
     assert type(loaded) is type(policy)
     assert not loaded.training
@@ -48,7 +48,7 @@ def test_float_policy_comes_back_rounded_to_bfloat16(folders: dict[str, Path], p
 def test_quantized_policy_comes_back_with_the_same_integers_and_actions(
     tmp_path: Path, num_bits: int, quantize_layers: Quantize, write_quantized: Write, predict: Predict
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     layers = quantize_layers(policy, num_bits)
     write_quantized(policy, tmp_path / "out", layers)
     loaded = load_policy(str(tmp_path / "out"))
@@ -88,7 +88,7 @@ def test_metadata_says_what_was_done(folders: dict[str, Path]) -> None:
     assert metadata["folding"] == {"order": 1}
     assert metadata["recipe"] == {"method": "round-to-nearest"}
     assert metadata["provenance"] == {"seed": 7}
-    roles = CogACTPolicy.tiny().linear_layers()
+    roles = SmallCogACTPolicy.tiny().linear_layers()
     assert {name: entry["role"] for name, entry in metadata["layers"].items()} == roles
     bits = {entry["num_bits"] for name, entry in metadata["layers"].items() if name.startswith(("vision", KEPT))}
     assert bits == {16}
@@ -119,7 +119,7 @@ def test_two_weights_share_a_byte_on_disk(folders: dict[str, Path]) -> None:
 def test_a_policy_with_layers_in_place_is_written_identically(
     tmp_path: Path, folders: dict[str, Path], quantize_layers: Quantize, write_quantized: Write, predict: Predict
 ) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     layers = quantize_layers(policy)
     for name, layer in layers.items():
         replace_module(policy, name, layer)

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from daptq.errors import ForeignArtifactError, InvalidInputError, UnknownNameError
 from daptq.packing import source
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_public import POLICY, PrismaticCogACTPolicy
+from daptq.policies.cogact_public import POLICY, PublicCogACTPolicy
 
 STATISTICS = {"q01": [-0.1] * 6 + [0.0], "q99": [0.2] * 6 + [1.0], "mask": [True] * 6 + [False], "mean": [0.0] * 7}
 
 
-def small() -> PrismaticCogACTPolicy:
+def small() -> PublicCogACTPolicy:
     """A policy whose numbers of heads follow from its widths, as in the public sizes."""
     config = {
-        **PrismaticCogACTPolicy.tiny().config(),
+        **PublicCogACTPolicy.tiny().config(),
         "name": "CogACT-Tiny",
         "action_low": STATISTICS["q01"],
         "action_high": STATISTICS["q99"],
@@ -37,12 +37,12 @@ def small() -> PrismaticCogACTPolicy:
         "action_depth": 2,
     }
     torch.manual_seed(0)
-    policy = POLICY.from_config(config, PrismaticCogACTPolicy.tiny().files())
+    policy = POLICY.from_config(config, PublicCogACTPolicy.tiny().files())
     nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
     return policy
 
 
-def public_state(policy: PrismaticCogACTPolicy) -> dict[str, dict[str, Tensor]]:
+def public_state(policy: PublicCogACTPolicy) -> dict[str, dict[str, Tensor]]:
     """The policy's tensors under the public names, with the weights that the public models carry besides."""
     model: dict[str, dict[str, Tensor]] = {}
     for name, values in policy.state_dict().items():
@@ -67,12 +67,12 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def original() -> PrismaticCogACTPolicy:
+def original() -> PublicCogACTPolicy:
     return small()
 
 
 @pytest.fixture
-def write(tmp_path: Path, original: PrismaticCogACTPolicy) -> Write:
+def write(tmp_path: Path, original: PublicCogACTPolicy) -> Write:
     """Writes a public folder after `change` was at the dictionary of weights."""
 
     def made(
@@ -93,10 +93,10 @@ def write(tmp_path: Path, original: PrismaticCogACTPolicy) -> Write:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_public_folder_predicts_what_its_weights_say(
-    write: Write, original: PrismaticCogACTPolicy, stream: bool
+    write: Write, original: PublicCogACTPolicy, stream: bool
 ) -> None:
     loaded = load_policy(write(), stream=stream)
-    assert isinstance(loaded, PrismaticCogACTPolicy)
+    assert isinstance(loaded, PublicCogACTPolicy)
     assert loaded.name == "CogACT-Tiny"
     assert loaded.config() == original.config()
     batch = original.example_batch(0)
@@ -111,7 +111,7 @@ def test_statistics_are_chosen_by_data_set(write: Write) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'bridge_orig'"):
         load_policy(folder, dataset="bridge_origin")
     assert load_policy(folder, dataset="bridge_orig").action_unit[0] == pytest.approx(0.15)
-    with pytest.raises(InvalidInputError, match="for a public CogACT checkpoint alone"):
+    with pytest.raises(InvalidInputError, match="for a checkpoint that daptq did not write"):
         load_policy("reference", dataset="bridge_orig")
 
 

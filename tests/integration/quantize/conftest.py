@@ -16,7 +16,7 @@ from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_producer import IntoProducer
 from daptq.observations import ACTION, STATE, TASK
 from daptq.policies.action_space import END_EFFECTOR_DELTA
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 
 
@@ -123,8 +123,8 @@ def chain() -> ChainPolicy:
 
 
 @pytest.fixture(scope="session")
-def cogact() -> CogACTPolicy:
-    return CogACTPolicy.tiny()
+def cogact() -> SmallCogACTPolicy:
+    return SmallCogACTPolicy.tiny()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize, round_to_nearest
 from daptq.rounding.nearest import round_weight
@@ -41,7 +41,9 @@ def predicted(policy: Policy, seed: int = 77) -> Tensor:
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
-def test_round_to_nearest_rounds_language_and_action_head(cogact: CogACTPolicy, tmp_path: Path, num_bits: int) -> None:
+def test_round_to_nearest_rounds_language_and_action_head(
+    cogact: SmallCogACTPolicy, tmp_path: Path, num_bits: int
+) -> None:
     out = quantize(cogact, round_to_nearest(weight_bits=num_bits), output=tmp_path / "out")
     loaded = load_policy(out)
     for name, role in cogact.linear_layers().items():
@@ -59,7 +61,7 @@ def test_round_to_nearest_rounds_language_and_action_head(cogact: CogACTPolicy, 
     assert list(tmp_path.iterdir()) == [out], "the working folder is gone"
 
 
-def test_more_bits_are_closer(cogact: CogACTPolicy, tmp_path: Path) -> None:
+def test_more_bits_are_closer(cogact: SmallCogACTPolicy, tmp_path: Path) -> None:
     full = predicted(cogact)
     errors = []
     for bits in (2, 3, 4, 8):
@@ -69,7 +71,7 @@ def test_more_bits_are_closer(cogact: CogACTPolicy, tmp_path: Path) -> None:
     assert errors[-1] < 0.1 * errors[0]
 
 
-def test_da_ptq_follows_algorithm_1(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_da_ptq_follows_algorithm_1(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     out = quantize(cogact, da_ptq(), data=held(cogact, 8), output=tmp_path / "out")
     plan, decided = metadata(out)["plan"], reasons(out)
     head = [name for name, role in cogact.linear_layers().items() if role == "action_head"]
@@ -95,7 +97,7 @@ def test_da_ptq_follows_algorithm_1(cogact: CogACTPolicy, tmp_path: Path, held: 
     }
 
 
-def test_allocation_first_folds_where_the_plan_allows(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_allocation_first_folds_where_the_plan_allows(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = replace(da_ptq(order="allocation-first"), allocation=TopFractionConfig(fraction=0.0, keep_last_blocks=0))
     out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")
     (folding,) = metadata(out)["folding"]
@@ -104,20 +106,20 @@ def test_allocation_first_folds_where_the_plan_allows(cogact: CogACTPolicy, tmp_
     assert reasons(out)[CONSUMER] == (4, "rest")
 
 
-def test_explicit_consumer_is_kept_in_either_order(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_explicit_consumer_is_kept_in_either_order(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = da_ptq(order="allocation-first", folding="consumer", keep_fraction=0.0)
     out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")
     assert reasons(out)[CONSUMER] == (16, "folding")
     assert metadata(out)["folding"][0]["kind"] == "consumer"
 
 
-def test_compensation_alone_keeps_the_consumer_only(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_compensation_alone_keeps_the_consumer_only(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     out = quantize(cogact, replace(da_ptq(), allocation=None), data=held(cogact, 4), output=tmp_path / "out")
     kept = [name for name, (bits, reason) in reasons(out).items() if bits == 16 and reason != "role"]
     assert kept == [CONSUMER]
 
 
-def test_scope_all_ranks_the_language_model_too(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_scope_all_ranks_the_language_model_too(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = replace(
         da_ptq(compensation="none"), allocation=TopFractionConfig(fraction=0.5, scope="all", keep_last_blocks=0)
     )
@@ -149,7 +151,7 @@ def operators(policy: Policy) -> Counter[str]:
     return count.seen
 
 
-def test_compensation_adds_no_operator(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_compensation_adds_no_operator(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     # With the whole action head kept, both plans are the same but for the folded weights.
     with_map, without = (
         load_policy(
@@ -168,7 +170,7 @@ def test_compensation_adds_no_operator(cogact: CogACTPolicy, tmp_path: Path, hel
     assert operators(with_map) == operators(without)
 
 
-def test_operators_can_differ(cogact: CogACTPolicy) -> None:
+def test_operators_can_differ(cogact: SmallCogACTPolicy) -> None:
     before = operators(cogact)
     with_relu = cogact.action_model.net.z_embedder.register_forward_hook(lambda _, __, output: torch.relu(output))
     try:
@@ -177,7 +179,9 @@ def test_operators_can_differ(cogact: CogACTPolicy) -> None:
         with_relu.remove()
 
 
-def test_one_batch_is_fitted_and_judged_and_the_plan_says_so(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_one_batch_is_fitted_and_judged_and_the_plan_says_so(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any
+) -> None:
     out = quantize(cogact, da_ptq(), data=held(cogact, 1), output=tmp_path / "out")
     (folding,) = metadata(out)["folding"]
     assert folding["judged_on_fit"] is True
@@ -185,7 +189,7 @@ def test_one_batch_is_fitted_and_judged_and_the_plan_says_so(cogact: CogACTPolic
 
 
 def test_a_useless_map_is_skipped_aloud(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, caplog: pytest.LogCaptureFixture
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Gains that may only shrink, and a huge floor under the deviation: every channel is halved.
     harmful = CsrcConfig(cross_channel=False, gain_min=0.5, gain_max=1.0, epsilon=1e9)
@@ -203,7 +207,7 @@ def test_a_useless_map_is_skipped_aloud(
     assert reasons(out)[CONSUMER][1] != "folding", "nothing has to be kept for a map that is not applied"
 
 
-def test_the_policy_is_left_as_it_was(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_the_policy_is_left_as_it_was(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     state = {name: tensor.clone() for name, tensor in cogact.state_dict().items()}
     required = [parameter.requires_grad for parameter in cogact.parameters()]
     cogact.train()
@@ -216,7 +220,7 @@ def test_the_policy_is_left_as_it_was(cogact: CogACTPolicy, tmp_path: Path, held
     assert all(isinstance(cogact.get_submodule(name), nn.Linear) for name in cogact.linear_layers())
 
 
-def test_progress_is_reported_for_every_stage(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_progress_is_reported_for_every_stage(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     steps: list[tuple[str, int, int]] = []
     quantize(
         cogact,

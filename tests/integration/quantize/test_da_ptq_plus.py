@@ -22,7 +22,7 @@ from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_norm import IntoNorm
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization.allocation import float_linear, layer_resources
 from daptq.quantization.groups import groups
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
@@ -52,7 +52,7 @@ def small(**settings: Any) -> Recipe:
     return replace(recipe, sensitivity=RoundingSensitivityConfig(states=8))
 
 
-def test_the_whole_policy_is_quantized_within_the_budget(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_the_whole_policy_is_quantized_within_the_budget(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = small(budget_bits=4.5)
     out = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")
     plan = metadata(out)["plan"]
@@ -70,7 +70,9 @@ def test_the_whole_policy_is_quantized_within_the_budget(cogact: CogACTPolicy, t
 
 
 @pytest.mark.parametrize("order", ["allocation-first", "compensation-first"])
-def test_more_budget_drifts_less_in_either_order(cogact: CogACTPolicy, tmp_path: Path, held: Any, order: Any) -> None:
+def test_more_budget_drifts_less_in_either_order(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, order: Any
+) -> None:
     measured = []
     for budget in (3.2, 6.0, 10.0):
         recipe = replace(small(budget_bits=budget), order=order)
@@ -79,7 +81,7 @@ def test_more_budget_drifts_less_in_either_order(cogact: CogACTPolicy, tmp_path:
     assert measured[0] > measured[1] > measured[2]
 
 
-def test_a_budget_in_mib_counts_the_bytes_of_the_file(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_a_budget_in_mib_counts_the_bytes_of_the_file(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     budget = 0.12
     out = quantize(cogact, small(budget_mib=budget), data=held(cogact, 2), output=tmp_path / "out")
     artifact = read_artifact(out, kind="quantized-policy")
@@ -89,7 +91,7 @@ def test_a_budget_in_mib_counts_the_bytes_of_the_file(cogact: CogACTPolicy, tmp_
 
 
 def test_a_budget_in_milliseconds_is_spent_by_measured_times(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = {2: 1.0, 3: 2.0, 4: 3.0, 8: 4.0, 16: 5.0}
     monkeypatch.setattr(
@@ -103,7 +105,7 @@ def test_a_budget_in_milliseconds_is_spent_by_measured_times(
 
 
 def test_a_budget_that_no_plan_keeps_is_refused_before_any_work(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any
 ) -> None:
     for recipe in (
         small(budget_bits=1.0),
@@ -115,7 +117,7 @@ def test_a_budget_that_no_plan_keeps_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gate_promotes_layers_and_says_which(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_the_gate_promotes_layers_and_says_which(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     loose = small(budget_bits=3.0)
     before = metadata(quantize(cogact, loose, data=held(cogact, 2), output=tmp_path / "before"))["plan"]
     gate = 0.9 * before["verification"]["measured"]
@@ -133,14 +135,14 @@ def test_the_gate_promotes_layers_and_says_which(cogact: CogACTPolicy, tmp_path:
     assert all(step["after_bits"] != step["before_bits"] and step["reason"] for step in after["steps"])
 
 
-def test_a_gate_out_of_reach_is_reported(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_a_gate_out_of_reach_is_reported(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = replace(small(budget_bits=3.0), verification=VerificationConfig(gate_mm=0.0, max_rounds=3))
     record = metadata(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out"))["plan"]["verification"]
     assert not record["holds"]
     assert record["gate"] == 0.0
 
 
-def test_even_bits_keep_to_the_budget_without_data(cogact: CogACTPolicy, tmp_path: Path) -> None:
+def test_even_bits_keep_to_the_budget_without_data(cogact: SmallCogACTPolicy, tmp_path: Path) -> None:
     recipe = replace(round_to_nearest(), weight_bits=RoleBits.everywhere(4), allocation=EvenConfig(budget_bits=3.4))
     bits = [x["num_bits"] for x in metadata(quantize(cogact, recipe, output=tmp_path / "out"))["plan"]["layers"]]
     assert {2, 3} <= set(bits)
@@ -152,7 +154,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("stage", ["profile", "statistics", "ranges", "round", "cost", "verify", "measure", "write"])
 def test_a_run_that_ends_in_any_stage_continues_to_the_same_bytes(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, stage: str, whole: Callable[[Path], dict[str, bytes]]
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, stage: str, whole: Callable[[Path], dict[str, bytes]]
 ) -> None:
     recipe = everything()
 
@@ -184,7 +186,7 @@ def tensors_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(cogact: CogACTPolicy, held: Any) -> Callable[[Path], dict[str, bytes]]:
+def whole(cogact: SmallCogACTPolicy, held: Any) -> Callable[[Path], dict[str, bytes]]:
     cache: dict[str, bytes] = {}
 
     def run(folder: Path) -> dict[str, bytes]:
@@ -204,7 +206,7 @@ def whole(cogact: CogACTPolicy, held: Any) -> Callable[[Path], dict[str, bytes]]
     ],
 )
 def test_transforms_leave_the_function_as_it_was(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, transform: TransformConfig
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, transform: TransformConfig
 ) -> None:
     """With 8 bits only rounding errors are left, of the size that they have without a transform."""
     errors = {}
@@ -223,7 +225,7 @@ def test_transforms_leave_the_function_as_it_was(
     assert 0 < errors["transformed"] < 3 * errors["plain"] + 1e-3
 
 
-def test_activation_bits_and_scales_reach_the_layers(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_activation_bits_and_scales_reach_the_layers(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     recipe = replace(
         round_to_nearest(),
         activation_bits=RoleActivationBits(language=4, action_head=8),
@@ -258,7 +260,7 @@ def test_recipes_with_every_method_survive_json() -> None:
 
 
 def test_interfaces_of_the_recipe_take_the_place_of_the_familys(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any
 ) -> None:
     """Between two layers of the projector: an interface with many tokens to a state."""
     inner = Interface("inner", Tap("projector.fc2"), (IntoConsumers(("projector.fc2",)),))
@@ -269,7 +271,9 @@ def test_interfaces_of_the_recipe_take_the_place_of_the_familys(
     assert [interface.name for interface in cogact.interfaces()] != ["inner"]
 
 
-def test_an_interface_that_the_policy_does_not_have_is_refused(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_an_interface_that_the_policy_does_not_have_is_refused(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any
+) -> None:
     (default,) = cogact.interfaces()
     folds = (IntoConsumers(("nowhere",)), IntoConsumers(("projector",)), IntoConsumers((), ("y",)), IntoNorm("x"))
     for change in ({"tap": Tap("x")}, *({"folds": (fold,)} for fold in folds)):
@@ -283,7 +287,7 @@ def test_an_interface_that_the_policy_does_not_have_is_refused(cogact: CogACTPol
 
 
 def test_many_passes_under_little_memory_give_the_policy_of_one_pass(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 2), output=tmp_path / "once")
     passes: list[int] = []

@@ -13,7 +13,7 @@ import torch
 from daptq.drift.models.kinematic import KinematicConfig
 from daptq.errors import RecipeError
 from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization.drift_model import models_that_read
 from daptq.quantization.profiling import Calibration, drift_metric
 from daptq.recipes import da_ptq, da_ptq_plus, quantize, round_to_nearest
@@ -21,7 +21,7 @@ from daptq.recipes import da_ptq, da_ptq_plus, quantize, round_to_nearest
 JOINTS = (*(ActionDimension(kind="joint", unit="rad") for _ in range(6)), ActionDimension(kind="gripper", unit="1"))
 
 
-class JointPolicy(CogACTPolicy):
+class JointPolicy(SmallCogACTPolicy):
     """The small policy, its seven numbers read as six joints and a gripper."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -60,7 +60,9 @@ def test_models_that_read_a_space() -> None:
 
 
 @pytest.mark.parametrize("horizon", ["executed", "chunk"])
-def test_the_horizon_is_what_the_metric_counts(horizon: Any, cogact: CogACTPolicy, held: Callable[..., Any]) -> None:
+def test_the_horizon_is_what_the_metric_counts(
+    horizon: Any, cogact: SmallCogACTPolicy, held: Callable[..., Any]
+) -> None:
     recipe = replace(da_ptq_plus(), drift_horizon=horizon)
     calibration = Calibration.checked(held(cogact, 2), cogact, limit=4, seed=0, progress=lambda *_: None)
     metric = drift_metric(cogact, recipe, calibration)

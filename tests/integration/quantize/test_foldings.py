@@ -16,7 +16,7 @@ from daptq.errors import RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.quantization.assembly import share_tensors
 from daptq.quantization.folding import Folder
@@ -118,7 +118,7 @@ def test_consumer_in_floating_point_is_exact(chain: Policy, make: Any) -> None:
     assert error(answer, predicted(chain)) > 0.05, "the map does something"
 
 
-def test_consumer_of_cogact_is_exact(cogact: CogACTPolicy) -> None:
+def test_consumer_of_cogact_is_exact(cogact: SmallCogACTPolicy) -> None:
     everything = set(cogact.linear_layers())
     affine = dense(48)
     answer, expected, entry = folded(cogact, affine, everything, da_ptq())
@@ -128,7 +128,7 @@ def test_consumer_of_cogact_is_exact(cogact: CogACTPolicy) -> None:
     assert error(answer, predicted(cogact)) > 0.01
 
 
-def test_guidance_without_condition_answers_as_before(cogact: CogACTPolicy) -> None:
+def test_guidance_without_condition_answers_as_before(cogact: SmallCogACTPolicy) -> None:
     plan = plan_of(cogact, set(cogact.linear_layers()))
     target, layers = prepared(cogact, plan)
     (interface,) = cogact.interfaces()
@@ -166,7 +166,7 @@ def test_dense_map_folds_exactly_into_a_producer_in_floating_point(chain: Policy
     assert error(answer, expected) < 2e-3
 
 
-def test_consumer_is_rounded_after_folding_when_nothing_else_is_left(cogact: CogACTPolicy) -> None:
+def test_consumer_is_rounded_after_folding_when_nothing_else_is_left(cogact: SmallCogACTPolicy) -> None:
     affine = dense(48)
     answer, expected, entry = folded(cogact, affine, set(), da_ptq(folding="auto"))
     assert entry.kind == "consumer-rounded"
@@ -182,7 +182,7 @@ def test_identity_changes_nothing(chain: Policy) -> None:
 
 
 def test_producer_that_is_not_the_representation_is_refused_before_any_work(
-    cogact: CogACTPolicy, tmp_path: Any, held: Any
+    cogact: SmallCogACTPolicy, tmp_path: Any, held: Any
 ) -> None:
     with pytest.raises(RecipeError, match="folding must be 'auto' or 'consumer'"):
         quantize(cogact, da_ptq(folding="producer"), data=held(cogact, 2), output=tmp_path / "out")

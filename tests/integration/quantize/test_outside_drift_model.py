@@ -19,7 +19,7 @@ from daptq.artifacts import read_artifact
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
 from daptq.policies.action_space import ActionSpace
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize
 
@@ -55,7 +55,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_it_quantizes_a_policy(cogact: CogACTPolicy, tmp_path: Path, held: Callable[[Policy, int], object]) -> None:
+def test_it_quantizes_a_policy(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Callable[[Policy, int], object]
+) -> None:
     recipe = da_ptq(drift_model="gripper-only", calibration_states=4)
     assert recipe.drift == GripperOnly()
     assert Recipe.from_json(recipe.to_json()) == recipe

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from daptq.errors import CalibrationDataError, InvalidInputError, OutputExistsError, OutputWriteError, UnknownNameError
 from daptq.packing.checkpoint import load_policy
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.recipes import da_ptq, quantize, round_to_nearest
 
 KILLED_RUN = textwrap.dedent(
@@ -28,10 +28,10 @@ KILLED_RUN = textwrap.dedent(
     import torch
     torch.set_num_threads(1)
     from daptq.calibration.contract import CalibrationSource
-    from daptq.policies.cogact_small import CogACTPolicy
+    from daptq.policies.cogact_small import SmallCogACTPolicy
     from daptq.recipes import da_ptq, quantize
 
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
 
     class Source(CalibrationSource):
         hash, licence, description = "cogact-small-4", "CC0-1.0", "made-up states"
@@ -72,7 +72,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def straight(
-    one_thread: None, cogact: CogACTPolicy, held: Any, tmp_path_factory: pytest.TempPathFactory
+    one_thread: None, cogact: SmallCogACTPolicy, held: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
     """The checkpoint of a run that nobody killed."""
     out = tmp_path_factory.mktemp("straight") / "out"
@@ -90,7 +90,7 @@ def straight(
     ],
 )
 def test_killed_run_continues_and_writes_the_same_bytes(
-    cogact: CogACTPolicy,
+    cogact: SmallCogACTPolicy,
     tmp_path: Path,
     held: Any,
     straight: dict[str, bytes],
@@ -114,7 +114,9 @@ def test_killed_run_continues_and_writes_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["killed"]
 
 
-def test_other_inputs_start_over(cogact: CogACTPolicy, tmp_path: Path, held: Any, straight: dict[str, bytes]) -> None:
+def test_other_inputs_start_over(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, straight: dict[str, bytes]
+) -> None:
     killed_at(tmp_path / "out", "write", 0)
     stages: list[str] = []
     source = held(cogact, 4)
@@ -133,7 +135,7 @@ def test_other_inputs_start_over(cogact: CogACTPolicy, tmp_path: Path, held: Any
 
 
 def test_full_disk_leaves_nothing_under_the_final_name(
-    cogact: CogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(content: Any, path: Path) -> None:
         if "profile" not in str(path):
@@ -159,7 +161,9 @@ def test_full_disk_leaves_nothing_under_the_final_name(
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_existing_output_is_refused_before_any_work(cogact: CogACTPolicy, tmp_path: Path, held: Any, kind: str) -> None:
+def test_existing_output_is_refused_before_any_work(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, kind: str
+) -> None:
     out = tmp_path / "out"
     if kind == "folder":
         out.mkdir()
@@ -175,14 +179,14 @@ def test_existing_output_is_refused_before_any_work(cogact: CogACTPolicy, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_empty_folder_is_filled(cogact: CogACTPolicy, tmp_path: Path) -> None:
+def test_empty_folder_is_filled(cogact: SmallCogACTPolicy, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     out = quantize(cogact, round_to_nearest(), output=str(tmp_path / "out"))
     assert out == tmp_path / "out"
     assert load_policy(out).name == "tiny"
 
 
-def test_data_is_needed_by_the_recipe_that_reads_it(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_data_is_needed_by_the_recipe_that_reads_it(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     with pytest.raises(CalibrationDataError, match="data must be given for recipe da-ptq"):
         quantize(cogact, da_ptq(), output=tmp_path / "out")
     with pytest.raises(CalibrationDataError, match="at least one state, got none from 'made-up states'"):
@@ -191,13 +195,13 @@ def test_data_is_needed_by_the_recipe_that_reads_it(cogact: CogACTPolicy, tmp_pa
 
 
 @pytest.mark.parametrize("recipe", [da_ptq(), round_to_nearest()], ids=["da-ptq", "round-to-nearest"])
-def test_unknown_source_is_refused_by_every_recipe(cogact: CogACTPolicy, tmp_path: Path, recipe: Any) -> None:
+def test_unknown_source_is_refused_by_every_recipe(cogact: SmallCogACTPolicy, tmp_path: Path, recipe: Any) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'tabletop'"):
         quantize(cogact, recipe, data="tabeltop:train", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_batch_is_named_before_anything_is_written(cogact: CogACTPolicy, tmp_path: Path, held: Any) -> None:
+def test_bad_batch_is_named_before_anything_is_written(cogact: SmallCogACTPolicy, tmp_path: Path, held: Any) -> None:
     source = held(cogact, 3)
     source.batches[2]["action"][0, 0, 0] = torch.nan
     with pytest.raises(CalibrationDataError, match="action of calibration batch 2 must be finite"):
@@ -205,7 +209,7 @@ def test_bad_batch_is_named_before_anything_is_written(cogact: CogACTPolicy, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantized_policy_is_refused(cogact: CogACTPolicy, tmp_path: Path) -> None:
+def test_quantized_policy_is_refused(cogact: SmallCogACTPolicy, tmp_path: Path) -> None:
     loaded = load_policy(quantize(cogact, round_to_nearest(), output=tmp_path / "first"))
     with pytest.raises(InvalidInputError, match="policy must be in full precision, got 35 quantized layers"):
         quantize(loaded, round_to_nearest(), output=tmp_path / "second")

@@ -25,7 +25,7 @@ from daptq.packing.checkpoint import load_policy, save_policy
 from daptq.policies import cogact_public as cogact_prismatic
 from daptq.policies import cogact_small as cogact
 from daptq.policies.contract import Batch, Policy
-from daptq.policies.streaming import StoredWeights
+from daptq.policies.stored_weights import StoredWeights
 from daptq.quantization.recipe import Recipe
 from daptq.recipes import da_ptq, quantize, round_to_nearest
 from daptq.rounding.gptq import GptqConfig

@@ -16,11 +16,11 @@ from daptq.evaluation.describe import describe_policy
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import replace_module, save_policy, save_quantized
-from daptq.policies.cogact_small import CogACTPolicy
+from daptq.policies.cogact_small import SmallCogACTPolicy
 
 
 def test_every_linear_layer_is_described_in_execution_order() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     layers = describe_policy(policy)["layers"]
     assert [layer["name"] for layer in layers] == list(policy.linear_layers())
     assert {layer["num_bits"] for layer in layers} == {32}
@@ -36,7 +36,7 @@ def quantized(linear: Any) -> QuantizedLinear:
 
 
 def test_bits_follow_the_layer() -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     builders: tuple[Callable[[Any], torch.nn.Module], ...] = (BFloat16Linear.from_linear, quantized)
     for name, build in zip(policy.linear_layers(), builders, strict=False):
         replace_module(policy, name, build(policy.get_submodule(name)))
@@ -46,15 +46,15 @@ def test_bits_follow_the_layer() -> None:
 
 
 def test_bytes_are_those_of_the_form_that_runs(tmp_path: Path) -> None:
-    save_policy(CogACTPolicy.tiny(), tmp_path / "tiny")
-    weights = describe_policy(CogACTPolicy.tiny(), tmp_path / "tiny")["weights"]
-    parameters = sum(parameter.numel() for parameter in CogACTPolicy.tiny().parameters())
+    save_policy(SmallCogACTPolicy.tiny(), tmp_path / "tiny")
+    weights = describe_policy(SmallCogACTPolicy.tiny(), tmp_path / "tiny")["weights"]
+    parameters = sum(parameter.numel() for parameter in SmallCogACTPolicy.tiny().parameters())
     # bfloat16 on disk plus safetensors' header, float32 in memory plus a few small buffers.
     assert 2 * parameters < weights["bytes_on_disk"] < 2.2 * parameters
     assert 4 * parameters <= weights["bytes_in_memory"] < 4 * parameters + 1000
-    assert describe_policy(CogACTPolicy.tiny())["weights"]["bytes_on_disk"] is None
+    assert describe_policy(SmallCogACTPolicy.tiny())["weights"]["bytes_on_disk"] is None
     layer = quantized(torch.nn.Linear(48, 48))
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     replace_module(policy, "llm_backbone.layers.0.self_attn.q_proj", layer)
     after = describe_policy(policy)["weights"]["bytes_in_memory"]
     assert layer.backend is not None  # a kernel was chosen before the bytes were counted
@@ -62,7 +62,7 @@ def test_bytes_are_those_of_the_form_that_runs(tmp_path: Path) -> None:
 
 
 def test_the_plan_says_why_a_layer_has_its_bits(tmp_path: Path) -> None:
-    policy = CogACTPolicy.tiny()
+    policy = SmallCogACTPolicy.tiny()
     name, *others = policy.linear_layers()
     layer = quantized(policy.get_submodule(name))
     replace_module(policy, name, layer)
@@ -84,12 +84,12 @@ def test_the_plan_says_why_a_layer_has_its_bits(tmp_path: Path) -> None:
         folder = tmp_path / f"other form {form}"
         save_quantized(policy, folder, plan=form, **about)
         assert describe_policy(policy, folder)["plan"] is None
-    save_policy(CogACTPolicy.tiny(), tmp_path / "float")
-    assert describe_policy(CogACTPolicy.tiny(), tmp_path / "float")["plan"] is None
+    save_policy(SmallCogACTPolicy.tiny(), tmp_path / "float")
+    assert describe_policy(SmallCogACTPolicy.tiny(), tmp_path / "float")["plan"] is None
 
 
 def test_the_hash_tells_weights_apart() -> None:
-    first, again, other = (describe_policy(CogACTPolicy.tiny(seed))["weights"]["sha256"] for seed in (0, 0, 1))
+    first, again, other = (describe_policy(SmallCogACTPolicy.tiny(seed))["weights"]["sha256"] for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -98,7 +98,7 @@ class Slow(torch.nn.Module):
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self.inner, self.seconds, self.calls = CogACTPolicy.tiny(), seconds, 0
+        self.inner, self.seconds, self.calls = SmallCogACTPolicy.tiny(), seconds, 0
         self.device, self.example_batch = self.inner.device, self.inner.example_batch
 
     def predict_chunk(self, batch: Any, generator: Any) -> torch.Tensor:
@@ -127,6 +127,6 @@ def test_latency_refuses_nothing_to_measure() -> None:
     with pytest.raises(InvalidInputError, match="at least one policy"):
         measure_latency({})
     with pytest.raises(InvalidInputError, match="at least one policy"):
-        measure_latency({"a": CogACTPolicy.tiny()}, repeats=0)
+        measure_latency({"a": SmallCogACTPolicy.tiny()}, repeats=0)
     with pytest.raises(UnknownNameError, match="Did you mean 'reference'"):
-        measure_latency({"reference": CogACTPolicy.tiny()}, against="refrence")
+        measure_latency({"reference": SmallCogACTPolicy.tiny()}, against="refrence")
