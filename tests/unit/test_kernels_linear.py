@@ -147,7 +147,7 @@ def test_weight_tells_shape_dtype_and_device_and_holds_no_values() -> None:
             getattr(weight, name)()
     with pytest.raises(InvalidInputError, match="must be read"):
         nn.functional.linear(torch.randn(2, 24), weight)
-    assert "no values" in repr(weight)
+    assert repr(weight).startswith("<stands for a weight, shape (10, 24), dtype torch.float32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -158,7 +158,7 @@ def test_the_result_has_the_dtype_of_the_activations_and_scales_stay_float32(dty
     expected = layer(x.float()).to(dtype)
     layer.to(dtype)
     assert torch.equal(layer.weight_scale, scale)
-    assert layer.weight.dtype == torch.float32
+    assert layer.weight.dtype == dtype
     assert torch.equal(layer(x), expected)
     assert layer(x).dtype == dtype
 
@@ -254,9 +254,9 @@ def test_bfloat16_layer_keeps_two_bytes_per_weight_and_has_no_gradient() -> None
     linear = nn.Linear(8, 4, bias=False)
     layer = BFloat16Linear.from_linear(linear)
     assert layer.bias is None
-    assert layer.weight.dtype == torch.bfloat16
+    assert layer.resident_weight.dtype == torch.bfloat16
     assert sum(p.nbytes for p in layer.parameters()) == 2 * 8 * 4
-    assert not layer.weight.requires_grad
+    assert not layer.resident_weight.requires_grad
     before = layer.weight.clone()
     with torch.no_grad():
         linear.weight.zero_()

@@ -125,7 +125,7 @@ def a_subclass(net: DiT) -> None:
 
 def float32_weight(net: DiT) -> None:
     layer = first_block(net).mlp.fc2
-    layer.weight = nn.Parameter(layer.weight.float())
+    layer.weight = nn.Parameter(layer.resident_weight.float())
 
 
 def scale_for_each_step(net: DiT) -> None:

@@ -153,7 +153,7 @@ def _result(layer: LayerPlan, results: Counter[str]) -> Iterator[Difference]:
 def _weight(layer: LayerPlan, module: nn.Module) -> Iterator[Difference]:
     """Whether the weight in memory is the checkpoint's."""
     if layer.num_bits == BFLOAT16_BITS:
-        weight = getattr(module, "weight", None)
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         if isinstance(module, QuantizedLinear) or not isinstance(weight, Tensor):
             yield _differs(layer.name, "weight", f"must be a bfloat16 weight, got {type(module).__name__}")
         elif weight.dtype != torch.bfloat16:

@@ -73,6 +73,5 @@ def weight_bits(module: nn.Module) -> int:
     quantized = getattr(module, "num_bits", None)
     if isinstance(quantized, int):
         return quantized
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = dict(module.named_parameters(recurse=False))["weight"]  # as it is in memory
     return 8 * weight.element_size()

@@ -21,7 +21,7 @@ from daptq.kernels.linear.contract import PackedWeight, PreparedLinear
 from daptq.kernels.linear.transform import check_transform, transform
 from daptq.layers.no_gradient import NoGradient
 from daptq.layers.picker import AUTO, choose, prepare
-from daptq.layers.stand_in import WeightWithoutValues
+from daptq.layers.stand_in import StandIn
 from daptq.numerics.quantized_matrix import QuantizedMatrix
 from daptq.numerics.rotation import hadamard, rotate
 
@@ -60,6 +60,8 @@ class QuantizedLinear(nn.Module):
             `follow`; None: one scale per token, dynamic. Values past the end of a static grid are clipped.
         input_scale: (in,), positive factor of each input channel, or None.
         rotation_block: Channels of a block of the rotation, a power of two, or 0 for none.
+        compute_dtype: Dtype that `weight` answers, that of the policy's activations; the result of a product has the
+            dtype of its input, whatever that is. A cast of the module casts it, too.
         backend: Name of a kernel, or ``"auto"`` for the fastest at the shape of the first call.
 
     Attributes:
@@ -95,9 +97,11 @@ class QuantizedLinear(nn.Module):
         activation_scale: Float[Tensor, " steps"] | None = None,
         input_scale: Float[Tensor, " in"] | None = None,
         rotation_block: int = 0,
+        compute_dtype: torch.dtype = torch.float32,
         backend: str = AUTO,
     ) -> None:
         super().__init__()
+        self.compute_dtype = compute_dtype
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.num_bits = weight.num_bits
@@ -279,11 +283,14 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape, dtype (float32) and device of the weight, for code that asks for them; it holds no values.
+        """Shape, dtype (`compute_dtype`) and device of the weight, for code that asks for them; it holds no values.
 
-        Reading a value raises InvalidInputError; `dequantize` gives the values.
+        Reading a value raises InvalidInputError, or gives NaN in a compiled function; `dequantize` gives the values.
         """
-        return WeightWithoutValues((self.out_features, self.in_features), self.weight_scale.device)
+        shape, device = (self.out_features, self.in_features), self.weight_scale.device
+        if torch.compiler.is_compiling():  # The compiler drops a tensor of which only the dtype is asked.
+            return torch.full(shape, torch.nan, dtype=self.compute_dtype, device=device)
+        return StandIn(shape, dtype=self.compute_dtype, device=device, read=_no_values)
 
     def integers(self) -> Int8[Tensor, "out in"]:
         """The integers of the weight."""
@@ -331,10 +338,11 @@ class QuantizedLinear(nn.Module):
         self._prepared = self._backend = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the layer; a cast leaves scales and bias in float32."""
+        """Moves the layer; a cast leaves scales and bias in float32, and changes what `weight` answers."""
         before = {name: self._buffers[name] for name in _FLOATS}
         origin = self.weight_scale.device
         chosen = self._backend
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=origin)).dtype
         self._release()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert self._packed is not None
@@ -344,6 +352,18 @@ class QuantizedLinear(nn.Module):
         if chosen is not None and device == origin:
             self.use_backend(chosen)
         return self
+
+
+def _no_values() -> Tensor:
+    """Refuses to read the weight.
+
+    Raises:
+        InvalidInputError: Always.
+    """
+    raise InvalidInputError(
+        "weight of a quantized layer must be read for its shape, dtype and device only, got an operation on its "
+        "values. Call dequantize() for them."
+    )
 
 
 def _float32(values: Tensor | None) -> Tensor | None:

@@ -202,8 +202,8 @@ def _parts(
 
 def _of_layer(layer: nn.Module) -> PackedLayer | None:
     """A layer as ``daptq::layer`` takes it; None if it does not."""
-    if type(layer) is BFloat16Linear and layer.weight.dtype == torch.bfloat16:
-        return PackedLayer(LayerTensors(weight=layer.weight, bias=layer.bias), BFLOAT16_LAYER)
+    if type(layer) is BFloat16Linear and layer.resident_weight.dtype == torch.bfloat16:
+        return PackedLayer(LayerTensors(weight=layer.resident_weight, bias=layer.bias), BFLOAT16_LAYER)
     if type(layer) is QuantizedLinear and isinstance(layer._prepared, Avx2Linear) and not _follows_steps(layer):
         prepared, buffers = layer._prepared, layer._buffers
         tensors = LayerTensors(

@@ -166,7 +166,8 @@ def _tensors(layers: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parame
     tensors: dict[str, Tensor] = {path: parameter.detach().cpu() for path, parameter in parameters.items()}
     for path, layer in layers.items():
         if isinstance(layer, nn.Linear | BFloat16Linear):
-            tensors[f"{path}.weight"] = layer.weight.detach().cpu()
+            held = layer.resident_weight if isinstance(layer, BFloat16Linear) else layer.weight
+            tensors[f"{path}.weight"] = held.detach().cpu()
             tensors |= {} if layer.bias is None else {f"{path}.bias": layer.bias.detach().cpu()}
         else:
             tensors[f"{path}.weight"] = torch.zeros(0, int(layer.in_features))  # type: ignore[arg-type]

@@ -239,6 +239,7 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
                 activation_scale=activation_scale,
                 input_scale=input_scale,
                 rotation_block=entry.get("rotation_block", 0),
+                compute_dtype=policy.compute_dtype,
             )
             layer.follow(policy.denoising_step)
             replace_module(policy, path, layer)
@@ -246,4 +247,5 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
         # Subclasses may be read by their owner as plain parameters; they stay what they are.
         if type(module) is nn.Linear and f"{path}.weight" in names:
             bias = artifact.tensor(f"{path}.bias") if f"{path}.bias" in names else None
-            replace_module(policy, path, BFloat16Linear(artifact.tensor(f"{path}.weight"), bias))
+            kept = BFloat16Linear(artifact.tensor(f"{path}.weight"), bias, compute_dtype=policy.compute_dtype)
+            replace_module(policy, path, kept)

@@ -102,6 +102,7 @@ class Policy(nn.Module, ABC):
         deterministic: Whether a chunk depends on the observation alone, so that no noise is drawn.
         denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
         denoising_step: The iteration that is running; the family keeps it up to date in `denoise`.
+        compute_dtype: Dtype of the activations; a layer whose weight is held in another form answers it for its weight.
         weights: Where a streamed policy reads its large weights from, see `daptq.policies.streaming`; None for a
             policy in memory.
     """
@@ -117,6 +118,7 @@ class Policy(nn.Module, ABC):
     deterministic: bool = False
     denoising_steps: int
     denoising_step: DenoisingStep
+    compute_dtype: torch.dtype = torch.float32
     weights: StoredWeights | None = None
     _loop: Loop | None = None
 

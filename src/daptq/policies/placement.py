@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from daptq.errors import ForeignArtifactError
@@ -21,7 +20,7 @@ __all__ = ["place_tensors"]
 
 
 def place_tensors(policy: Policy, stored: Mapping[str, StoredTensor], directory: Path, *, stream: bool) -> None:
-    """Gives every empty parameter its values in float32, and every persistent buffer its own.
+    """Gives every empty parameter its values in its own dtype, and every persistent buffer its own.
 
     Args:
         policy: Its quantized and bfloat16 layers are in place and stay as they are.
@@ -58,7 +57,7 @@ def place_tensors(policy: Policy, stored: Mapping[str, StoredTensor], directory:
             continue
         values = stored[key].read()
         if key in parameters:
-            setattr(module, leaf, nn.Parameter(values.to(torch.float32), requires_grad=trainable))
+            setattr(module, leaf, nn.Parameter(values.to(present.dtype), requires_grad=trainable))
         else:
             setattr(module, leaf, values)
     if stream:

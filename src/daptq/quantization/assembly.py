@@ -63,9 +63,11 @@ def assemble(policy: Policy, plan: BitPlan, layers: Mapping[str, QuantizedLinear
 
     def build(name: str) -> nn.Module:
         if plan[name].kept:
-            return BFloat16Linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+            weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+            return BFloat16Linear(weight, bias, compute_dtype=policy.compute_dtype)
         layer = layers[name]
         layer.follow(copy.denoising_step)
+        layer.compute_dtype = policy.compute_dtype
         return layer
 
     for name in (decision.name for decision in plan.layers):

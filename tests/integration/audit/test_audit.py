@@ -308,7 +308,7 @@ def test_a_kept_layer_must_be_bfloat16_and_the_checkpoints(checkpoint: Path) -> 
     kept = next(name for name in KEPT if LAYERS[name] == "action_head")
     policy = load_policy(checkpoint)
     layer = layer_of(policy, kept)
-    layer.weight = nn.Parameter(layer.weight.float())
+    layer.weight = nn.Parameter(layer.resident_weight.float())
     assert found(policy, checkpoint, kept) == {"weight"}
 
     policy = load_policy(checkpoint)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
+from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.cogact_small import SmallCogACTPolicy
@@ -57,7 +58,8 @@ def test_round_to_nearest_rounds_language_and_action_head(
             assert torch.equal(layer.integers(), integers)
             assert torch.equal(layer.weight_scale, scale)
         else:
-            assert torch.equal(layer.weight, weight.bfloat16())  # type: ignore[arg-type]
+            assert isinstance(layer, BFloat16Linear)
+            assert torch.equal(layer.resident_weight, weight.bfloat16())
     assert list(tmp_path.iterdir()) == [out], "the working folder is gone"
 
 
