@@ -24,8 +24,10 @@ from daptq.artifacts import hash_tensors, read_artifact, read_json, write_bytes,
 from daptq.calibration.contract import open_named_source
 from daptq.cli.console import reported_progress
 from daptq.cli.policy_folder import describe
-from daptq.evaluation.paired import evaluate_many
-from daptq.metrics.drift import headline_drift
+from daptq.evaluation.comparison import Comparison
+from daptq.evaluation.request import Evaluation
+from daptq.evaluation.result import EvaluationResult
+from daptq.evaluation.run import run_evaluation
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe
 
@@ -67,19 +69,19 @@ def main(arguments: list[str] | None = None) -> None:
         twins = same_weights({**known, **folders})
         labels = {f"{setting}: {name}": folders[name] for name in folders if twins[name] == name}
         with reported_progress() as progress:
-            result = evaluate_many(
-                labels,
+            request = Evaluation(
+                candidates=labels,
                 against=options.policy,
                 episodes=options.episodes or options.states,
                 drift_states=options.states,
                 closed_loop=options.episodes > 0,
                 workers=options.workers,
                 batch=options.batch,
-                progress=progress,
                 journal=options.work / "episodes.jsonl",
             )
+            result = run_evaluation(request, progress)
         summary = summarised(result, folders, twins, setting, earlier)
-        stem = f"{result['provenance']['time'][:10]}-{'choices' if options.choices else 'ablation'}-{setting}"
+        stem = f"{result.provenance.time[:10]}-{'choices' if options.choices else 'ablation'}-{setting}"
         write_json(options.results / f"{stem}.json", summary)
         write_bytes(options.results / f"{stem}.md", page(summary, stem).encode())
         print(options.results / f"{stem}.md")
@@ -138,7 +140,7 @@ def same_weights(folders: Mapping[str, Path]) -> dict[str, str]:
 
 
 def summarised(
-    result: Mapping[str, Any],
+    result: EvaluationResult,
     folders: Mapping[str, Path],
     twins: Mapping[str, str],
     setting: str,
@@ -148,7 +150,7 @@ def summarised(
 
     Arms of an earlier table continued from the same states with the same noise, so they pair with the new ones.
     """
-    compared = {c["policy"].removeprefix(f"{setting}: "): c for c in result["comparisons"]}
+    compared = {c.policy.removeprefix(f"{setting}: "): c for c in result.comparisons}
     before = {"measured": earlier.get("provenance", {}).get("time", "")[:10], "batch": 1}
     rows = {row["arm"]: {**before, **row} for row in earlier["arms"] if row["arm"] not in folders}
     for name, folder in folders.items():
@@ -170,33 +172,33 @@ def summarised(
             for other in (NEAREST, PAPER)
             if other in rows and other != name
         }
-    states = next(iter(compared.values()))["drift"]["identical_states"]
+    states = next(iter(compared.values())).drift.identical_states
     same = ("schema_version", "environment", "tasks", "episodes", "seed", "provenance")
-    policies = [{k: p[k] for k in p if k not in ("layers", "weights")} for p in result["policies"]]
+    written = result.to_json()
+    policies = [{k: p[k] for k in p if k not in ("layers", "weights")} for p in written["policies"]]
     named = {one["name"] for one in policies}
     policies += [one for one in earlier.get("policies", ()) if one["name"] not in named]
     return {
-        **{key: result[key] for key in same},
-        "states": states["n"],
-        "state_episodes": states["episodes"],
+        **{key: written[key] for key in same},
+        "states": states.n,
+        "state_episodes": states.episodes,
         "setting": setting,
         "policies": policies,
         "arms": list(rows.values()),
     }
 
 
-def measured_row(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def measured_row(comparison: Comparison, result: EvaluationResult) -> dict[str, Any]:
     """What one arm did."""
-    branches, whole = comparison["drift"]["identical_states"], comparison["drift"]["whole_episode"]
-    headline = headline_drift(branches)
-    assert headline is not None  # states are always asked for
+    branches, whole = comparison.drift.identical_states, comparison.drift.whole_episode
+    assert branches.headline is not None  # states are always asked for
     return {
-        "measured": result["provenance"]["time"][:10],
-        "batch": result["batch"],
-        "drift": [{k: v for k, v in entry.items() if k != "per_state_mm"} for entry in branches["after_steps"]],
-        "per_state_mm": headline["per_state_mm"],
-        "paired": comparison["paired"],
-        "whole_episode": None if whole is None else {k: v for k, v in whole.items() if k != "per_episode"},
+        "measured": result.provenance.time[:10],
+        "batch": result.batch,
+        "drift": [entry.model_dump(mode="json", exclude={"per_state_mm"}) for entry in branches.after_steps],
+        "per_state_mm": list(branches.headline.per_state_mm),
+        "paired": None if comparison.paired is None else comparison.paired.to_json(),
+        "whole_episode": None if whole is None else whole.model_dump(mode="json", exclude={"per_episode"}),
     }
 
 

@@ -114,9 +114,10 @@ def main(output: Path, work: Path, also: tuple[str, ...], device: str, repeats: 
             seed=seed,
             progress=progress,
         )
-    write_json(output, result)
-    output.with_suffix(".md").write_text(page(result), encoding="utf-8")
-    click.echo(page(result))
+    written = result.to_json()
+    write_json(output, written)
+    output.with_suffix(".md").write_text(page(written), encoding="utf-8")
+    click.echo(page(written))
 
 
 if __name__ == "__main__":

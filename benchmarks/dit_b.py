@@ -164,15 +164,19 @@ def measure(depth: int, repeats: int, threads: int, seed: int) -> dict[str, Any]
         "device": "cpu",
         "size": {**SIZE, "depth": depth, "denoising_steps": STEPS, "guidance": GUIDANCE, "rows": 34},
         "heads": [
-            {"name": name, "weight_bytes": weight_bytes_resident(module), "denoising_ms": percentiles(times[name])}
+            {
+                "name": name,
+                "weight_bytes": weight_bytes_resident(module),
+                "denoising_ms": percentiles(times[name]).to_json(),
+            }
             for name, module in ((OURS, low_bit), (EAGER, head))
         ],
         "fused": fused,
         "float_path": {"name": fastest, "p50": float(np.median(times[fastest]))},
-        "ratio_to_float_path": {OURS: ratio_interval(times[OURS] / times[fastest], seed)},
-        "ratio_to_eager": {OURS: ratio_interval(times[OURS] / times[EAGER], seed)},
+        "ratio_to_float_path": {OURS: ratio_interval(times[OURS] / times[fastest], seed).to_json()},
+        "ratio_to_eager": {OURS: ratio_interval(times[OURS] / times[EAGER], seed).to_json()},
         "float_paths": [
-            {"name": name, "denoising_ms": percentiles(times[name]), "max_abs_difference": differences[name]}
+            {"name": name, "denoising_ms": percentiles(times[name]).to_json(), "max_abs_difference": differences[name]}
             for name in runs
         ],
         "skipped": [asdict(left_out) for left_out in skipped],

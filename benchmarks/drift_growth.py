@@ -90,9 +90,9 @@ def growth(journal: Path, labels: Sequence[str]) -> dict[str, Any]:
         drift = branch_drift(
             [baseline[key] for key in keys], [records[label][key] for key in keys], horizons=steps, seed=0
         )
-        medians = [entry["position_mm"]["median"] for entry in drift["after_steps"]]
-        curves[label] = {"n": drift["n"], "steps": steps} | {
-            name: [median[key] for median in medians]
+        medians = [entry.position_mm.median for entry in drift.after_steps]
+        curves[label] = {"n": drift.n, "steps": steps} | {
+            name: [getattr(median, key) for median in medians]
             for name, key in (("median", "value"), ("low", "low"), ("high", "high"))
         }
     return curves

@@ -17,8 +17,9 @@ from markdown_tables import result_markdown, task_markdown
 import daptq
 from daptq.artifacts import write_bytes, write_json
 from daptq.cli.console import reported_progress
-from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
+from daptq.evaluation.run import run_evaluation
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}
@@ -46,17 +47,17 @@ def main(arguments: list[str] | None = None) -> None:
         with reported_progress() as progress:
             daptq.quantize(policy, recipe, data=options.data, output=folders[LABELS[name]], progress=progress)
     with reported_progress() as progress:
-        result = evaluate_many(
-            folders,
+        request = Evaluation(
+            candidates=folders,
             against=options.policy,
             episodes=options.episodes,
             workers=options.workers,
-            progress=progress,
             journal=options.work / "episodes.jsonl",
         )
-    stem = f"{result['provenance']['time'][:10]}-first-drive"
-    write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(EvaluationResult.from_json(result), stem).encode())
+        result = run_evaluation(request, progress)
+    stem = f"{result.provenance.time[:10]}-first-drive"
+    write_json(options.results / f"{stem}.json", result.to_json())
+    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
     print(options.results / f"{stem}.md")
 
 

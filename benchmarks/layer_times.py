@@ -111,9 +111,11 @@ def measure(checkpoint: Path, repeats: int, threads: int, seed: int) -> dict[str
             **dict(zip(("rows", "in_features", "out_features", "bits"), form, strict=True)),
             "role": role,
             "layers": [name],
-            "candidates": [{"name": key, "call_ms": percentiles(values / CALLS)} for key, values in times.items()],
+            "candidates": [
+                {"name": key, "call_ms": percentiles(values / CALLS).to_json()} for key, values in times.items()
+            ],
             "best_float": best,
-            "ratio_to_best_float": ratio_interval(times[OURS] / times[best], seed),
+            "ratio_to_best_float": ratio_interval(times[OURS] / times[best], seed).to_json(),
         }
         print(form, best, interval(forms[form]["ratio_to_best_float"]), flush=True)
     return {

@@ -22,7 +22,7 @@ def result_markdown(result: EvaluationResult) -> str:
 
 
 def variant_markdown(result: EvaluationResult) -> str:
-    """A row per condition, for what `evaluate_variants` returned."""
+    """A row per condition, for an evaluation on variants."""
     return markdown(*variant_rows(result))
 
 

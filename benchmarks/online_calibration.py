@@ -24,11 +24,12 @@ import daptq
 from daptq.artifacts import provenance, read_artifact, write_artifact, write_bytes, write_json
 from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.watched_drive import drive
 from daptq.interfaces.affine import AffineMap
 from daptq.metrics.drift import episode_drift
-from daptq.metrics.success import Rate
-from daptq.metrics.summary import paired_summary, success_summary
+from daptq.metrics.pairs import paired_summary
+from daptq.metrics.success import Rate, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
 from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
@@ -130,13 +131,13 @@ class Watched:
         while (folder := self.options.work / self.name / str(len(records))).exists():
             group, some = _read(folder)
             records, streams = records + group, streams + some
+        request = Evaluation(
+            candidates=[self.policy], variant=self.variant, episodes=episodes, seed=seed, batch=self.options.batch
+        )
         driven = drive(
+            request,
             self.policy,
             lambda instructions: watch_episodes(self.policy, only_interface(self.policy), instructions, self.affine),
-            variant=self.variant,
-            episodes=episodes,
-            seed=seed,
-            batch=self.options.batch,
             skip=len(records),
         )
         for group, some in driven:
@@ -183,10 +184,12 @@ def summarised(name: str, runs: Mapping[str, Run]) -> dict[str, Any]:
     drift = episode_drift(nominal, records, seed=JUDGED_SEED)
     return {
         "run": name,
-        **success_summary(records),
-        "against_nominal": paired_summary(nominal, records),
-        "against_changed": paired_summary(runs["changed"][0], records) if name.startswith("refreshed") else None,
-        "drift_to_nominal": {key: drift[key] for key in ("n", "position_mm", "rotation_deg")},
+        **success_summary(records).to_json(),
+        "against_nominal": paired_summary(nominal, records).to_json(),
+        "against_changed": (
+            paired_summary(runs["changed"][0], records).to_json() if name.startswith("refreshed") else None
+        ),
+        "drift_to_nominal": drift.model_dump(mode="json", include={"n", "position_mm", "rotation_deg"}),
         "flagged_after_episodes": flagged[0] if flagged else None,
         "largest_statistic": max(assessment.statistic for assessment in assessments),
         "threshold": first.threshold,

@@ -20,8 +20,9 @@ from markdown_tables import variant_markdown
 import daptq
 from daptq.artifacts import write_bytes, write_json
 from daptq.cli.console import reported_progress
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
-from daptq.evaluation.robustness import evaluate_variants
+from daptq.evaluation.run import run_evaluation
 from daptq.report.table import gap_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -44,20 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
     options = parser.parse_args(arguments)
     with reported_progress() as progress:
-        result = evaluate_variants(
-            quantized(options.policy, options.data, options.work),
+        request = Evaluation(
+            candidates=quantized(options.policy, options.data, options.work),
             variants=options.variants,
             against=options.policy,
             episodes=options.episodes,
             workers=options.workers,
             batch=options.batch,
             drift_states=0,
-            progress=progress,
             journal=options.work / f"episodes-{options.episodes}",
         )
-    stem = f"{result['provenance']['time'][:10]}-robustness"
-    write_json(options.results / f"{stem}.json", shortened(result))
-    write_bytes(options.results / f"{stem}.md", page(EvaluationResult.from_json(result), stem).encode())
+        result = run_evaluation(request, progress)
+    stem = f"{result.provenance.time[:10]}-robustness"
+    write_json(options.results / f"{stem}.json", shortened(result.to_json()))
+    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
     print(options.results / f"{stem}.md")
 
 

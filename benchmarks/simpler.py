@@ -21,7 +21,8 @@ import daptq
 from daptq.artifacts import provenance, write_bytes, write_json
 from daptq.cli.console import reported_progress
 from daptq.environments.simpler.tasks import TASKS
-from daptq.evaluation.paired import evaluate_many
+from daptq.evaluation.request import Evaluation
+from daptq.evaluation.run import run_evaluation
 from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -128,17 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {}
     for name, task in TASKS.items():
         with reported_progress() as progress:
-            results[name] = evaluate_many(
-                folders,
+            request = Evaluation(
+                candidates=folders,
                 against=options.policy,
                 environment="simpler",
                 tasks=[name],  # one at a time, since the tasks differ in their number of initial states
                 episodes=task.initial_states * options.noise_seeds,
                 drift_states=DRIFT_STATES,
                 workers=options.workers,
-                progress=progress,
                 journal=options.work / f"{name}.jsonl",
             )
+            results[name] = run_evaluation(request, progress).to_json()
     labels = [options.policy, *folders]
     groups = {**{name: [result] for name, result in results.items()}, "all": list(results.values())}
     described = provenance(seed=0)

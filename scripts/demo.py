@@ -2,8 +2,9 @@
 
     python scripts/demo.py [--policy reference] [--episodes 40] [--workers 2] [--output runs/demo]
 
-Writes quantized/ (DA-PTQ W4A8), round-to-nearest/, evaluation.json and report.html. Everything is made beside the
-output folder and takes its place at the end, so a run that fails or is killed leaves the previous one as it was.
+Writes quantized/ (DA-PTQ W4A8), round-to-nearest/, evaluation.json, benchmark.json and report.html. Everything is made
+beside the output folder and takes its place at the end, so a run that fails or is killed leaves the previous one as it
+was.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from rich.console import Console
 
 import daptq
 from daptq.artifacts import write_json
+from daptq.benchmarking.benchmark import benchmark
 from daptq.cli.console import reported_progress
-from daptq.evaluation.paired import evaluate_many
-from daptq.evaluation.result import EvaluationResult
+from daptq.evaluation.request import Evaluation
+from daptq.evaluation.run import run_evaluation
 from daptq.report.table import result_table
 from daptq.report.videos import record_discordant
 
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         _replace(output, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    Console().print(f"{output}: quantized/, evaluation.json, report.html", soft_wrap=True)
+    Console().print(f"{output}: quantized/, evaluation.json, benchmark.json, report.html", soft_wrap=True)
 
 
 def _run(options: argparse.Namespace, work: Path) -> None:
@@ -64,18 +66,17 @@ def _run(options: argparse.Namespace, work: Path) -> None:
             daptq.quantize(policy, recipe, data=options.data, output=folder, progress=progress)
     folders = {label: folder for label, (_, folder) in recipes.items()}
     with reported_progress() as progress:
-        result = evaluate_many(
-            folders,
-            against=options.policy,
-            episodes=options.episodes,
-            workers=options.workers,
-            progress=progress,
+        request = Evaluation(
+            candidates=folders, against=options.policy, episodes=options.episodes, workers=options.workers
         )
+        result = run_evaluation(request, progress)
+        times = benchmark(folders, against=options.policy, paths=(), progress=progress)
     loaded = {options.policy: policy, **{label: daptq.load_policy(folder) for label, folder in folders.items()}}
-    write_json(work / "evaluation.json", result)
+    write_json(work / "evaluation.json", result.to_json())
+    write_json(work / "benchmark.json", times.to_json())
     videos = record_discordant(result, count=ANIMATED, sources=loaded)
-    daptq.write_report(result, work / "report.html", videos=videos)
-    Console().print(result_table(EvaluationResult.from_json(result)))
+    daptq.write_report(result, work / "report.html", benchmark=times, videos=videos)
+    Console().print(result_table(result))
 
 
 def _replace(output: Path, work: Path) -> None:

@@ -19,7 +19,7 @@ from daptq.errors import CheckFailedError, DaptqError
 if TYPE_CHECKING:
     from daptq import recipes
     from daptq.environments.contract import check_environment
-    from daptq.evaluation.paired import evaluate
+    from daptq.evaluation.run import evaluate
     from daptq.packing.checkpoint import load_policy
     from daptq.policies.conformance import check_policy
     from daptq.quantization.pipeline import quantize
@@ -43,7 +43,7 @@ __all__ = [
 _HOME = {
     "check_environment": "daptq.environments.contract",
     "check_policy": "daptq.policies.conformance",
-    "evaluate": "daptq.evaluation.paired",
+    "evaluate": "daptq.evaluation.run",
     "load_policy": "daptq.packing.checkpoint",
     "quantize": "daptq.quantization.pipeline",
     "write_report": "daptq.report",

@@ -12,34 +12,22 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
+from daptq.docstrings import attribute_texts
 from daptq.errors import ForeignArtifactError
 
-__all__ = ["Count", "Fraction", "JsonModel", "NotNegative", "Percentage", "Positive", "absent", "attribute_texts"]
+__all__ = ["Count", "Fraction", "JsonModel", "NotNegative", "Percentage", "Positive", "absent"]
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Percentage = Annotated[float, Field(ge=-100.0, le=100.0)]
-
-
-def attribute_texts(documented: type) -> dict[str, str]:
-    """What the `Attributes` section of a class's docstring, and of the classes it derives from, says of each one."""
-    found: dict[str, str] = {}
-    for one in reversed(documented.__mro__):
-        _, _, section = inspect.cleandoc(one.__doc__ or "").partition("\nAttributes:\n")
-        section = re.split(r"\n(?=\S)", section)[0]
-        for entry in re.split(r"\n(?=    \S)", "\n" + section)[1:]:
-            name, _, text = entry.strip().partition(":")
-            found[name] = " ".join(text.split())
-    return found
 
 
 def _described(schema: dict[str, Any], model: type[BaseModel]) -> None:

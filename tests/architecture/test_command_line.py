@@ -52,7 +52,7 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--json": None,
     },
     "benchmark": {
-        "--policy": "required",
+        "POLICIES": "required",
         "--against": "required",
         "--device": "cpu",
         "--repeats": 30,

@@ -113,7 +113,7 @@ def test_a_library_that_can_take_no_layer_is_left_out_with_a_reason(name: str) -
 @pytest.mark.filterwarnings("ignore")
 def test_every_candidate_is_measured_or_has_a_reason(tmp_path: Path) -> None:
     first, second = (str(save_policy(cogact.POLICY.tiny(seed), tmp_path / f"tiny-{seed}")) for seed in (0, 1))
-    result = benchmark([second], against=first, repeats=2, warmup=1)
+    result = benchmark([second], against=first, repeats=2, warmup=1).to_json()
     measured = [path["name"] for path in result["float_paths"]]
     left_out = {skipped["name"]: skipped["reason"] for skipped in result["skipped"]}
     assert sorted([*measured, *left_out]) == sorted(FLOAT_PATHS)

@@ -67,7 +67,7 @@ def episode(
 def test_whole_episode_drift_by_hand() -> None:
     baseline = [episode(0, [0.0, 0.0], [0.0, 0.0]), episode(1, [0.0, 0.0], [0.0, 0.0])]
     candidate = [episode(0, [0.003, 0.004], [3.0, 4.0]), episode(1, [0.0, 0.012], [0.0, 5.0])]
-    drift = episode_drift(baseline, candidate, seed=0)
+    drift = episode_drift(baseline, candidate, seed=0).to_json()
     first, second = np.sqrt((9 + 16) / 2), np.sqrt(144 / 2)
     assert [row["position_mm_rms"] for row in drift["per_episode"]] == pytest.approx([first, second])
     assert drift["position_mm"]["rms"]["value"] == pytest.approx(np.sqrt((9 + 16 + 144) / 4))
@@ -90,14 +90,14 @@ def test_drift_until_contact_differs_by_hand() -> None:
         episode(1, [0.001, 0.001, 0.001], [0.0, 0.0, 0.0], (None, None, None)),  # never apart
         episode(2, [9.0, 9.0, 9.0], [90.0, 90.0, 90.0], ("bowl", "bowl", "bowl")),  # apart from the first step
     ]
-    until = episode_drift(baseline, candidate, seed=0)["until_contact_differs"]
+    until = episode_drift(baseline, candidate, seed=0).to_json()["until_contact_differs"]
     assert until["n"] == 2
     assert until["steps"] == {"value": 2.5, "low": 2.0, "high": 3.0}
     first = np.sqrt((9 + 16) / 2)
     assert until["position_mm"]["value"] == pytest.approx((first + 1) / 2)
     assert (until["position_mm"]["low"], until["position_mm"]["high"]) == pytest.approx((1.0, first))
     assert until["rotation_deg"]["value"] == pytest.approx(first / 2)
-    assert episode_drift(baseline[2:], candidate[2:], seed=0)["until_contact_differs"] == {"n": 0}
+    assert episode_drift(baseline[2:], candidate[2:], seed=0).until_contact_differs.to_json() == {"n": 0}
 
 
 def test_drift_from_identical_states_by_hand() -> None:
@@ -107,7 +107,7 @@ def test_drift_from_identical_states_by_hand() -> None:
         BranchRecord(policy="b", index=i, step=0, motion=motion(path, [1.0, 2.0, 3.0]))
         for i, path in zip((0, 0, 1), paths, strict=True)
     ]
-    drift = branch_drift(still, moved, horizons=(1, 3), seed=0)
+    drift = branch_drift(still, moved, horizons=(1, 3), seed=0).to_json()
     assert (drift["n"], drift["episodes"]) == (3, 2)
     one, three = drift["after_steps"]
     assert (one["steps"], three["steps"], three["n"]) == (1, 3, 3)
@@ -125,4 +125,5 @@ def test_drift_from_identical_states_by_hand() -> None:
 
 
 def test_no_states_give_an_empty_answer() -> None:
-    assert branch_drift([], [], horizons=(1, 4), seed=0) == {"n": 0, "episodes": 0, "after_steps": [], "growth": []}
+    empty = {"n": 0, "episodes": 0, "after_steps": [], "growth": []}
+    assert branch_drift([], [], horizons=(1, 4), seed=0).to_json() == empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,9 @@ from numpy.typing import NDArray
 
 from daptq.closed_loop.rollout import EpisodeRecord, Motion
 from daptq.errors import InvalidInputError
-from daptq.metrics.motion import (
-    chunk_jump,
-    high_frequency_share,
-    motion_summary,
-    path_length,
-    rms_jerk,
-    spectral_arc_length,
-)
+from daptq.metrics.motion import chunk_jump, high_frequency_share, path_length, rms_jerk, spectral_arc_length
+from daptq.metrics.motion_change import motion_summary
+from daptq.metrics.motion_metric import Control
 
 FREQUENCY = 5.0
 
@@ -118,11 +114,19 @@ def record(path: NDArray[np.float64], first_success: int | None, flips: int = 0)
     )
 
 
+def summarised(
+    baseline: list[EpisodeRecord], candidate: list[EpisodeRecord], *, chunk_steps: int
+) -> dict[str, dict[str, Any]]:
+    control = Control(frequency=FREQUENCY, chunk_steps=chunk_steps)
+    summary = motion_summary(baseline, candidate, controls=(control, control), seed=0)
+    return {name: change.to_json() for name, change in summary.items()}
+
+
 def test_paired_ratios_and_missing_values() -> None:
     paths = [np.cumsum(np.random.default_rng(seed).normal(size=(24, 3)), axis=0) for seed in range(4)]
     baseline = [record(path, success) for path, success in zip(paths, (10, 20, None, 5), strict=True)]
     candidate = [record(2 * path, success) for path, success in zip(paths, (20, None, 4, 10), strict=True)]
-    summary = motion_summary(baseline, candidate, frequency=FREQUENCY, chunk_steps=(4, 4), seed=0)
+    summary = summarised(baseline, candidate, chunk_steps=4)
     for name, factor in (("rms_jerk", 2.0), ("path_length", 2.0), ("chunk_jump", 1.0), ("time_to_success", 2.0)):
         change = summary[name]["change"]
         assert [change[key] for key in ("value", "low", "high")] == pytest.approx([factor] * 3, rel=1e-9)
@@ -131,7 +135,7 @@ def test_paired_ratios_and_missing_values() -> None:
     assert (summary["time_to_success"]["baseline"], summary["time_to_success"]["candidate"]) == (1.5, 3.0)
     assert summary["spectral_arc_length"]["change"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert summary["gripper_flips"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    same = motion_summary(baseline, candidate, frequency=FREQUENCY, chunk_steps=(1, 1), seed=0)
+    same = summarised(baseline, candidate, chunk_steps=1)
     assert same["chunk_jump"] == {"n": 0}
 
 
@@ -140,7 +144,7 @@ def test_a_flip_in_few_episodes_shows() -> None:
     path = np.cumsum(np.random.default_rng(0).normal(size=(24, 3)), axis=0)
     baseline = [record(path, None, flips=2) for _ in range(8)]
     candidate = [record(path, None, flips=6 if index == 3 else 2) for index in range(8)]
-    flips = motion_summary(baseline, candidate, frequency=FREQUENCY, chunk_steps=(4, 4), seed=0)["gripper_flips"]
+    flips = summarised(baseline, candidate, chunk_steps=4)["gripper_flips"]
     assert (flips["n"], flips["baseline"], flips["candidate"]) == (8, 2.0, 2.5)
     # Resampling eight episodes draws the odd one 0 to 3 times in 95 % of the cases.
     assert flips["change"] == {"value": 0.5, "low": 0.0, "high": 1.5}

@@ -11,12 +11,12 @@ import pytest
 from daptq.closed_loop.episodes import schedule_episodes
 from daptq.closed_loop.rollout import Branch, run_branches, run_episode
 from daptq.environments import tabletop
-from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.worker_context import PolicySource
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
+from tests.closed_loop.evaluation.json_results import evaluated
 
 TASKS = ("spoon_on_towel", "eggplant_in_basket")
 SETTINGS: dict[str, Any] = {"tasks": TASKS, "episodes": 2, "seed": 3, "drift_states": 2}
@@ -40,7 +40,7 @@ def quantized(tmp_path: Path) -> Path:
 def test_workers_change_nothing_and_a_policy_equals_itself(quantized: Path) -> None:
     def run(workers: int) -> dict[str, Any]:
         candidates: dict[str, PolicySource] = {"same": SmallCogACTPolicy.tiny(), "quantized": quantized}
-        result = evaluate_many(candidates, against=SmallCogACTPolicy.tiny(0), workers=workers, **SETTINGS)
+        result = evaluated(candidates, against=SmallCogACTPolicy.tiny(0), workers=workers, **SETTINGS)
         del result["provenance"]
         return result
 

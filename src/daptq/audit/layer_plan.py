@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,11 +21,10 @@ from daptq.kernels.linear.contract import PackedWeight
 from daptq.kernels.linear.transform import transform
 from daptq.numerics.rotation import hadamard
 from daptq.packing.checkpoint import QUANTIZED_KIND
+from daptq.packing.metadata import BFLOAT16_BITS, CheckpointMetadata, LayerDecision, StoredLayer
 from daptq.packing.source import locate
 
 __all__ = ["BFLOAT16_BITS", "LayerPlan", "read_plan"]
-
-BFLOAT16_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,32 +131,26 @@ def read_plan(checkpoint: str | Path) -> dict[str, LayerPlan]:
         ArtifactError: The folder is no quantized policy, or is damaged.
     """
     artifact = read_artifact(locate(checkpoint), kind=QUANTIZED_KIND)
-    decided = _decided_bits(artifact.metadata.get("plan"))
+    metadata = CheckpointMetadata.of(artifact)
+    decisions = metadata.decisions or {}
     return {
-        name: _layer(artifact, name, entry, decided.get(name)) for name, entry in artifact.metadata["layers"].items()
+        name: _layer(artifact, name, stored, decisions.get(name, LayerDecision()).num_bits)
+        for name, stored in metadata.layers.items()
     }
 
 
-def _layer(artifact: Artifact, name: str, entry: Mapping[str, Any], decided: int | None) -> LayerPlan:
-    kept = entry["num_bits"] == BFLOAT16_BITS
+def _layer(artifact: Artifact, name: str, stored: StoredLayer, decided: int | None) -> LayerPlan:
     prefix = f"{name}."
     tensors = {
         key.removeprefix(prefix): artifact.tensor(key) for key in artifact.tensor_names if key.startswith(prefix)
     }
     return LayerPlan(
         name=name,
-        role=entry["role"],
-        num_bits=entry["num_bits"],
-        activation_bits=None if kept else entry.get("activation_bits", 8),
-        group_size=entry.get("group_size", 0),
+        role=stored.role,
+        num_bits=stored.num_bits,
+        activation_bits=stored.activation_bits,
+        group_size=stored.group_size,
         decided_bits=decided,
         tensors=tensors,
-        rotation_block=entry.get("rotation_block", 0),
+        rotation_block=stored.rotation_block,
     )
-
-
-def _decided_bits(plan: Any) -> dict[str, int]:
-    """Bits by layer of a bit plan; none where it was written in another form."""
-    entries = plan.get("layers") if isinstance(plan, Mapping) else None
-    listed = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    return {entry["name"]: entry["num_bits"] for entry in listed if "name" in entry and "num_bits" in entry}

@@ -1,4 +1,4 @@
-"""`benchmark`: latency, memory and stages of policies against the best way to run one of them in floating point.
+"""`benchmark`: latency and memory of policies against the best way to run one of them in floating point.
 
 Every repetition runs each policy and each floating-point candidate once, in an order drawn anew, so a machine that
 slows down slows all of them down; ratios are taken within repetitions. One control step is timed: from an observation
@@ -12,9 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,27 +22,35 @@ from jaxtyping import Float
 from daptq.artifacts import provenance
 from daptq.benchmarking.control_step import ControlStep, control_step
 from daptq.benchmarking.device import device_name, find_device
-from daptq.benchmarking.float_paths import EAGER, FLOAT_PATHS, float_paths
+from daptq.benchmarking.float_paths import EAGER, FLOAT_PATHS, FloatPath, float_paths
+from daptq.benchmarking.parts import PARTS, part_times
 from daptq.benchmarking.peak_memory import peak_bytes
-from daptq.benchmarking.stages import STAGES, stage_times
+from daptq.benchmarking.result import (
+    BenchmarkProvenance,
+    BenchmarkResult,
+    FastestPath,
+    MeasuredPath,
+    MeasuredPolicy,
+    Percentiles,
+    SkippedPath,
+)
 from daptq.errors import InvalidInputError
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
 from daptq.policies.captured import captured_denoising
 from daptq.policies.contract import Policy
+from daptq.statistics.estimate import Estimate
 from daptq.statistics.intervals import bootstrap_estimate, median
 
 __all__ = ["benchmark", "interleaved_times", "percentiles", "ratio_interval"]
-
-SCHEMA_VERSION = 1
 
 Times = Float[np.ndarray, " repeats"]
 Progress = Callable[[int, int, str], None]
 
 
 def benchmark(
-    policies: Sequence[str],
+    policies: Mapping[str, str | Path] | Sequence[str],
     *,
     against: str,
     device: str = "cpu",
@@ -53,11 +60,11 @@ def benchmark(
     paths: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> BenchmarkResult:
     """Measures policies against the float path of a baseline.
 
     Args:
-        policies: Names or folders of policies.
+        policies: Names or folders of policies; a mapping gives them labels.
         against: Name or folder of the float policy that candidates for the float path are built from.
         device: ``"cpu"`` or ``"cuda"``, what policies and candidates run on.
         repeats: Measured repetitions, at least 1.
@@ -67,78 +74,74 @@ def benchmark(
         seed: Seed of the observation, the noise, the order and the bootstrap.
         progress: Called after every step of the work with how many are done, how many there are, and what was done.
 
-    Returns:
-        JSON object: `schema_version`; `device` and its `device_name`; `policies`, those that were named and the
-        baseline, each with `name`, `captured` (whether the denoising loop is a CUDA graph), `weight_bytes` (resident
-        after a step), `peak_bytes`, `control_step_ms` (`p50`, `p95`, `p99`, `n`) and `stages_ms` (medians);
-        `float_path` (`name`, `p50`), the fastest floating-point candidate by its median;
-        `ratio_to_float_path` and `ratio_to_eager`, by policy: median over repetitions of the policy's time divided by
-        the other's, less than 1 where the policy is faster (`value`, `low`, `high`: bootstrap, 95 %); `float_paths`,
-        every candidate with `name`, `kind`, `captured`, `control_step_ms` and `max_abs_difference`; `skipped`,
-        candidates that were left out, with a `reason`; `provenance`.
-
     Raises:
         InvalidInputError: There is no policy, repetition or thread, a policy is named twice, the baseline is not in
             floating point, or torch finds no such device here.
         UnknownNameError: There is no such policy, candidate or kind of device.
         ArtifactError: A folder holds no policy, or is damaged.
     """
-    _check(policies, against, repeats, warmup, threads)
+    labels = list(policies)
+    _check(labels, against, repeats, warmup, threads)
+    sources = dict(policies) if isinstance(policies, Mapping) else {name: name for name in policies}
+    sources = {**sources, against: against}
     place = find_device(device)
     names = list(dict.fromkeys((EAGER, *(FLOAT_PATHS if paths is None else paths))))
-    total = 2 * (len(policies) + 1) + len(names) + warmup + repeats
-    done = _counted(progress, total)
+    done = _counted(progress, 2 * len(sources) + len(names) + warmup + repeats)
     with _threads(threads), ExitStack() as stack:
-        loaded = {name: load_policy(name).to(place) for name in (*policies, against)}
+        loaded = {label: load_policy(source).to(place) for label, source in sources.items()}
         _require_float(loaded[against], against)
-        steps = {name: control_step(policy, seed) for name, policy in loaded.items()}
+        steps = {label: control_step(policy, seed) for label, policy in loaded.items()}
         built, skipped = float_paths(loaded[against], steps[against], names, done)
         # The baseline's own time is that of eager mode: it is run once.
         candidates: dict[str, Callable[[], object]] = {
-            name: partial(steps[name].run, loaded[name]) for name in policies
+            label: partial(steps[label].run, loaded[label]) for label in labels
         }
         candidates |= {path.name: path.run for path in built}
-        captured = {name: stack.enter_context(captured_denoising(loaded[name])) for name in policies}
+        captured = {label: stack.enter_context(captured_denoising(loaded[label])) for label in labels}
         times = interleaved_times(candidates, repeats=repeats, warmup=warmup, seed=seed, progress=done)
         times[against] = times[EAGER]
         measured = []
-        for name, policy in loaded.items():
-            stages = _stages(policy, steps[name], repeats)
-            done(f"stages of {name}")
-            peak = peak_bytes(name, device=device, threads=torch.get_num_threads(), seed=seed)
-            done(f"memory of {name}")
-            entry = {"name": name, "captured": captured.get(name, False), "weight_bytes": weight_bytes_resident(policy)}
-            entry["peak_bytes"] = peak
-            measured.append({**entry, "control_step_ms": percentiles(times[name]), "stages_ms": stages})
-        fastest = min((path.name for path in built if path.kind == "float"), key=lambda name: np.median(times[name]))
-        origin = {
-            **provenance(seed=seed),
-            "threads": torch.get_num_threads(),
-            "repeats": repeats,
-            "warmup": warmup,
-            "observation": steps[against].source,
-        }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "device": str(loaded[against].device),
-        "device_name": device_name(place),
-        "policies": measured,
-        "float_path": {"name": fastest, "p50": float(np.median(times[fastest]))},
-        "ratio_to_float_path": {name: ratio_interval(times[name] / times[fastest], seed) for name in loaded},
-        "ratio_to_eager": {name: ratio_interval(times[name] / times[EAGER], seed) for name in loaded},
-        "float_paths": [
-            {
-                "name": path.name,
-                "kind": path.kind,
-                "captured": path.captured,
-                "control_step_ms": percentiles(times[path.name]),
-                "max_abs_difference": path.max_abs_difference,
-            }
-            for path in built
-        ],
-        "skipped": [asdict(left_out) for left_out in skipped],
-        "provenance": origin,
-    }
+        for label, policy in loaded.items():
+            parts = _parts(policy, steps[label], repeats)
+            done(f"parts of {label}")
+            peak = peak_bytes(str(sources[label]), device=device, threads=torch.get_num_threads(), seed=seed)
+            done(f"memory of {label}")
+            measured.append(
+                MeasuredPolicy(
+                    name=label,
+                    captured=captured.get(label, False),
+                    weight_bytes=weight_bytes_resident(policy),
+                    peak_bytes=peak,
+                    control_step_ms=percentiles(times[label]),
+                    stages_ms=parts,
+                )
+            )
+        used = torch.get_num_threads()
+    fastest = min((path.name for path in built if path.kind == "float"), key=lambda name: np.median(times[name]))
+    origin = BenchmarkProvenance(
+        **provenance(seed=seed), threads=used, repeats=repeats, warmup=warmup, observation=steps[against].source
+    )
+    return BenchmarkResult(
+        device=str(loaded[against].device),
+        device_name=device_name(place),
+        policies=tuple(measured),
+        float_path=FastestPath(name=fastest, p50=float(np.median(times[fastest]))),
+        ratio_to_float_path={label: ratio_interval(times[label] / times[fastest], seed) for label in loaded},
+        ratio_to_eager={label: ratio_interval(times[label] / times[EAGER], seed) for label in loaded},
+        float_paths=tuple(_measured_path(path, times[path.name]) for path in built),
+        skipped=tuple(SkippedPath(name=one.name, reason=one.reason) for one in skipped),
+        provenance=origin,
+    )
+
+
+def _measured_path(path: FloatPath, times: Times) -> MeasuredPath:
+    return MeasuredPath(
+        name=path.name,
+        kind=path.kind,
+        captured=path.captured,
+        control_step_ms=percentiles(times),
+        max_abs_difference=path.max_abs_difference,
+    )
 
 
 def interleaved_times(
@@ -223,18 +226,18 @@ def _counted(progress: Progress | None, total: int) -> Callable[[str], None]:
     return done
 
 
-def _stages(policy: Policy, step: ControlStep, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each stage."""
-    rounds = [stage_times(policy, step) for _ in range(repeats)]
-    return {stage: float(np.median([times[stage] for times in rounds])) for stage in STAGES}
+def _parts(policy: Policy, step: ControlStep, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each part of a control step."""
+    rounds = [part_times(policy, step) for _ in range(repeats)]
+    return {part: float(np.median([times[part] for times in rounds])) for part in PARTS}
 
 
-def percentiles(times: Times) -> dict[str, float]:
-    """`p50`, `p95` and `p99` of times, and their number `n`."""
+def percentiles(times: Times) -> Percentiles:
+    """Percentiles of times."""
     p50, p95, p99 = np.percentile(times, [50.0, 95.0, 99.0])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "n": len(times)}
+    return Percentiles(p50=float(p50), p95=float(p95), p99=float(p99), n=len(times))
 
 
-def ratio_interval(values: Times, seed: int) -> dict[str, float]:
-    """Median of ratios (`value`) with its 95 % bootstrap interval (`low`, `high`)."""
+def ratio_interval(values: Times, seed: int) -> Estimate:
+    """Median of ratios with its 95 % bootstrap interval."""
     return bootstrap_estimate(values, np.arange(len(values)), median, seed=seed)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,12 @@ from daptq.cli.console import reported_progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from daptq.benchmarking.result import BenchmarkResult
+    from daptq.statistics.estimate import Estimate
+
 
 @click.command()
-@click.option("--policy", "policies", metavar="POLICY", multiple=True, required=True, help="May be repeated.")
+@click.argument("policies", metavar="POLICY...", nargs=-1, required=True)
 @click.option("--against", metavar="POLICY", required=True, help="Float policy that the float path is built from.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What everything runs on."
@@ -65,49 +67,47 @@ def benchmark(
     console = Console()
     console.print(_policies(result))
     console.print(_paths(result))
-    for skipped in result["skipped"]:
-        click.echo(f"{skipped['name']}: left out: {skipped['reason']}")
+    for skipped in result.skipped:
+        click.echo(f"{skipped.name}: left out: {skipped.reason}")
     if json_path is not None:
-        write_json(json_path, result)
+        write_json(json_path, result.to_json())
 
 
-def _policies(result: Mapping[str, Any]) -> Table:
+def _policies(result: BenchmarkResult) -> Table:
     """Policies as columns: a terminal is narrow."""
     from rich.table import Table
     from rich.text import Text
 
-    listed = result["policies"]
-    repeats = listed[0]["control_step_ms"]["n"]
-    origin = result["provenance"]
+    listed, origin = result.policies, result.provenance
+    repeats = listed[0].control_step_ms.n
     table = Table(
-        title=f"one control step, n = {repeats}, {origin['threads']} threads, {result['device_name']}",
-        caption=f"ratios of times within a repetition, bootstrap 95 %; float path: {result['float_path']['name']}",
+        title=f"one control step, n = {repeats}, {origin.threads} threads, {result.device_name}",
+        caption=f"ratios of times within a repetition, bootstrap 95 %; float path: {result.float_path.name}",
     )
     table.add_column("")
     for policy in listed:
-        table.add_column(Text(policy["name"]), justify="right")
+        table.add_column(Text(policy.name), justify="right")
     for key in ("p50", "p95", "p99"):
-        table.add_row(f"{key} ms", *(f"{policy['control_step_ms'][key]:.2f}" for policy in listed))
-    for stage in listed[0]["stages_ms"]:
-        table.add_row(f"{stage} ms", *(f"{policy['stages_ms'][stage]:.2f}" for policy in listed))
+        table.add_row(f"{key} ms", *(f"{getattr(policy.control_step_ms, key):.2f}" for policy in listed))
+    for part in listed[0].stages_ms:
+        table.add_row(f"{part} ms", *(f"{policy.stages_ms[part]:.2f}" for policy in listed))
     for key, title in (("weight_bytes", "weights MiB"), ("peak_bytes", "peak MiB")):
-        table.add_row(title, *(f"{policy[key] / 2**20:.2f}" for policy in listed))
-    for key, title in (("ratio_to_float_path", "/ float path"), ("ratio_to_eager", "/ eager")):
-        table.add_row(title, *(Text(_interval(result[key][policy["name"]])) for policy in listed))
+        table.add_row(title, *(f"{getattr(policy, key) / 2**20:.2f}" for policy in listed))
+    for ratios, title in ((result.ratio_to_float_path, "/ float path"), (result.ratio_to_eager, "/ eager")):
+        table.add_row(title, *(Text(_interval(ratios[policy.name])) for policy in listed))
     return table
 
 
-def _paths(result: Mapping[str, Any]) -> Table:
+def _paths(result: BenchmarkResult) -> Table:
     """Candidates as rows."""
     from rich.table import Table
 
     table = Table("candidate", "kind", "p50 ms", "p95 ms", "max |difference|", title="floating point and 4-bit rivals")
-    for path in result["float_paths"]:
-        times = path["control_step_ms"]
-        numbers = (f"{times['p50']:.2f}", f"{times['p95']:.2f}", f"{path['max_abs_difference']:.1e}")
-        table.add_row(path["name"], path["kind"], *numbers)
+    for path in result.float_paths:
+        times = path.control_step_ms
+        table.add_row(path.name, path.kind, f"{times.p50:.2f}", f"{times.p95:.2f}", f"{path.max_abs_difference:.1e}")
     return table
 
 
-def _interval(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+def _interval(ratio: Estimate) -> str:
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"

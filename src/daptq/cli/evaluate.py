@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from daptq.cli.console import json_option, reported_progress
+from daptq.cli.request_options import request_options
+from daptq.evaluation.request import Evaluation
 
 if TYPE_CHECKING:
+    from daptq.evaluation.comparison import Comparison
     from daptq.evaluation.gate import Gate
     from daptq.evaluation.schedule import Progress
     from daptq.monitoring.interface_reference import InterfaceReference
@@ -18,24 +21,23 @@ if TYPE_CHECKING:
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
 
+# The fields of a request that are options, and what stands for their values in the help.
+METAVARS = {
+    "against": "POLICY",
+    "environment": "NAME",
+    "variants": "NAME",
+    "tasks": "NAME",
+    "episodes": "N",
+    "seed": "S",
+    "workers": "W",
+    "ray": "ADDRESS",
+    "batch": "B",
+}
+
 
 @click.command()
 @click.argument("policy", required=False)
-@click.option("--against", metavar="POLICY", help="Full-precision baseline, run on the same episodes.")
-@click.option("--environment", metavar="NAME", default="tabletop", help="Benchmark; see `daptq list environments`.")
-@click.option(
-    "--variant",
-    "variants",
-    metavar="NAME",
-    multiple=True,
-    help="Variant of the environment to run as well, may be repeated, or all.",
-)
-@click.option("--task", "tasks", metavar="NAME", multiple=True, help="Task to ask, may be repeated.  [default: all]")
-@click.option("--episodes", metavar="N", type=int, default=100, help="Episodes over all tasks together.")
-@click.option("--seed", metavar="S", type=int, default=0, help="Seed of initial states and diffusion noise.")
-@click.option("--workers", metavar="W", type=int, default=1, help="Processes; the result does not depend on it.")
-@click.option("--ray", metavar="ADDRESS", help="Ray cluster that the workers live on, as host:6379, auto or local.")
-@click.option("--batch", metavar="B", type=int, default=1, help="Episodes that share one call of the policy; faster.")
+@request_options(Evaluation, METAVARS)
 @click.option(
     "--gate",
     metavar="LIMITS",
@@ -57,15 +59,6 @@ DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)
 @json_option
 def evaluate(
     policy: str | None,
-    against: str | None,
-    environment: str,
-    variants: tuple[str, ...],
-    tasks: tuple[str, ...],
-    episodes: int,
-    seed: int,
-    workers: int,
-    ray: str | None,
-    batch: int,
     gate: str | None,
     normal: Path | None,
     stop_early: bool,
@@ -73,6 +66,7 @@ def evaluate(
     plan: bool,
     margin: float | None,
     json_path: Path | None,
+    **settings: Any,
 ) -> None:
     """Runs closed-loop episodes with POLICY and prints success rates with intervals, and drift against a baseline.
 
@@ -86,10 +80,7 @@ def evaluate(
     from rich.console import Console
 
     from daptq.artifacts import write_json
-    from daptq.evaluation.gate import gate_summary
-    from daptq.evaluation.paired import evaluate as run
-    from daptq.evaluation.result import EvaluationResult
-    from daptq.evaluation.robustness import evaluate_variants
+    from daptq.evaluation.run import run_evaluation
     from daptq.report.table import monitor_rows, result_table, variant_table
 
     if plan:
@@ -99,45 +90,30 @@ def evaluate(
         raise click.UsageError("POLICY must be a name or a folder, got none. See `daptq list policies`.")
     if margin is not None:
         raise click.UsageError("--margin must come with --plan. To judge by a margin, write --gate margin=0.05.")
-    limits = _limits(gate, against)
-    if stop_early and (limits is None or limits.margin is None or variants):
+    limits = _limits(gate, settings["against"])
+    if stop_early and (limits is None or limits.margin is None or settings["variants"]):
         raise click.UsageError("--stop-early must come with --gate margin=0.05 and without --variant.")
-    kept = _kept_episodes(json_path, resume, conditions=bool(variants))
+    request = Evaluation(
+        candidates=[policy],
+        stop_margin=limits.margin if limits is not None and stop_early else None,
+        journal=_kept_episodes(json_path, resume, conditions=bool(settings["variants"])),
+        **{**settings, "tasks": settings["tasks"] or None},
+    )
     with reported_progress() as progress:
-        reference = None
         if normal is not None:
-            counts = {"episodes": episodes, "seed": seed, "batch": batch}
-            reference = _reference(normal, policy, environment, tasks or None, variants, counts, progress)
-        settings: dict[str, Any] = {
-            "against": against,
-            "environment": environment,
-            "tasks": tasks or None,
-            "episodes": episodes,
-            "seed": seed,
-            "workers": workers,
-            "ray": ray,
-            "batch": batch,
-            "monitor": reference,
-            "progress": progress,
-            "journal": kept,
-        }
-        if variants:
-            result = evaluate_variants([policy], variants=variants, **settings)
-        else:
-            result = run(policy, stop_margin=limits.margin if limits is not None and stop_early else None, **settings)
-    shown = EvaluationResult.from_json(result)
-    Console().print(result_table(shown))
-    if variants:
-        Console().print(variant_table(shown))
-    for condition, said in monitor_rows(shown):
+            request = replace(request, monitor=_reference(normal, policy, request, progress))
+        result = run_evaluation(request, progress)
+    if limits is not None:
+        result = result.judged(limits)
+    Console().print(result_table(result))
+    if result.variants is not None:
+        Console().print(variant_table(result))
+    for condition, said in monitor_rows(result):
         click.echo(f"monitor, {condition}: {said}")
-    if limits is not None:
-        (comparison,) = result["comparisons"]
-        comparison["gate"] = gate_summary(limits, comparison)
     if json_path is not None:
-        write_json(json_path, result)
+        write_json(json_path, result.to_json())
     if limits is not None:
-        _print_gate(comparison)
+        _print_verdict(result.comparisons[0])
 
 
 def _limits(gate: str | None, against: str | None) -> Gate | None:
@@ -150,32 +126,20 @@ def _limits(gate: str | None, against: str | None) -> Gate | None:
     return limits
 
 
-def _reference(
-    directory: Path,
-    policy: str,
-    environment: str,
-    tasks: tuple[str, ...] | None,
-    variants: tuple[str, ...],
-    counts: Mapping[str, int],
-    progress: Progress,
-) -> InterfaceReference:
-    """What is normal for the policy: what the folder holds, or what nominal episodes show, which are kept there.
-
-    What the evaluation would refuse is refused before they are run.
-    """
-    from daptq.evaluation.paired import check_request
-    from daptq.evaluation.robustness import named_variants
+def _reference(directory: Path, policy: str, request: Evaluation, progress: Progress) -> InterfaceReference:
+    """What is normal for the policy: what the folder holds, or what nominal episodes show, which are kept there."""
     from daptq.evaluation.watched_drive import REFERENCE_SEED, take_reference
     from daptq.evaluation.worker_context import open_policy
     from daptq.monitoring.interface_reference import InterfaceReference
 
     if directory.exists():
         return InterfaceReference.load(directory)
-    asked = check_request(environment, tasks, **counts)
-    if variants:
-        named_variants(variants, environment)
     reference = take_reference(
-        open_policy(policy), environment=environment, tasks=asked, batch=counts["batch"], progress=progress
+        open_policy(policy),
+        environment=request.environment,
+        tasks=request.asked,
+        batch=request.batch,
+        progress=progress,
     )
     reference.save(directory, seed=REFERENCE_SEED)
     return reference
@@ -201,17 +165,18 @@ def _kept_episodes(json_path: Path | None, resume: bool, *, conditions: bool) ->
     return path
 
 
-def _print_gate(comparison: dict[str, Any]) -> None:
+def _print_verdict(comparison: Comparison) -> None:
     """Prints how an early end came about and what passed the gate; exits with 1 where something did not."""
-    stopping = comparison.get("stopping")
+    stopping, verdict = comparison.stopping, comparison.gate
+    assert verdict is not None
     if stopping is not None:
         click.echo(
-            f"{stopping['verdict']} at a margin of {100.0 * stopping['margin']:g} points after {stopping['pairs']} of "
-            f"{stopping['planned']} pairs, by an interval that holds at every look"
+            f"{stopping.verdict} at a margin of {100.0 * stopping.margin:g} points after {stopping.pairs} of "
+            f"{stopping.planned} pairs, by an interval that holds at every look"
         )
-    for check in comparison["gate"]["checks"]:
-        click.echo(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['reason']}")
-    if not comparison["gate"]["passed"]:
+    for check in verdict.checks:
+        click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.reason}")
+    if not verdict.passed:
         raise click.exceptions.Exit(1)
 
 

@@ -31,14 +31,13 @@ ANIMATED = 4
 @json_option
 def report(file: Path, output: Path, benchmark_path: Path | None, animate: int | None, json_path: Path | None) -> None:
     """Writes the evaluation in FILE, as `daptq evaluate --json FILE` made it, as an HTML page with its figures."""
-    from daptq.artifacts import read_json, write_json
+    from daptq.artifacts import write_json
+    from daptq.benchmarking.result import BenchmarkResult
     from daptq.evaluation.result import EvaluationResult
-    from daptq.report.page import check_benchmark, write_report
+    from daptq.report.page import write_report
 
     result = EvaluationResult.read(file)
-    benchmark = None if benchmark_path is None else read_json(benchmark_path)
-    if benchmark is not None:
-        check_benchmark(benchmark)  # before videos, which take long
+    benchmark = None if benchmark_path is None else BenchmarkResult.read(benchmark_path)
     written = write_report(result, output, benchmark=benchmark, videos=_videos(result, animate))
     click.echo(written)
     if json_path is not None:

@@ -12,6 +12,7 @@ from daptq.metrics.deviation import Drift
 from daptq.metrics.motion import METRICS
 from daptq.metrics.motion_change import MotionChange
 from daptq.metrics.pairs import Paired
+from daptq.statistics.stopping import Verdict
 
 __all__ = ["Comparison", "GateCheck", "GateLimits", "GateVerdict", "Motion", "Stopping"]
 
@@ -28,7 +29,7 @@ class Stopping(JsonModel):
         planned: Number of pairs there would have been at most.
     """
 
-    verdict: Literal["non-inferior", "inferior", "undecided"]
+    verdict: Verdict
     margin: Annotated[float, Field(gt=0.0, lt=1.0)]
     pairs: Positive
     low: Percentage

@@ -1,31 +1,14 @@
-"""A verdict that can stand in a user's CI: limits that a result has to keep, and which of them it does not."""
+"""The gate of a user's CI: limits that a result has to keep, and the verdict whether it does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from daptq.errors import InvalidInputError
-from daptq.metrics.drift import headline_drift
+from daptq.evaluation.comparison import Comparison, GateCheck, GateLimits, GateVerdict
 
 EXAMPLE = "margin=0.05,drift=1.5,jerk=1.1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One limit of a gate against one result.
-
-    Attributes:
-        name: ``"margin"``, ``"drift"`` or ``"jerk"``.
-        passed: Whether the whole interval keeps the limit.
-        reason: What was measured, and what the limit is.
-    """
-
-    name: str
-    passed: bool
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,72 +45,60 @@ class Gate:
                 raise InvalidInputError(f"{name} must be positive and finite, got {value}. Write {EXAMPLE}.")
         return cls(**limits)
 
-    def checks(self, comparison: Mapping[str, Any]) -> list[Check]:
-        """Holds a comparison of `daptq.evaluate` against every limit that is set.
-
-        Args:
-            comparison: An entry of the result's `comparisons`.
+    def verdict(self, comparison: Comparison) -> GateVerdict:
+        """Holds a comparison against every limit that is set.
 
         Raises:
             InvalidInputError: The comparison lacks what a limit is about.
         """
-        found = []
+        checks = []
         if self.margin is not None:
-            paired = _part(comparison, "paired")
-            # Where it was looked at on the way, the interval that holds at all looks together is the one that counts.
-            interval = comparison.get("stopping", paired)
-            reason = (
-                f"success {paired['difference']:+.1f} points [{interval['low']:+.1f}, {interval['high']:+.1f}], "
-                f"n = {paired['n']}; allowed: above {-100.0 * self.margin:+.1f}"
-            )
-            found.append(Check(name="margin", passed=interval["low"] > -100.0 * self.margin, reason=reason))
+            checks.append(self._margin_check(comparison, self.margin))
         if self.drift is not None:
-            headline = headline_drift(_part(comparison, "drift")["identical_states"])
-            if headline is None:
-                raise InvalidInputError("drift must have been measured, got no states. Evaluate with drift states.")
-            median = headline["position_mm"]["median"]
-            reason = (
-                f"median drift {median['value']:.2f} mm [{median['low']:.2f}, {median['high']:.2f}] after "
-                f"{headline['steps']} steps, n = {headline['n']}; allowed: {self.drift:g} mm"
-            )
-            found.append(Check(name="drift", passed=median["high"] <= self.drift, reason=reason))
+            checks.append(self._drift_check(comparison, self.drift))
         if self.jerk is not None:
-            entry = _part(comparison, "motion")["rms_jerk"]
-            if not entry["n"]:
-                raise InvalidInputError("jerk must be defined, got a robot that never moved. Leave it out of the gate.")
-            change = entry["change"]
-            reason = (
-                f"jerk {change['value']:.3f} [{change['low']:.3f}, {change['high']:.3f}] of the baseline's, "
-                f"n = {entry['n']}; allowed: {self.jerk:g}"
-            )
-            found.append(Check(name="jerk", passed=change["high"] <= self.jerk, reason=reason))
-        return found
+            checks.append(self._jerk_check(comparison, self.jerk))
+        return GateVerdict(
+            passed=all(check.passed for check in checks),
+            limits=GateLimits(margin=self.margin, drift=self.drift, jerk=self.jerk),
+            checks=tuple(checks),
+        )
 
+    @staticmethod
+    def _margin_check(comparison: Comparison, margin: float) -> GateCheck:
+        paired = comparison.paired
+        if paired is None:
+            raise InvalidInputError("paired must be in the comparison, got none. Run whole episodes.")
+        # Where it was looked at on the way, the interval that holds at all looks together is the one that counts.
+        interval = comparison.stopping or paired
+        reason = (
+            f"success {paired.difference:+.1f} points [{interval.low:+.1f}, {interval.high:+.1f}], "
+            f"n = {paired.n}; allowed: above {-100.0 * margin:+.1f}"
+        )
+        return GateCheck(name="margin", passed=interval.low > -100.0 * margin, reason=reason)
 
-def gate_summary(gate: Gate, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """What a gate says of a comparison, as a JSON object for the result.
+    @staticmethod
+    def _drift_check(comparison: Comparison, drift: float) -> GateCheck:
+        headline = comparison.drift.identical_states.headline
+        if headline is None:
+            raise InvalidInputError("drift must have been measured, got no states. Evaluate with drift states.")
+        median = headline.position_mm.median
+        reason = (
+            f"median drift {median.value:.2f} mm [{median.low:.2f}, {median.high:.2f}] after "
+            f"{headline.steps} steps, n = {headline.n}; allowed: {drift:g} mm"
+        )
+        return GateCheck(name="drift", passed=median.high <= drift, reason=reason)
 
-    Args:
-        gate: The limits.
-        comparison: An entry of the result's `comparisons`.
-
-    Returns:
-        `passed`, `limits` (those that are set, by name) and `checks` with `name`, `passed` and `reason`.
-
-    Raises:
-        InvalidInputError: The comparison lacks what a limit is about.
-    """
-    checks = gate.checks(comparison)
-    return {
-        "passed": all(check.passed for check in checks),
-        "limits": {name: limit for name, limit in asdict(gate).items() if limit is not None},
-        "checks": [asdict(check) for check in checks],
-    }
-
-
-def _part(comparison: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part: Mapping[str, Any] | None = comparison.get(name)
-    if part is None:
-        message = f"{name} must be in the comparison, got none."
-        raise InvalidInputError(message + " Run whole episodes with this version of daptq.")
-    return part
+    @staticmethod
+    def _jerk_check(comparison: Comparison, jerk: float) -> GateCheck:
+        if comparison.motion is None:
+            raise InvalidInputError("motion must be in the comparison, got none. Run whole episodes.")
+        entry = comparison.motion["rms_jerk"]
+        change = entry.change
+        if change is None:
+            raise InvalidInputError("jerk must be defined, got a robot that never moved. Leave it out of the gate.")
+        reason = (
+            f"jerk {change.value:.3f} [{change.low:.3f}, {change.high:.3f}] of the baseline's, "
+            f"n = {entry.n}; allowed: {jerk:g}"
+        )
+        return GateCheck(name="jerk", passed=change.high <= jerk, reason=reason)

@@ -20,6 +20,7 @@ from daptq.artifacts import read_json
 from daptq.errors import ForeignArtifactError, SchemaVersionError
 from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.description import BitPlan, LinearLayer, Weights
+from daptq.evaluation.gate import Gate
 from daptq.evaluation.variant_result import NamedPolicy, RobustnessGap, VariantResult
 from daptq.json_model import Count, Fraction, JsonModel, Positive, absent
 from daptq.metrics.deviation import Drift
@@ -156,3 +157,12 @@ class EvaluationResult(JsonModel):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema (2020-12) of the JSON."""
         return {"$id": f"urn:daptq:evaluation:{cls.SCHEMA_VERSION}", **super().json_schema()}
+
+    def judged(self, gate: Gate) -> Self:
+        """The same with the gate's verdict about every comparison.
+
+        Raises:
+            InvalidInputError: A comparison lacks what a limit is about.
+        """
+        judged = tuple(one.model_copy(update={"gate": gate.verdict(one)}) for one in self.comparisons)
+        return self.model_copy(update={"comparisons": judged})

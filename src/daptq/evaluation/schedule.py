@@ -14,38 +14,26 @@ from daptq.closed_loop.episodes import Episode
 from daptq.closed_loop.rollout import Branch, EpisodeRecord
 from daptq.evaluation.jobs import BranchJob, EpisodeJob, Job
 from daptq.evaluation.journal import Journal
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.workers import Workers
 from daptq.metrics.drift import HORIZONS
-from daptq.statistics.stopping import Decision, EarlyStop
+from daptq.statistics.stopping import Decision
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """What an evaluation runs at most.
+    """What an evaluation runs at most, in one condition.
 
     Attributes:
+        request: What was asked.
         episodes: The episodes, in order.
-        labels: The policies, the baseline first where there is one.
-        baseline: Label of the baseline, or None.
-        batch: Episodes, or branches, that share one call of the policy.
-        closed_loop: Whether candidates run whole episodes.
-        stop: When to end early; None to run every episode.
     """
 
+    request: Evaluation
     episodes: Sequence[Episode]
-    labels: Sequence[str]
-    baseline: str | None
-    batch: int
-    closed_loop: bool
-    stop: EarlyStop | None = None
-
-    @property
-    def candidates(self) -> list[str]:
-        """Labels of the policies that are compared with the baseline."""
-        return [label for label in self.labels if label != self.baseline]
 
     def run(self, workers: Workers, records: Journal, progress: Progress | None) -> Sequence[Episode]:
         """Runs what the journal does not hold yet.
@@ -59,38 +47,43 @@ class Schedule:
         Returns:
             The episodes that every policy has run, the first ones.
         """
-        driving = [label for label in self.labels if self.closed_loop or label == self.baseline]
+        request = self.request
+        driving = [label for label in request.sources if request.closed_loop or label == request.baseline]
         done: Sequence[Episode] = ()
         for part in self._parts():
             jobs = [job for label in driving for job in self._episodes(label, part, records)]
             self._do(jobs, self.episodes, workers, records, progress)
             done = self.episodes[: len(done) + len(part)]
-            if self.stop and all(self.decision(label, records, len(done)).settled for label in self.candidates):
+            if request.early_stop and all(
+                self.decision(label, records, len(done)).settled for label in request.compared
+            ):
                 break
-        if self.baseline is not None:
-            self._do(self._branches(self.baseline, done, records), done, workers, records, progress)
+        if request.baseline is not None:
+            self._do(self._branches(request.baseline, done, records), done, workers, records, progress)
         return done
 
     def decision(self, candidate: str, records: Journal, pairs: int) -> Decision:
         """What the looks at the first `pairs` pairs say of a candidate."""
-        assert self.stop is not None
-        assert self.baseline is not None
-        labels = (self.baseline, candidate)
+        stop, baseline = self.request.early_stop, self.request.baseline
+        assert stop is not None
+        assert baseline is not None
         before, after = (
-            [_episode(label, one, records).success_any_step for one in self.episodes[:pairs]] for label in labels
+            [_episode(label, one, records).success_any_step for one in self.episodes[:pairs]]
+            for label in (baseline, candidate)
         )
-        return self.stop.decide(list(zip(before, after, strict=True)))
+        return stop.decide(list(zip(before, after, strict=True)))
 
     def _parts(self) -> list[Sequence[Episode]]:
         """The episodes, cut at the looks."""
-        ends = [*self.stop.looks, len(self.episodes)] if self.stop else [len(self.episodes)]
+        stop = self.request.early_stop
+        ends = [*stop.looks, len(self.episodes)] if stop else [len(self.episodes)]
         return [self.episodes[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
     def _episodes(self, label: str, part: Sequence[Episode], records: Journal) -> list[Job]:
         # Groups are the same in a run that continues: who shares a call decides the rounding.
         return [
             EpisodeJob(policy=label, episodes=group)
-            for group in _groups(part, self.batch)
+            for group in _groups(part, self.request.batch)
             if any((label, episode.index, None) not in records.records for episode in group)
         ]
 
@@ -102,8 +95,8 @@ class Schedule:
         ]
         return [
             BranchJob(policy=label, branches=group, steps=max(HORIZONS))
-            for group in _groups(branches, self.batch)
-            for label in self.labels
+            for group in _groups(branches, self.request.batch)
+            for label in self.request.sources
             if any((label, branch.episode.index, branch.step) not in records.records for branch in group)
         ]
 
@@ -116,8 +109,9 @@ class Schedule:
         progress: Progress | None,
     ) -> None:
         """Runs jobs of an evaluation of `episodes`, as far as is known."""
-        driving = len(self.labels) if self.closed_loop else 1
-        total = driving * len(episodes) + len(self.labels) * sum(len(one.branch_steps) for one in episodes)
+        policies = len(self.request.sources)
+        driving = policies if self.request.closed_loop else 1
+        total = driving * len(episodes) + policies * sum(len(one.branch_steps) for one in episodes)
         for record in workers.run(jobs):
             records.add(record)
             if progress is not None:

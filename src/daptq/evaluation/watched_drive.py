@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from daptq.closed_loop.episodes import schedule_episodes
 from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord, run_watched
-from daptq.evaluation.paired import check_request
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.schedule import Progress
 from daptq.evaluation.worker_context import WorkerContext, one_thread
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -50,7 +50,10 @@ def take_reference(
     def watch(instructions: Sequence[str]) -> AbstractContextManager[list[EpisodeStream]]:
         return watch_episodes(policy, interface, instructions)
 
-    driven = drive(policy, watch, environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch)
+    request = Evaluation(
+        candidates=[policy], environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch
+    )
+    driven = drive(request, policy, watch)
     streams: list[EpisodeStream] = []
     for _, some in driven:
         streams += some
@@ -60,45 +63,37 @@ def take_reference(
 
 
 def drive(
+    request: Evaluation,
     policy: Policy,
     watch: Callable[[Sequence[str]], AbstractContextManager[list[EpisodeStream]]],
     *,
-    environment: str = "tabletop",
-    variant: str | None = None,
-    tasks: Sequence[str] | None = None,
-    episodes: int,
-    seed: int,
-    batch: int = 8,
     skip: int = 0,
 ) -> Iterator[tuple[list[EpisodeRecord], list[EpisodeStream]]]:
     """Runs the episodes of an evaluation in this process and watches the interface.
 
     Args:
+        request: Which episodes, in which environment, and how many side by side.
         policy: The policy to run.
         watch: Watches the policy over episodes that run side by side, given their instructions.
-        environment: Name of the environment in the catalog.
-        variant: Variant of the environment; None for the nominal scene.
-        tasks: Tasks to ask, None for all.
-        episodes: Number of episodes over all tasks together.
-        seed: Seed of the episodes.
-        batch: Episodes that run side by side.
-        skip: Episodes at the beginning to leave out, a multiple of `batch`.
+        skip: Episodes at the beginning to leave out, a multiple of the request's `batch`.
 
     Yields:
         Records and streams of each group of episodes that ran side by side, in order.
-
-    Raises:
-        UnknownNameError: The environment or a task is not known.
-        InvalidInputError: A count is out of range.
     """
-    asked = check_request(environment, tasks, episodes=episodes, seed=seed, batch=batch)
-    context = WorkerContext(environment_name=environment, image_size=dict(policy.cameras), sources={}, variant=variant)
+    context = WorkerContext(
+        environment_name=request.environment,
+        image_size=dict(policy.cameras),
+        sources={},
+        variant=request.variant,
+    )
     try:
         (first,) = context.environments(1)
-        own_seeds = any(first.initial_states_of(task) is not None for task in asked)
-        scheduled = schedule_episodes(asked, episodes=episodes, seed=seed, seeds_per_task=own_seeds)
-        for start in range(skip, len(scheduled), batch):
-            group = scheduled[start : start + batch]
+        own_seeds = any(first.initial_states_of(task) is not None for task in request.asked)
+        scheduled = schedule_episodes(
+            request.asked, episodes=request.episodes, seed=request.seed, seeds_per_task=own_seeds
+        )
+        for start in range(skip, len(scheduled), request.batch):
+            group = scheduled[start : start + request.batch]
             worlds = context.environments(len(group))
             with one_thread():
                 driven = run_watched(worlds, policy, group, label=policy.name, watch=watch)

@@ -10,14 +10,23 @@ what quantization does from where the robot happened to be. Intervals resample w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
-from daptq.metrics.deviation import HEADLINE_STEPS
+from daptq.metrics.deviation import (
+    DriftAfter,
+    EpisodeDeviation,
+    EpisodeSpread,
+    GrowthAfter,
+    IdenticalStates,
+    Spread,
+    UntilContactDiffers,
+    WholeEpisode,
+)
+from daptq.statistics.estimate import Estimate
 from daptq.statistics.intervals import bootstrap_estimate, mean, median, root_mean_square
 
 Array = NDArray[np.float64]
@@ -63,88 +72,83 @@ def rotation_deviation(
     return angle
 
 
-def episode_drift(
-    baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord], *, seed: int
-) -> dict[str, Any]:
+def episode_drift(baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord], *, seed: int) -> WholeEpisode:
     """Deviation over whole episodes, per episode and pooled.
 
     Args:
         baseline: Records of the full-precision policy.
         candidate: Records of the other policy for the same episodes, in the same order.
         seed: Seed of the bootstrap over episodes.
-
-    Returns:
-        JSON object: `n`, per unit (`position_mm`, `rotation_deg`) the pooled RMS and the median of the per-episode RMS,
-        each with its interval, `until_contact_differs`, and `per_episode` with both RMS values of each episode.
-        `until_contact_differs` covers the steps before one policy first holds an object that the other does not: `n`
-        episodes with such steps and, unless that is 0, the medians over them of the number of `steps` and of the RMS
-        per unit, each with its interval.
     """
     deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
-    clusters = np.arange(len(deviations))
-    result: dict[str, Any] = {"n": len(deviations)}
-    rows: list[dict[str, Any]] = [{"index": record.index} for record in candidate]
-    for unit in _UNITS:
-        per_episode: Array = np.array([root_mean_square(deviation[unit]) for deviation in deviations])
-        result[unit] = {
-            # Episodes are equally long, so the RMS of their RMS values is the RMS over all steps.
-            "rms": bootstrap_estimate(per_episode, clusters, root_mean_square, seed=seed),
-            "median_of_episodes": bootstrap_estimate(per_episode, clusters, median, seed=seed),
-        }
-        rows = [{**row, f"{unit}_rms": float(value)} for row, value in zip(rows, per_episode, strict=True)]
     alike = [_steps_alike(first.held, second.held) for first, second in zip(baseline, candidate, strict=True)]
-    return {**result, "until_contact_differs": _until(deviations, alike, seed), "per_episode": rows}
+    rms = {unit: np.array([root_mean_square(deviation[unit]) for deviation in deviations]) for unit in _UNITS}
+    return WholeEpisode(
+        n=len(deviations),
+        position_mm=_over_episodes(rms["position_mm"], seed),
+        rotation_deg=_over_episodes(rms["rotation_deg"], seed),
+        until_contact_differs=_until(deviations, alike, seed),
+        per_episode=tuple(
+            EpisodeDeviation(index=record.index, position_mm_rms=float(position), rotation_deg_rms=float(rotation))
+            for record, position, rotation in zip(candidate, rms["position_mm"], rms["rotation_deg"], strict=True)
+        ),
+    )
 
 
 def branch_drift(
     baseline: Sequence[BranchRecord], candidate: Sequence[BranchRecord], *, horizons: Sequence[int], seed: int
-) -> dict[str, Any]:
+) -> IdenticalStates:
     """Deviation after a number of steps from identical states.
 
     Args:
         baseline: Records of the full-precision policy.
         candidate: Records of the other policy from the same states, in the same order.
-        horizons: Numbers of control steps after which the poses are compared, each at least 1.
+        horizons: Numbers of control steps after which the poses are compared, each at least 1; medians are taken after
+            every number of steps up to the largest one.
         seed: Seed of the bootstrap over episodes.
-
-    Returns:
-        JSON object: `n` states from `episodes` episodes and `after_steps`, a list with one entry per horizon that holds
-        `steps`, `n`, per unit (`position_mm`, `rotation_deg`) median, mean and RMS, each with its interval, and
-        `per_state_mm`, the position's deviation from every state in order, for paired tests between policies; and
-        `growth`, a list with one entry per step up to the largest horizon that holds `steps` and, per unit, the median
-        with its interval.
     """
     deviations = [_deviation(first.motion, second.motion) for first, second in zip(baseline, candidate, strict=True)]
     clusters = np.array([record.index for record in candidate], dtype=np.int64)
-    entries = []
-    for steps in horizons if deviations else ():
-        entry: dict[str, Any] = {"steps": steps, "n": len(deviations)}
-        for unit in _UNITS:
-            values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
-            entry[unit] = {
-                name: bootstrap_estimate(values, clusters, statistic, seed=seed)
-                for name, statistic in (("median", median), ("mean", mean), ("rms", root_mean_square))
-            }
-        entry["per_state_mm"] = [float(deviation["position_mm"][steps - 1]) for deviation in deviations]
-        entries.append(entry)
+
+    def after(steps: int, unit: str) -> Array:
+        return np.array([deviation[unit][steps - 1] for deviation in deviations])
+
+    def spread(values: Array) -> Spread:
+        return Spread(
+            median=bootstrap_estimate(values, clusters, median, seed=seed),
+            mean=bootstrap_estimate(values, clusters, mean, seed=seed),
+            rms=bootstrap_estimate(values, clusters, root_mean_square, seed=seed),
+        )
+
+    entries = [
+        DriftAfter(
+            steps=steps,
+            n=len(deviations),
+            position_mm=spread(after(steps, "position_mm")),
+            rotation_deg=spread(after(steps, "rotation_deg")),
+            per_state_mm=tuple(float(value) for value in after(steps, "position_mm")),
+        )
+        for steps in (horizons if deviations else ())
+    ]
     growth = [
-        {"steps": steps, **{unit: _median_after(deviations, unit, steps, clusters, seed) for unit in _UNITS}}
+        GrowthAfter(
+            steps=steps,
+            position_mm=bootstrap_estimate(after(steps, "position_mm"), clusters, median, seed=seed),
+            rotation_deg=bootstrap_estimate(after(steps, "rotation_deg"), clusters, median, seed=seed),
+        )
         for steps in range(1, 1 + max(horizons) if deviations else 1)
     ]
-    return {"n": len(deviations), "episodes": len(set(clusters.tolist())), "after_steps": entries, "growth": growth}
+    episodes = len(set(clusters.tolist()))
+    return IdenticalStates(n=len(deviations), episodes=episodes, after_steps=tuple(entries), growth=tuple(growth))
 
 
-def headline_drift(branches: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The entry of what `branch_drift` returned that tables and gates speak of; None when no state was saved."""
-    entries: Sequence[Mapping[str, Any]] = branches["after_steps"]
-    return next((entry for entry in entries if entry["steps"] == HEADLINE_STEPS), None)
-
-
-def _median_after(
-    deviations: Sequence[Mapping[str, Array]], unit: str, steps: int, clusters: NDArray[np.int64], seed: int
-) -> dict[str, float]:
-    values: Array = np.array([deviation[unit][steps - 1] for deviation in deviations])
-    return bootstrap_estimate(values, clusters, median, seed=seed)
+def _over_episodes(per_episode: Array, seed: int) -> EpisodeSpread:
+    clusters = np.arange(len(per_episode))
+    return EpisodeSpread(
+        # Episodes are equally long, so the RMS of their RMS values is the RMS over all steps.
+        rms=bootstrap_estimate(per_episode, clusters, root_mean_square, seed=seed),
+        median_of_episodes=bootstrap_estimate(per_episode, clusters, median, seed=seed),
+    )
 
 
 def _steps_alike(first: Sequence[str | None], second: Sequence[str | None]) -> int:
@@ -155,18 +159,24 @@ def _steps_alike(first: Sequence[str | None], second: Sequence[str | None]) -> i
     return min(len(first), len(second))
 
 
-def _until(deviations: Sequence[Mapping[str, Array]], steps: Sequence[int], seed: int) -> dict[str, Any]:
+def _until(deviations: Sequence[Mapping[str, Array]], steps: Sequence[int], seed: int) -> UntilContactDiffers:
     """Deviation over the first steps of each episode; episodes without any are left out."""
     kept = [(deviation, count) for deviation, count in zip(deviations, steps, strict=True) if count]
     if not kept:
-        return {"n": 0}
+        return UntilContactDiffers(n=0)
     clusters = np.arange(len(kept))
     counts: Array = np.array([count for _, count in kept], dtype=np.float64)
-    result: dict[str, Any] = {"n": len(kept), "steps": bootstrap_estimate(counts, clusters, median, seed=seed)}
-    for unit in _UNITS:
+
+    def over(unit: str) -> Estimate:
         values: Array = np.array([root_mean_square(deviation[unit][:count]) for deviation, count in kept])
-        result[unit] = bootstrap_estimate(values, clusters, median, seed=seed)
-    return result
+        return bootstrap_estimate(values, clusters, median, seed=seed)
+
+    return UntilContactDiffers(
+        n=len(kept),
+        steps=bootstrap_estimate(counts, clusters, median, seed=seed),
+        position_mm=over("position_mm"),
+        rotation_deg=over("rotation_deg"),
+    )
 
 
 def _deviation(first: Motion, second: Motion) -> Mapping[str, Array]:

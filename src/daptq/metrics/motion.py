@@ -1,38 +1,22 @@
-"""How smoothly the robot moves: metrics of one end-effector path, and their paired comparison.
+"""How smoothly the robot moves: metrics of one end-effector path, sampled once per control step.
 
-Every metric and its unit is defined in docs/reference/metrics.md. Paths are sampled once per control step.
+`METRICS` lists them with their units and definitions.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.errors import InvalidInputError
-from daptq.statistics.intervals import bootstrap_estimate, mean, median
+from daptq.metrics.motion_metric import MotionMetric
 
 Array = NDArray[np.float64]
 
 # Of the sampling frequency: the upper half of the frequencies that a sampled path can hold is the oscillation that a
 # controller cannot follow.
 CUTOFF = 0.25
-# Compared by candidate - baseline, since they may be 0; and counts, of which a median would hide flips in few episodes.
-_DIFFERENCES = ("spectral_arc_length", "high_frequency_share", "gripper_flips")
-_COUNTS = ("gripper_flips",)
-METRICS = (
-    "rms_jerk",
-    "path_length",
-    "spectral_arc_length",
-    "high_frequency_share",
-    "chunk_jump",
-    "gripper_flips",
-    "time_to_success",
-)
 _SPARC_AMPLITUDE = 0.05
 _SPARC_PADDING = 4
 
@@ -133,79 +117,67 @@ def chunk_jump(positions: Float[np.ndarray, "steps 3"], chunk_steps: int) -> flo
     return float(np.sqrt(change[boundary].mean() / change[~boundary].mean()))
 
 
-def motion_summary(
-    baseline: Sequence[EpisodeRecord],
-    candidate: Sequence[EpisodeRecord],
-    *,
-    frequency: float,
-    chunk_steps: tuple[int, int],
-    seed: int,
-) -> dict[str, Any]:
-    """Compares how two policies move, episode by episode.
-
-    Args:
-        baseline: Records of the full-precision policy.
-        candidate: Records of the other policy for the same episodes, in the same order.
-        frequency: Control steps per second [Hz].
-        chunk_steps: Control steps that baseline and candidate execute of every chunk.
-        seed: Seed of the bootstrap over episodes.
-
-    Returns:
-        JSON object by metric (``rms_jerk``, ``path_length``, ``spectral_arc_length``, ``high_frequency_share``,
-        ``chunk_jump``, ``gripper_flips``, ``time_to_success``): ``n`` episodes in which it is defined for both, medians
-        ``baseline`` and ``candidate``, and ``change``: the median of candidate / baseline (of the difference for
-        ``spectral_arc_length`` and ``high_frequency_share``) with its interval, ``low`` and ``high``. Of
-        ``gripper_flips``, small whole numbers, all three are means, and ``change`` that of the difference. A metric
-        that is defined in no episode has ``n`` 0 and nothing else.
-    """
-    measured = [
-        [_metrics(record, frequency, steps) for record in records]
-        for records, steps in zip((baseline, candidate), chunk_steps, strict=True)
-    ]
-    return {name: _compared(name, *measured, seed=seed) for name in measured[0][0]}
-
-
-def _metrics(record: EpisodeRecord, frequency: float, chunk_steps: int) -> dict[str, float | None]:
-    positions = record.motion.positions
-    return {
-        "rms_jerk": rms_jerk(positions, frequency),
-        "path_length": path_length(positions),
-        "spectral_arc_length": spectral_arc_length(positions, frequency),
-        "high_frequency_share": high_frequency_share(positions),
-        "chunk_jump": chunk_jump(positions, chunk_steps),
-        "gripper_flips": float(record.gripper_flips),
-        "time_to_success": None if record.first_success is None else record.first_success / frequency,
-    }
-
-
-def _compared(
-    name: str,
-    baseline: Sequence[Mapping[str, float | None]],
-    candidate: Sequence[Mapping[str, float | None]],
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    differs = name in _DIFFERENCES
-    statistic = mean if name in _COUNTS else median
-    pairs = [(first[name], second[name]) for first, second in zip(baseline, candidate, strict=True)]
-    defined: Array = np.array(
-        [(a, b) for a, b in pairs if a is not None and b is not None and (differs or a > 0.0)], dtype=np.float64
-    )
-    if not len(defined):
-        return {"n": 0}
-    before, after = defined[:, 0], defined[:, 1]
-    change: Array = after - before if differs else after / before
-    return {
-        "n": len(change),
-        "baseline": float(statistic(before)),
-        "candidate": float(statistic(after)),
-        "change": bootstrap_estimate(change, np.arange(len(change)), statistic, seed=seed),
-    }
-
-
 def _differences(positions: Float[np.ndarray, "steps 3"], order: int) -> Array:
     if len(positions) <= order:
         message = f"positions must have at least {order + 1} steps, got {len(positions)}."
         raise InvalidInputError(message + " Record a longer path.")
     differences: Array = np.diff(np.asarray(positions, dtype=np.float64), n=order, axis=0)
     return differences
+
+
+METRICS: dict[str, MotionMetric] = {
+    "rms_jerk": MotionMetric(
+        title="jerk, RMS",
+        unit="m/s\N{SUPERSCRIPT THREE}",
+        definition="root mean square over an episode of the position's third difference, times the control frequency "
+        "cubed",
+        measure=lambda record, control: rms_jerk(record.motion.positions, control.frequency),
+    ),
+    "path_length": MotionMetric(
+        title="path length",
+        unit="m",
+        definition="sum of the distances between consecutive positions",
+        measure=lambda record, _: path_length(record.motion.positions),
+    ),
+    "spectral_arc_length": MotionMetric(
+        title="smoothness, SPARC",
+        unit="none",
+        definition="SPARC (Balasubramanian et al. 2015) of the speed: minus the length of the curve of the normalised "
+        "amplitude spectrum up to the last frequency that reaches 5 % of the amplitude at 0, both axes scaled to 1; "
+        "smoother is closer to 0",
+        measure=lambda record, control: spectral_arc_length(record.motion.positions, control.frequency),
+        change="difference",
+    ),
+    "high_frequency_share": MotionMetric(
+        title="oscillation",
+        unit="fraction",
+        definition="share of the velocity's spectral energy, mean removed, above a quarter of the control frequency",
+        measure=lambda record, _: high_frequency_share(record.motion.positions),
+        change="difference",
+    ),
+    "chunk_jump": MotionMetric(
+        title="chunk jump",
+        unit="ratio",
+        definition="root mean square change of velocity at the first step of a chunk, divided by that at all other "
+        "steps; 1 where boundaries do not show",
+        measure=lambda record, control: chunk_jump(record.motion.positions, control.chunk_steps),
+    ),
+    "gripper_flips": MotionMetric(
+        title="gripper flips",
+        unit="count",
+        definition="how often the commanded gripper changes between open and closed in an episode; means over "
+        "episodes, since a median would hide flips in few of them",
+        measure=lambda record, _: float(record.gripper_flips),
+        change="difference",
+        average="mean",
+    ),
+    "time_to_success": MotionMetric(
+        title="time to success",
+        unit="s",
+        definition="control steps until the first success, divided by the control frequency; over episodes in which "
+        "both succeed",
+        measure=lambda record, control: (
+            None if record.first_success is None else record.first_success / control.frequency
+        ),
+    ),
+}

@@ -7,18 +7,15 @@ where the readings come from: from a policy that runs now, or from the records o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from daptq.closed_loop.interface_stream import Reading
-from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.statistics.change_detector import ChangeDetector
 
-__all__ = ["Assessment", "ShiftDetector", "monitor_summary"]
+__all__ = ["FALSE_ALARM_RATE", "Assessment", "ShiftDetector"]
 
 FALSE_ALARM_RATE = 0.05
 
@@ -109,42 +106,3 @@ class ShiftDetector:
         """Lowers the flag and forgets the evidence so far."""
         self._detector.restart()
         self.shifted = False
-
-
-def monitor_summary(
-    policy: str, reference: InterfaceReference, records: Sequence[EpisodeRecord], *, horizon: int, seed: int
-) -> dict[str, Any]:
-    """What a monitor says of the episodes of an evaluation, taken in their order.
-
-    Args:
-        policy: Label of the policy that was watched.
-        reference: What is normal.
-        records: Its episodes, in their order, each with what passed the interface.
-        horizon: Number of episodes that were planned; a flag among them is false with probability 5 % at most.
-        seed: Seed of the numbers that break ties.
-
-    Returns:
-        JSON object: `policy`, `observed`, `reference_episodes`, `false_alarm_rate`, `horizon`, `threshold`,
-        `flagged_at` (index of the episode after which the flag was raised, or None), `explanation` (of that episode,
-        else of the last one) and `episodes` with `index`, `task`, `score`, `p_value`, `statistic`, `shifted`.
-    """
-    detector = ShiftDetector(reference, horizon=horizon, seed=seed)
-    assessments = [detector.assess(record.interface) for record in records if record.interface is not None]
-    pairs = list(zip(records, assessments, strict=True))
-    flagged, told = next(((record.index, one) for record, one in pairs if one.shifted), (None, assessments[-1]))
-    return {
-        "policy": policy,
-        "observed": reference.observed,
-        "reference_episodes": reference.episodes,
-        "false_alarm_rate": FALSE_ALARM_RATE,
-        "horizon": horizon,
-        "threshold": detector.threshold,
-        "flagged_at": flagged,
-        "explanation": told.explanation,
-        "episodes": [_entry(record, assessment) for record, assessment in pairs],
-    }
-
-
-def _entry(record: EpisodeRecord, assessment: Assessment) -> Mapping[str, Any]:
-    assessed = {name: getattr(assessment, name) for name in ("score", "p_value", "statistic", "shifted")}
-    return {"index": record.index, "task": record.task, **assessed}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.json_model import Count, Fraction, JsonModel, NotNegative, Positive
+from daptq.monitoring.interface_reference import InterfaceReference
+from daptq.monitoring.shift_detector import FALSE_ALARM_RATE, ShiftDetector
 
-__all__ = ["MonitorSummary", "MonitoredEpisode"]
+__all__ = ["MonitorSummary", "MonitoredEpisode", "monitor_summary"]
 
 
 class MonitoredEpisode(JsonModel):
@@ -55,3 +59,42 @@ class MonitorSummary(JsonModel):
     flagged_at: Count | None
     explanation: str
     episodes: Annotated[tuple[MonitoredEpisode, ...], Field(min_length=1)]
+
+
+def monitor_summary(
+    policy: str, reference: InterfaceReference, records: Sequence[EpisodeRecord], *, horizon: int, seed: int
+) -> MonitorSummary:
+    """What a monitor says of the episodes of an evaluation, taken in their order.
+
+    Args:
+        policy: Label of the policy that was watched.
+        reference: What is normal.
+        records: Its episodes, in their order, each with what passed the interface.
+        horizon: Number of episodes that were planned; a flag among them is false with probability 5 % at most.
+        seed: Seed of the numbers that break ties.
+    """
+    detector = ShiftDetector(reference, horizon=horizon, seed=seed)
+    assessments = [detector.assess(record.interface) for record in records if record.interface is not None]
+    pairs = list(zip(records, assessments, strict=True))
+    flagged = next(((record.index, one) for record, one in pairs if one.shifted), None)
+    return MonitorSummary(
+        policy=policy,
+        observed=reference.observed,
+        reference_episodes=reference.episodes,
+        false_alarm_rate=FALSE_ALARM_RATE,
+        horizon=horizon,
+        threshold=detector.threshold,
+        flagged_at=None if flagged is None else flagged[0],
+        explanation=(assessments[-1] if flagged is None else flagged[1]).explanation,
+        episodes=tuple(
+            MonitoredEpisode(
+                index=record.index,
+                task=record.task,
+                score=one.score,
+                p_value=one.p_value,
+                statistic=one.statistic,
+                shifted=one.shifted,
+            )
+            for record, one in pairs
+        ),
+    )

@@ -25,6 +25,7 @@ from daptq.kernels.linear.contract import PackedWeight
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.foreign import foreign_family
+from daptq.packing.metadata import BFLOAT16_BITS, CheckpointMetadata, StoredLayer
 from daptq.packing.source import locate
 from daptq.policies.contract import Policy
 from daptq.policies.placement import place_tensors
@@ -33,8 +34,6 @@ __all__ = ["POLICY_KIND", "QUANTIZED_KIND", "load_policy", "replace_module", "sa
 
 POLICY_KIND = "policy"
 QUANTIZED_KIND = "quantized-policy"
-
-_BFLOAT16_BITS = 16
 
 
 def save_policy(policy: Policy, directory: Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -96,10 +95,7 @@ def save_quantized(
     _require_listed(policy, layers)
     metadata = {
         **_describe(policy),
-        "layers": {
-            name: {"role": role, **(_describe_layer(layers[name]) if name in layers else {"num_bits": _BFLOAT16_BITS})}
-            for name, role in roles.items()
-        },
+        "layers": {name: _stored(role, layers.get(name)).to_json() for name, role in roles.items()},
         "plan": plan,
         "folding": folding,
         "recipe": dict(recipe),
@@ -151,15 +147,15 @@ def load_policy(
             "Drop it."
         )
     artifact = read_artifact(directory, kind=(POLICY_KIND, QUANTIZED_KIND))
-    metadata = artifact.metadata
+    metadata = CheckpointMetadata.of(artifact)
     files = {file: artifact.file(file) for file in artifact.file_names}
-    family: type[Policy] = POLICIES.load(metadata["family"]).POLICY
-    policy = family.from_config(metadata["config"], files, empty=True)
+    family: type[Policy] = POLICIES.load(metadata.family).POLICY
+    policy = family.from_config(metadata.config, files, empty=True)
     if artifact.kind == QUANTIZED_KIND:
-        _place_linear_layers(policy, artifact)
+        _place_linear_layers(policy, artifact, metadata.layers)
     stored = {key: artifact.stored(key) for key in artifact.tensor_names}
     place_tensors(policy, stored, directory, stream=stream and artifact.kind == POLICY_KIND)
-    policy.name = name or metadata["name"]
+    policy.name = name or metadata.name
     return policy.eval()
 
 
@@ -181,13 +177,17 @@ def _describe(policy: Policy) -> dict[str, Any]:
     return {"family": policy.family, "name": policy.name, "config": policy.config()}
 
 
-def _describe_layer(layer: QuantizedLinear) -> dict[str, int]:
-    return {
-        "num_bits": layer.num_bits,
-        "group_size": layer.group_size,
-        "activation_bits": layer.activation_bits,
-        "rotation_block": layer.rotation_block,
-    }
+def _stored(role: str, layer: QuantizedLinear | None) -> StoredLayer:
+    """How a linear layer is stored; without a quantized one in its place it is kept."""
+    if layer is None:
+        return StoredLayer(role=role, num_bits=BFLOAT16_BITS, activation_bits=None)
+    return StoredLayer(
+        role=role,
+        num_bits=layer.num_bits,
+        activation_bits=layer.activation_bits,
+        group_size=layer.group_size,
+        rotation_block=layer.rotation_block,
+    )
 
 
 def _require_listed(policy: Policy, layers: Mapping[str, QuantizedLinear]) -> None:
@@ -214,11 +214,11 @@ def _float_tensors(policy: Policy, without: tuple[str, ...]) -> Iterator[tuple[s
             yield key, tensors[key].to(torch.bfloat16) if key in parameters else tensors[key]
 
 
-def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
+def _place_linear_layers(policy: Policy, artifact: Artifact, layers: Mapping[str, StoredLayer]) -> None:
     """Puts packed and bfloat16 layers in place of the empty linear layers."""
     names = frozenset(artifact.tensor_names)
-    for path, entry in artifact.metadata["layers"].items():
-        if entry["num_bits"] != _BFLOAT16_BITS:
+    for path, stored in layers.items():
+        if stored.activation_bits is not None:
             bias, activation_scale, input_scale, zero_point = (
                 artifact.tensor(f"{path}.{key}") if f"{path}.{key}" in names else None
                 for key in ("bias", "activation_scale", "input_scale", "weight_zero_point")
@@ -229,16 +229,16 @@ def _place_linear_layers(policy: Policy, artifact: Artifact) -> None:
                 PackedWeight(
                     packed=packed,
                     in_features=in_features,
-                    num_bits=entry["num_bits"],
-                    group_size=entry.get("group_size", 0),
+                    num_bits=stored.num_bits,
+                    group_size=stored.group_size,
                     zero_point=zero_point,
                 ),
                 artifact.tensor(f"{path}.weight_scale"),
                 bias,
-                activation_bits=entry.get("activation_bits", 8),
+                activation_bits=stored.activation_bits,
                 activation_scale=activation_scale,
                 input_scale=input_scale,
-                rotation_block=entry.get("rotation_block", 0),
+                rotation_block=stored.rotation_block,
                 compute_dtype=policy.compute_dtype,
             )
             layer.follow(policy.denoising_step)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from daptq.benchmarking.result import BenchmarkResult
 from daptq.evaluation.result import EvaluationResult
 from daptq.report.elements import Group, Line, Section, Table
 from daptq.report.labels import PolicyLabels
 from daptq.report.tracks import bar
 from daptq.report.wording import estimate, mebibytes, readable
-from daptq.statistics.estimate import Estimate
 
 _QUANTILES = ("p50", "p95", "p99")
 
@@ -61,7 +60,7 @@ class MemoryAndTime:
 
 
 def memory_and_time_section(
-    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None
+    result: EvaluationResult, labels: PolicyLabels, benchmark: BenchmarkResult | None
 ) -> Section:
     """Bars of sizes and times; what was not measured is said not to be."""
     weights = {policy.name: policy.weights for policy in result.policies}
@@ -77,13 +76,13 @@ def memory_and_time_section(
     return Section(anchor="cost", link=title, title=title, template="memory_and_time.html", view=view)
 
 
-def _times(benchmark: Mapping[str, Any], labels: PolicyLabels) -> Times:
-    entries = {entry["name"]: entry for entry in benchmark["policies"]}
-    fastest, about = benchmark["float_path"], benchmark["provenance"]
-    medians = {name: entry["control_step_ms"]["p50"] for name, entry in entries.items()}
-    medians[fastest["name"]] = fastest["p50"]
-    peaks = {name: one["peak_bytes"] for name, one in entries.items() if one["peak_bytes"] is not None}
-    stages = [readable(stage) for stage in next(iter(entries.values()))["stages_ms"]]
+def _times(benchmark: BenchmarkResult, labels: PolicyLabels) -> Times:
+    entries = {entry.name: entry for entry in benchmark.policies}
+    fastest, about = benchmark.float_path, benchmark.provenance
+    medians = {name: entry.control_step_ms.p50 for name, entry in entries.items()}
+    medians[fastest.name] = fastest.p50
+    peaks = {name: one.peak_bytes for name, one in entries.items()}
+    stages = [readable(stage) for stage in next(iter(entries.values())).stages_ms]
     return Times(
         peaks=_sizes("Peak memory of a control step [MiB]", peaks, labels),
         medians=_bars(
@@ -91,13 +90,13 @@ def _times(benchmark: Mapping[str, Any], labels: PolicyLabels) -> Times:
         ),
         control_step=Table(
             caption="Control step [ms], and ratios to floating point with 95 % intervals",
-            header=("policy", "median", "95 %", "99 %", f"of {fastest['name']}", "of eager float32"),
+            header=("policy", "median", "95 %", "99 %", f"of {fastest.name}", "of eager float32"),
             rows=[
                 (
                     labels.marked(name),
-                    *(f"{entry['control_step_ms'][quantile]:.1f}" for quantile in _QUANTILES),
-                    estimate(Estimate(**benchmark["ratio_to_float_path"][name])),
-                    estimate(Estimate(**benchmark["ratio_to_eager"][name])),
+                    *(f"{getattr(entry.control_step_ms, quantile):.1f}" for quantile in _QUANTILES),
+                    estimate(benchmark.ratio_to_float_path[name]),
+                    estimate(benchmark.ratio_to_eager[name]),
                 )
                 for name, entry in entries.items()
             ],
@@ -106,22 +105,22 @@ def _times(benchmark: Mapping[str, Any], labels: PolicyLabels) -> Times:
             caption="Stages of a control step [ms], medians",
             header=("policy", *stages),
             rows=[
-                (labels.marked(name), *(f"{milliseconds:.1f}" for milliseconds in entry["stages_ms"].values()))
+                (labels.marked(name), *(f"{milliseconds:.1f}" for milliseconds in entry.stages_ms.values()))
                 for name, entry in entries.items()
             ],
         ),
-        repeats=about["repeats"],
-        threads=about["threads"],
+        repeats=about.repeats,
+        threads=about.threads,
         device=_device(benchmark),
-        fastest=fastest["name"],
-        candidates=len(benchmark["float_paths"]),
+        fastest=fastest.name,
+        candidates=len(benchmark.float_paths),
     )
 
 
-def _device(benchmark: Mapping[str, Any]) -> str:
+def _device(benchmark: BenchmarkResult) -> str:
     """The device and, where the benchmark knew it, its name."""
-    name = benchmark.get("device_name")
-    return str(benchmark["device"]) if name is None else f"{benchmark['device']} ({name})"
+    name = benchmark.device_name
+    return benchmark.device if name is None else f"{benchmark.device} ({name})"
 
 
 def _sizes(title: str, counts: Mapping[str, int], labels: PolicyLabels) -> Group:

@@ -1,4 +1,4 @@
-"""Metrics of motion with their units and definitions, and what their intervals show."""
+"""The metrics of motion of every candidate, and what their intervals show."""
 
 from __future__ import annotations
 
@@ -8,67 +8,14 @@ from markupsafe import Markup
 
 from daptq.evaluation.comparison import Comparison, Motion
 from daptq.evaluation.result import EvaluationResult
+from daptq.metrics.motion import METRICS
 from daptq.metrics.motion_change import MotionChange
+from daptq.metrics.motion_metric import MotionMetric
 from daptq.report.elements import Section, Table, small
 from daptq.report.labels import PolicyLabels
 from daptq.report.wording import MINUS, NOTHING
 
 _TITLE = "Motion"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionMetric:
-    """How a metric of motion is shown.
-
-    Attributes:
-        title: What it is called.
-        unit: Its unit.
-        definition: What it measures.
-        differs: Whether its change is a difference; otherwise it is a ratio.
-    """
-
-    title: str
-    unit: str
-    definition: str
-    differs: bool = False
-
-
-METRICS = {
-    "rms_jerk": MotionMetric(
-        title="jerk, RMS",
-        unit="m/s\N{SUPERSCRIPT THREE}",
-        definition="third difference of the position, over an episode",
-    ),
-    "path_length": MotionMetric(
-        title="path length", unit="m", definition="sum of the distances between consecutive positions"
-    ),
-    "spectral_arc_length": MotionMetric(
-        title="smoothness, SPARC",
-        unit="none",
-        definition="spectral arc length of the speed; smooth is close to 0",
-        differs=True,
-    ),
-    "high_frequency_share": MotionMetric(
-        title="oscillation",
-        unit="fraction",
-        definition="share of the velocity's energy above a quarter of the control frequency",
-        differs=True,
-    ),
-    "chunk_jump": MotionMetric(
-        title="chunk jump",
-        unit="ratio",
-        definition="change of velocity where a chunk begins, over that inside; 1 does not show",
-    ),
-    "gripper_flips": MotionMetric(
-        title="gripper flips",
-        unit="count",
-        definition="changes between open and closed in an episode; means",
-        differs=True,
-    ),
-    "time_to_success": MotionMetric(
-        title="time to success", unit="s", definition="over episodes in which both succeed"
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +52,9 @@ def _row(metric: MotionMetric, entry: MotionChange) -> tuple[str, ...]:
     head = Markup("{}{}").format(metric.title, small(metric.definition))
     if entry.baseline is None or entry.candidate is None or entry.change is None:
         return head, metric.unit, NOTHING, NOTHING, NOTHING, "defined in no episode", "0"
-    change, signed = entry.change, metric.differs
+    change, signed = entry.change, metric.change == "difference"
     ends = f"[{_number(change.low, signed=signed)}, {_number(change.high, signed=signed)}]"
-    neutral = 0.0 if metric.differs else 1.0
+    neutral = 0.0 if signed else 1.0
     reads = "higher" if change.low > neutral else "lower" if change.high < neutral else "no difference shown"
     return (
         head,

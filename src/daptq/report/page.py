@@ -11,8 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from daptq.artifacts import write_bytes
-from daptq.benchmarking import benchmark as benchmarks
-from daptq.errors import ForeignArtifactError, SchemaVersionError
+from daptq.benchmarking.result import BenchmarkResult
 from daptq.evaluation.result import EvaluationResult
 from daptq.report.discordant_episodes import discordant_section
 from daptq.report.drift import drift_section
@@ -65,7 +64,7 @@ def write_report(
     result: EvaluationResult | Mapping[str, Any],
     path: Path | str,
     *,
-    benchmark: Mapping[str, Any] | None = None,
+    benchmark: BenchmarkResult | Mapping[str, Any] | None = None,
     videos: Videos | None = None,
 ) -> Path:
     """Writes the page.
@@ -73,7 +72,7 @@ def write_report(
     Args:
         result: What `evaluate` returned, or the JSON of it.
         path: HTML file to write; an existing one is replaced.
-        benchmark: What `daptq.benchmarking.benchmark.benchmark` returned for the same policies.
+        benchmark: What `daptq.benchmarking.benchmark.benchmark` returned for the same policies, or the JSON of it.
         videos: Videos of discordant episodes, from `daptq.report.videos.record_discordant`.
 
     Returns:
@@ -86,8 +85,8 @@ def write_report(
     """
     if not isinstance(result, EvaluationResult):
         result = EvaluationResult.from_json(result)
-    if benchmark is not None:
-        check_benchmark(benchmark)
+    if benchmark is not None and not isinstance(benchmark, BenchmarkResult):
+        benchmark = BenchmarkResult.from_json(benchmark)
     labels = PolicyLabels.of([policy.name for policy in result.policies])
     page = Page(
         title=_title(result),
@@ -103,18 +102,6 @@ def write_report(
     )
     write_bytes(Path(path), templates().get_template("page.html").render(page=page, labels=labels).encode())
     return Path(path)
-
-
-def check_benchmark(benchmark: Mapping[str, Any]) -> None:
-    """Refuses what is no benchmark; errors as in `write_report`."""
-    if not {"schema_version", "policies", "float_path"} <= set(benchmark):
-        message = "JSON must be a benchmark, got something else. Pass what daptq benchmark wrote."
-        raise ForeignArtifactError(message)
-    if benchmark["schema_version"] != benchmarks.SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"schema_version of the benchmark must be {benchmarks.SCHEMA_VERSION}, got "
-            f"{benchmark['schema_version']!r}. Run it again with this version."
-        )
 
 
 def templates() -> Environment:
@@ -136,7 +123,7 @@ def _title(result: EvaluationResult) -> str:
 
 
 def _sections(
-    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None, videos: Videos
+    result: EvaluationResult, labels: PolicyLabels, benchmark: BenchmarkResult | None, videos: Videos
 ) -> tuple[Section, ...]:
     return (
         success_section(result, labels),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from daptq.benchmarking.result import BenchmarkResult
 from daptq.evaluation.result import EvaluationResult
 from daptq.report.elements import Section, Table, code
 from daptq.report.labels import PolicyLabels
@@ -26,12 +26,12 @@ class ProvenanceView:
     names: Table | None
 
 
-def provenance_section(result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None) -> Section:
+def provenance_section(result: EvaluationResult, labels: PolicyLabels, benchmark: BenchmarkResult | None) -> Section:
     """What was recorded with the result and with the benchmark."""
     weights = {f"weights of {one.name}": f"sha256 {one.weights.sha256}" for one in result.policies}
     recorded = [_recorded("The evaluation", {**result.provenance.to_json(), **weights})]
     if benchmark is not None:
-        recorded.append(_recorded("The benchmark", benchmark["provenance"]))
+        recorded.append(_recorded("The benchmark", benchmark.provenance.to_json()))
     names = None
     if any(label != name for name, label in labels.labels.items()):
         names = Table(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from daptq.benchmarking.result import BenchmarkResult
 from daptq.evaluation.comparison import Comparison, GateCheck, Stopping
 from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.report.labels import PolicyLabels
@@ -79,7 +78,7 @@ class UnjudgedCard:
 
 
 def verdict_cards(
-    result: EvaluationResult, labels: PolicyLabels, benchmark: Mapping[str, Any] | None
+    result: EvaluationResult, labels: PolicyLabels, benchmark: BenchmarkResult | None
 ) -> tuple[VerdictCard, ...] | tuple[UnjudgedCard, ...]:
     """A card per comparison; without a baseline, one per policy."""
     if not result.comparisons:
@@ -116,7 +115,7 @@ def _tiles(
     candidate: PolicyResult,
     baseline: PolicyResult,
     labels: PolicyLabels,
-    benchmark: Mapping[str, Any] | None,
+    benchmark: BenchmarkResult | None,
 ) -> list[Tile]:
     """The numbers that matter most; what was not measured says so."""
     paired, found = comparison.paired, []
@@ -136,12 +135,12 @@ def _tiles(
     return found
 
 
-def _latency(name: str, benchmark: Mapping[str, Any] | None) -> Tile:
+def _latency(name: str, benchmark: BenchmarkResult | None) -> Tile:
     """The ratio of a policy's times to those of the fastest way to run the baseline in floating point."""
-    ratio = None if benchmark is None else benchmark["ratio_to_float_path"].get(name)
+    ratio = None if benchmark is None else benchmark.ratio_to_float_path.get(name)
     if benchmark is None or ratio is None:
         return Tile(name="latency", value=NOTHING, aside="not measured")
-    return Tile(name="latency", value=f"{ratio['value']:.2f} {TIMES}", aside=f"of {benchmark['float_path']['name']}")
+    return Tile(name="latency", value=f"{ratio.value:.2f} {TIMES}", aside=f"of {benchmark.float_path.name}")
 
 
 def _success(policy: PolicyResult) -> str:

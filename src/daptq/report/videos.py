@@ -236,7 +236,7 @@ def _evaluated(described: PolicyResult, source: PolicySource) -> Policy:
         message = f"policy must be a folder on this machine to be animated, got {source}: no such folder."
         raise InvalidInputError(message + " Make the page where it was evaluated, or use --animate 0.")
     policy = open_policy(source)
-    if describe_policy(policy)["weights"]["sha256"] != described.weights.sha256:
+    if describe_policy(policy).weights.sha256 != described.weights.sha256:
         message = f"policy {described.name} must have the weights that were evaluated to be animated, got others."
         raise InvalidInputError(message + " Evaluate it again, or use --animate 0.")
     return policy

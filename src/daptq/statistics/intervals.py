@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from daptq.errors import InvalidInputError
+from daptq.statistics.estimate import Estimate
 
 CONFIDENCE = 0.95
 
@@ -246,10 +247,10 @@ def bootstrap_interval(
 
 def bootstrap_estimate(
     values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], statistic: Statistic, *, seed: int
-) -> dict[str, float]:
-    """A statistic with its interval as a JSON object (`value`, `low`, `high`); see `bootstrap_interval`."""
+) -> Estimate:
+    """A statistic with its interval; see `bootstrap_interval`."""
     low, high = bootstrap_interval(values, clusters, statistic, seed=seed)
-    return {"value": float(statistic(values)), "low": low, "high": high}
+    return Estimate(value=float(statistic(values)), low=low, high=high)
 
 
 def mean(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:

@@ -10,14 +10,16 @@ that is the price of looking.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from daptq.errors import InvalidInputError
 from daptq.statistics.sequential import anytime_interval
 
 # Looking after every pair would leave worker processes without work; that many keep a dozen of them busy.
 LEAST_PAIRS_BETWEEN_LOOKS = 20
+
+Verdict = Literal["non-inferior", "inferior", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Decision:
         high: Upper limit.
     """
 
-    verdict: str
+    verdict: Verdict
     margin: float
     pairs: int
     low: float
@@ -42,10 +44,6 @@ class Decision:
     def settled(self) -> bool:
         """Whether the question is answered."""
         return self.verdict != "undecided"
-
-    def to_json(self) -> dict[str, Any]:
-        """The decision with its limits in percentage points."""
-        return {**asdict(self), "low": 100.0 * self.low, "high": 100.0 * self.high}
 
 
 def looks(pairs: int, tasks: int) -> range:
@@ -94,7 +92,8 @@ class EarlyStop:
         Returns:
             The decision of the first look that settles the question, else what the last one knows.
         """
-        verdict, n, low, high = "undecided", 0, -1.0, 1.0
+        verdict: Verdict = "undecided"
+        n, low, high = 0, -1.0, 1.0
         for n in (look for look in self.looks if look <= len(outcomes)):
             gained = sum(candidate and not baseline for baseline, candidate in outcomes[:n])
             lost = sum(baseline and not candidate for baseline, candidate in outcomes[:n])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError, UnknownNameError
-from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.evaluation.request import Evaluation
 from daptq.evaluation.watched_drive import drive, take_reference
 from daptq.interfaces.affine import AffineMap
 from daptq.layers.bfloat16_linear import BFloat16Linear
@@ -22,6 +22,7 @@ from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
 from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
+from tests.closed_loop.evaluation.json_results import evaluate_json, evaluated
 from tests.closed_loop.evaluation.point_world import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")
@@ -29,7 +30,10 @@ pytestmark = pytest.mark.usefixtures("point_world")
 
 def run(policy: Policy, monitor: InterfaceMonitor, variant: str | None, episodes: int, seed: int = 1) -> float:
     """Drives watched episodes; returns the success rate."""
-    driven = drive(policy, monitor.watch, environment="point", variant=variant, episodes=episodes, seed=seed)
+    request = Evaluation(
+        candidates=[policy], environment="point", variant=variant, episodes=episodes, seed=seed, batch=8
+    )
+    driven = drive(request, policy, monitor.watch)
     return float(np.mean([record.success_any_step for records, _ in driven for record in records]))
 
 
@@ -43,7 +47,9 @@ def test_watching_changes_nothing_and_counts_each_prediction_once(reader: Reader
         def nothing(instructions: Sequence[str]) -> Any:
             return watch_episodes(reader, reader.interfaces()[0], instructions)
 
-        for group, some in drive(reader, nothing, environment="point", episodes=5, seed=3, batch=5 if watched else 1):
+        batch = 5 if watched else 1
+        request = Evaluation(candidates=[reader], environment="point", episodes=5, seed=3, batch=batch)
+        for group, some in drive(request, reader, nothing):
             records += [one.motion.positions for one in group]
             streams += some
         return records, streams
@@ -259,9 +265,9 @@ def test_what_cannot_be_monitored_is_refused(
     with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
         InterfaceMonitor(reader, other)
     with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
-        evaluate(reader, monitor=other, environment="point", episodes=30)
+        evaluate_json(reader, monitor=other, environment="point", episodes=30)
     with pytest.raises(InvalidInputError, match="whole episodes to watch"):
-        evaluate_many([reader], against=reader, closed_loop=False, monitor=reference, environment="point")
+        evaluated([reader], against=reader, closed_loop=False, monitor=reference, environment="point")
     with pytest.raises(InvalidInputError, match="batch must be at least 1"):
         take_reference(reader, environment="point", batch=0)
     with pytest.raises(UnknownNameError, match="task must be one of"):

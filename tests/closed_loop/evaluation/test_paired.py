@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
-from daptq.evaluation.paired import evaluate, evaluate_many
 from daptq.observations import CameraSize, camera_key
 from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
 from daptq.statistics.sequential import anytime_interval
+from tests.closed_loop.evaluation.json_results import evaluate_json, evaluated
 from tests.closed_loop.evaluation.point_world import PointWorld
 
 pytestmark = pytest.mark.usefixtures("point_world")
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1}
 
 
 def test_against_itself_everything_is_exactly_zero(make_pusher: Callable[..., Any]) -> None:
-    result = evaluate(make_pusher(noise=0.003), against=make_pusher(noise=0.003), drift_states=9, **SETTINGS)
+    result = evaluate_json(make_pusher(noise=0.003), against=make_pusher(noise=0.003), drift_states=9, **SETTINGS)
     paired, drift = result["paired"], result["drift"]
     assert (paired["difference"], paired["only_candidate"], paired["only_baseline"]) == (0.0, 0, 0)
     assert paired["mcnemar_p"] == 1.0
@@ -37,7 +37,7 @@ UNITS = ("position_mm", "rotation_deg")
 
 def test_another_policy_is_told_apart(make_pusher: Callable[..., Any]) -> None:
     # An error of -10 mm a step cancels the walk to the left and doubles the one to the right.
-    result = evaluate(make_pusher(error=-0.01), against=make_pusher(), **SETTINGS)
+    result = evaluate_json(make_pusher(error=-0.01), against=make_pusher(), **SETTINGS)
     paired = result["paired"]
     assert (paired["only_baseline"], paired["only_candidate"], paired["both"]) == (3, 0, 3)
     assert paired["only_baseline_episodes"] == [0, 2, 4]
@@ -52,7 +52,7 @@ def test_another_policy_is_told_apart(make_pusher: Callable[..., Any]) -> None:
 
 
 def test_the_result_names_rates_per_task_with_intervals(make_pusher: Callable[..., Any]) -> None:
-    result = evaluate(make_pusher("bent", error=-0.01), against=make_pusher("straight"), **SETTINGS)
+    result = evaluate_json(make_pusher("bent", error=-0.01), against=make_pusher("straight"), **SETTINGS)
     baseline, candidate = result["policies"]
     assert (baseline["name"], baseline["role"]) == ("straight", "baseline")
     assert (candidate["name"], candidate["role"]) == ("bent", "candidate")
@@ -70,20 +70,20 @@ def test_the_result_names_rates_per_task_with_intervals(make_pusher: Callable[..
 def test_one_baseline_run_serves_every_candidate(make_pusher: Callable[..., Any]) -> None:
     baseline = make_pusher()
     candidates = {"a": make_pusher(error=0.001), "b": make_pusher(error=-0.01), "c": make_pusher()}
-    result = evaluate_many(candidates, against=baseline, drift_states=6, **SETTINGS)
+    result = evaluated(candidates, against=baseline, drift_states=6, **SETTINGS)
     # 6 chunks in each of 6 episodes and 8 in each of 6 branches, whatever the number of candidates; one to describe it.
     assert len(baseline.predictions) == 6 * 6 + 6 * 8 + 1
     assert [one["policy"] for one in result["comparisons"]] == ["a", "b", "c"]
     assert result["paired"] == result["comparisons"][0]["paired"]
     assert [one["paired"]["difference"] for one in result["comparisons"]] == [0.0, -50.0, 0.0]
-    alone = evaluate(make_pusher(error=-0.01), against=make_pusher(), drift_states=6, **SETTINGS)
+    alone = evaluate_json(make_pusher(error=-0.01), against=make_pusher(), drift_states=6, **SETTINGS)
     assert result["comparisons"][1]["paired"] == alone["paired"]
     assert result["comparisons"][1]["drift"] == alone["drift"]
 
 
 def test_without_a_baseline_there_are_rates_only(make_pusher: Callable[..., Any]) -> None:
     policy = make_pusher()
-    result = evaluate(policy, **SETTINGS)
+    result = evaluate_json(policy, **SETTINGS)
     assert (result["paired"], result["drift"], result["comparisons"]) == (None, None, [])
     assert result["policies"][0]["success_rate"] == 1.0
     assert len(policy.predictions) == 36 + 1  # no branches; one to describe it
@@ -92,7 +92,7 @@ def test_without_a_baseline_there_are_rates_only(make_pusher: Callable[..., Any]
 def test_the_seed_decides_the_episodes(make_pusher: Callable[..., Any], point_world: list[Any]) -> None:
     def resets(seed: int) -> list[tuple[str, int]]:
         del point_world[:]
-        evaluate(make_pusher(), environment="point", episodes=4, seed=seed)
+        evaluate_json(make_pusher(), environment="point", episodes=4, seed=seed)
         recorded = list(type(point_world[0]).resets)
         type(point_world[0]).resets.clear()
         return recorded
@@ -107,19 +107,19 @@ def test_where_seeds_choose_initial_states_every_task_counts_its_own(
     make_pusher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = {**SETTINGS, "journal": tmp_path / "episodes.jsonl"}
-    evaluate(make_pusher(), **settings)
+    evaluate_json(make_pusher(), **settings)
     PointWorld.resets.clear()
     monkeypatch.setattr(PointWorld, "initial_states_of", lambda *_: 3)
     with pytest.raises(InvalidInputError, match="must belong to the same evaluation"):
-        evaluate(make_pusher(), **settings)
-    evaluate(make_pusher(), **SETTINGS)
+        evaluate_json(make_pusher(), **settings)
+    evaluate_json(make_pusher(), **SETTINGS)
     first = 10_000_000 + 1_000_000
     assert PointWorld.resets == [(task, first + k) for k in range(3) for task in ("left", "right")]
 
 
 def test_progress_counts_to_the_total(make_pusher: Callable[..., Any]) -> None:
     seen: list[tuple[int, int, str]] = []
-    evaluate(
+    evaluate_json(
         make_pusher("q"),
         against=make_pusher(),
         drift_states=2,
@@ -141,7 +141,7 @@ def test_a_killed_run_continues_to_the_identical_result(make_pusher: Callable[..
                 raise KeyboardInterrupt
 
         policies = make_pusher("q", error=-0.01, noise=0.01), make_pusher(noise=0.01)
-        result = evaluate(policies[0], against=policies[1], progress=progress, journal=journal, **SETTINGS)
+        result = evaluate_json(policies[0], against=policies[1], progress=progress, journal=journal, **SETTINGS)
         return result, done
 
     complete, _ = run(None)
@@ -168,7 +168,7 @@ def test_a_clear_case_ends_early(
     settings: dict[str, Any] = {**SETTINGS, "episodes": 80, "drift_states": 80}
     candidate = make_pusher("q", error=error)
     seen: list[tuple[int, int]] = []
-    result = evaluate(
+    result = evaluate_json(
         candidate,
         against=make_pusher(),
         stop_margin=margin,
@@ -189,29 +189,31 @@ def test_a_clear_case_ends_early(
     assert (stopping["low"], stopping["high"]) == (100 * low, 100 * high)
     assert low > -margin if verdict == "non-inferior" else high < -margin
     # The looks already taken are not taken again, whatever is asked now.
-    again = evaluate(candidate, against=make_pusher(), stop_margin=margin, journal=tmp_path / "e.jsonl", **settings)
+    again = evaluate_json(
+        candidate, against=make_pusher(), stop_margin=margin, journal=tmp_path / "e.jsonl", **settings
+    )
     assert {**again, "provenance": None} == {**result, "provenance": None}
 
 
 def test_stopping_early_needs_a_baseline_and_whole_rounds(make_pusher: Callable[..., Any]) -> None:
     with pytest.raises(InvalidInputError, match="stop_margin must come with a baseline"):
-        evaluate(make_pusher(), stop_margin=0.1, **SETTINGS)
+        evaluate_json(make_pusher(), stop_margin=0.1, **SETTINGS)
     with pytest.raises(InvalidInputError, match="multiple of the number of tasks, 2, got 7"):
-        evaluate(make_pusher(), against=make_pusher(), stop_margin=0.1, **{**SETTINGS, "episodes": 7})
+        evaluate_json(make_pusher(), against=make_pusher(), stop_margin=0.1, **{**SETTINGS, "episodes": 7})
 
 
 def test_workers_that_cannot_be_started_leave_no_file(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
     journal = tmp_path / "episodes.jsonl"
     with pytest.raises(InvalidInputError, match="ray must be the address of a Ray cluster"):
-        evaluate(make_pusher(), ray="127.0.0.1:1", journal=journal, **SETTINGS)
+        evaluate_json(make_pusher(), ray="127.0.0.1:1", journal=journal, **SETTINGS)
     assert not journal.exists()
 
 
 def test_a_journal_of_other_policies_is_refused(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
     journal = tmp_path / "episodes.jsonl"
-    evaluate(make_pusher(), journal=journal, **SETTINGS)
+    evaluate_json(make_pusher(), journal=journal, **SETTINGS)
     with pytest.raises(InvalidInputError, match="same evaluation"):
-        evaluate(make_pusher(), journal=journal, **{**SETTINGS, "seed": 2})
+        evaluate_json(make_pusher(), journal=journal, **{**SETTINGS, "seed": 2})
 
 
 @pytest.mark.parametrize(
@@ -232,26 +234,26 @@ def test_bad_numbers_are_refused_before_any_episode(
 ) -> None:
     policy = make_pusher()
     with pytest.raises(InvalidInputError, match=message):
-        evaluate(policy, against=make_pusher("other"), **{**SETTINGS, **change})
+        evaluate_json(policy, against=make_pusher("other"), **{**SETTINGS, **change})
     assert policy.predictions == []
 
 
 def test_unknown_names_come_with_near_ones(make_pusher: Callable[..., Any]) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'right'"):
-        evaluate(make_pusher(), tasks=["rihgt"], **SETTINGS)
+        evaluate_json(make_pusher(), tasks=["rihgt"], **SETTINGS)
     with pytest.raises(UnknownNameError, match="Did you mean 'tabletop'"):
-        evaluate(make_pusher(), environment="table-top", episodes=4)
+        evaluate_json(make_pusher(), environment="table-top", episodes=4)
 
 
 def test_a_failing_episode_is_named(make_pusher: Callable[..., Any], point_world: list[Any]) -> None:
     with pytest.raises(DaptqError, match=r"episode 0 \(left\) of broken must run to its end, got ValueError") as caught:
-        evaluate(make_pusher("broken", error=float("nan")), against=make_pusher(), **SETTINGS)
+        evaluate_json(make_pusher("broken", error=float("nan")), against=make_pusher(), **SETTINGS)
     assert isinstance(caught.value.__cause__, ValueError)
     assert all(world.closed for world in point_world)
 
 
 def test_policies_with_equal_names_stay_apart(make_pusher: Callable[..., Any]) -> None:
-    result = evaluate_many([make_pusher("p"), make_pusher("p")], against=make_pusher("p"), **SETTINGS)
+    result = evaluated([make_pusher("p"), make_pusher("p")], against=make_pusher("p"), **SETTINGS)
     assert [policy["name"] for policy in result["policies"]] == ["p", "p (2)", "p (3)"]
 
 
@@ -263,13 +265,13 @@ def test_policies_that_need_different_pictures_are_refused(make_pusher: Callable
         InvalidInputError,
         match=r"'observation.images.front' must have one size, got \(64, 64\) and \(64, 96\) \(second\)",
     ):
-        evaluate(second, against=first, **SETTINGS)
+        evaluate_json(second, against=first, **SETTINGS)
 
 
 def test_episodes_that_share_a_call_give_the_same_result(make_pusher: Callable[..., Any], tmp_path: Path) -> None:
     def run(batch: int, journal: Path | None = None) -> dict[str, Any]:
         baseline, candidate = make_pusher("straight", noise=0.003), make_pusher("bent", noise=0.003, error=-0.004)
-        return evaluate(candidate, against=baseline, drift_states=7, batch=batch, journal=journal, **SETTINGS)
+        return evaluate_json(candidate, against=baseline, drift_states=7, batch=batch, journal=journal, **SETTINGS)
 
     alone, together = run(1), run(4, tmp_path / "episodes.jsonl")
     for key in ("policies", "comparisons"):

@@ -14,11 +14,10 @@ from rich.console import Console
 from scipy import stats
 
 from daptq.errors import InvalidInputError, UnknownNameError
-from daptq.evaluation.paired import evaluate_many
 from daptq.evaluation.result import EvaluationResult
-from daptq.evaluation.robustness import evaluate_variants
 from daptq.report.table import variant_rows, variant_table
 from daptq.statistics.intervals import gap_interval
+from tests.closed_loop.evaluation.json_results import evaluated
 from tests.integration.test_evaluation_scripts import load
 
 pytestmark = pytest.mark.usefixtures("point_world")
@@ -31,7 +30,7 @@ Make = Callable[..., Any]
 def result(make_pusher: Make) -> dict[str, Any]:
     """A candidate that walks 4 mm a step less to the left: it arrives at 7 mm a step, and does not at 3 mm a step."""
     candidate, baseline = make_pusher("slow", error=-0.004), make_pusher("whole")
-    return evaluate_variants([candidate], variants=["gust", "breeze"], against=baseline, **SETTINGS)
+    return evaluated([candidate], variants=["gust", "breeze"], against=baseline, **SETTINGS)
 
 
 def test_the_gap_is_the_difference_of_differences(result: dict[str, Any]) -> None:
@@ -53,33 +52,33 @@ def test_the_gap_is_the_difference_of_differences(result: dict[str, Any]) -> Non
 
 
 def test_the_nominal_part_is_the_evaluation_without_variants(result: dict[str, Any], make_pusher: Make) -> None:
-    plain = evaluate_many([make_pusher("slow", error=-0.004)], against=make_pusher("whole"), **SETTINGS)
+    plain = evaluated([make_pusher("slow", error=-0.004)], against=make_pusher("whole"), **SETTINGS)
     for key in plain.keys() - {"provenance"}:
         assert result[key] == plain[key]
     assert json.loads(json.dumps(result)) == result
 
 
 def test_all_means_every_variant(make_pusher: Make) -> None:
-    result = evaluate_variants([make_pusher()], variants=["all"], **SETTINGS)
+    result = evaluated([make_pusher()], variants=["all"], **SETTINGS)
     assert [entry["variant"] for entry in result["variants"]] == ["gust", "breeze", "offset"]
 
 
 def test_every_condition_meets_the_same_starts(make_pusher: Make, world: Any) -> None:
     world.resets.clear()
-    evaluate_variants([make_pusher()], variants=["breeze", "gust", "breeze"], **SETTINGS)
+    evaluated([make_pusher()], variants=["breeze", "gust", "breeze"], **SETTINGS)
     thirds = [world.resets[:6], world.resets[6:12], world.resets[12:]]
     assert thirds[0] == thirds[1] == thirds[2]
 
 
 def test_without_a_baseline_there_is_success_and_no_gap(make_pusher: Make) -> None:
-    result = evaluate_variants([make_pusher("slow", error=-0.004)], variants=["gust"], **SETTINGS)
+    result = evaluated([make_pusher("slow", error=-0.004)], variants=["gust"], **SETTINGS)
     assert result["robustness_gap"] == result["variants"][0]["robustness_gap"] == []
     assert [p["success_rate"] for p in (result["policies"][0], result["variants"][0]["policies"][0])] == [1.0, 0.5]
     assert len(variant_rows(EvaluationResult.from_json(result))[1]) == 2
 
 
 def test_a_policy_against_itself_has_a_gap_of_zero_and_an_interval(make_pusher: Make) -> None:
-    result = evaluate_variants([make_pusher()], variants=["gust"], against=make_pusher(), **SETTINGS)
+    result = evaluated([make_pusher()], variants=["gust"], against=make_pusher(), **SETTINGS)
     (gap,) = result["variants"][0]["robustness_gap"]
     assert gap["value"] == 0.0
     assert gap["low"] < -20 < 20 < gap["high"]
@@ -96,7 +95,7 @@ def test_a_killed_run_continues_on_every_condition(make_pusher: Make, tmp_path: 
 
         settings: dict[str, Any] = {"variants": ["gust", "breeze"], "against": make_pusher("whole"), **SETTINGS}
         candidates = [make_pusher("slow", error=-0.004)]
-        return evaluate_variants(candidates, journal=journal, progress=progress, **settings)
+        return evaluated(candidates, journal=journal, progress=progress, **settings)
 
     whole = run(None)
     journal = tmp_path / "result.episodes"
@@ -129,13 +128,11 @@ def test_the_table_has_a_row_per_condition(result: dict[str, Any]) -> None:
 def test_bad_variants_are_refused(make_pusher: Make) -> None:
     for asked in (["gale"], ["gust", "gale"]):
         with pytest.raises(UnknownNameError, match="variant must be one of"):
-            evaluate_variants([make_pusher()], variants=asked, **SETTINGS)
+            evaluated([make_pusher()], variants=asked, **SETTINGS)
     with pytest.raises(UnknownNameError, match="variant must be one of"):
-        evaluate_many([make_pusher()], variant="gale", **SETTINGS)
-    with pytest.raises(InvalidInputError, match="at least one variant"):
-        evaluate_variants([make_pusher()], variants=[], **SETTINGS)
+        evaluated([make_pusher()], variant="gale", **SETTINGS)
     with pytest.raises(InvalidInputError, match="at least 2"):
-        evaluate_variants([make_pusher()], variants=["gust"], **{**SETTINGS, "episodes": 1, "tasks": ["left"]})
+        evaluated([make_pusher()], variants=["gust"], **{**SETTINGS, "episodes": 1, "tasks": ["left"]})
 
 
 def test_the_page_of_the_benchmark_holds_table_and_gaps(

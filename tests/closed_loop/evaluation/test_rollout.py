@@ -94,16 +94,16 @@ def test_drift_of_a_constant_error_is_known(world: Any, make_pusher: Callable[..
     whole = episode_drift(records[:1], records[1:], seed=0)
     # The error adds 3 mm and 0.02 rad a step, so the RMS over 24 steps is that times the RMS of 1..24.
     growth = np.sqrt(np.mean(np.arange(1, 25) ** 2))
-    assert whole["position_mm"]["rms"]["value"] == pytest.approx(3.0 * growth, rel=1e-5)
-    assert whole["rotation_deg"]["rms"]["value"] == pytest.approx(np.degrees(0.02) * growth, rel=1e-5)
-    assert whole["per_episode"][0]["index"] == 3
+    assert whole.position_mm.rms.value == pytest.approx(3.0 * growth, rel=1e-5)
+    assert whole.rotation_deg.rms.value == pytest.approx(np.degrees(0.02) * growth, rel=1e-5)
+    assert whole.per_episode[0].index == 3
     state = records[0].states[8]
     branches = [run_branch(world, policy, step=8, state=state, steps=16) for policy in (exact, off)]
-    after = branch_drift(branches[:1], branches[1:], horizons=(1, 4, 16), seed=0)["after_steps"]
+    after = branch_drift(branches[:1], branches[1:], horizons=(1, 4, 16), seed=0).after_steps
     for entry, steps in zip(after, (1, 4, 16), strict=True):
-        assert entry["steps"] == steps
-        assert entry["position_mm"]["median"]["value"] == pytest.approx(3.0 * steps, rel=1e-5)
-        assert entry["rotation_deg"]["rms"]["value"] == pytest.approx(np.degrees(0.02) * steps, rel=1e-5)
+        assert entry.steps == steps
+        assert entry.position_mm.median.value == pytest.approx(3.0 * steps, rel=1e-5)
+        assert entry.rotation_deg.rms.value == pytest.approx(np.degrees(0.02) * steps, rel=1e-5)
 
 
 def test_episodes_side_by_side_are_those_run_alone(world: Any, make_pusher: Callable[..., Any]) -> None:

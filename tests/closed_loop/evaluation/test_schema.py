@@ -13,11 +13,11 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from daptq.artifacts import write_json
 from daptq.errors import ArtifactError, ForeignArtifactError, SchemaVersionError
-from daptq.evaluation.gate import Gate, gate_summary
-from daptq.evaluation.paired import evaluate, evaluate_many
+from daptq.evaluation.gate import Gate
 from daptq.evaluation.result import EvaluationResult
-from daptq.evaluation.robustness import evaluate_variants
+from daptq.evaluation.run import evaluate
 from daptq.evaluation.watched_drive import take_reference
+from tests.closed_loop.evaluation.json_results import evaluate_json, evaluated
 from tests.closed_loop.evaluation.point_world import Reader
 
 pytestmark = pytest.mark.usefixtures("point_world")
@@ -36,9 +36,7 @@ def result(make_pusher: Callable[..., Any]) -> Any:
     """Everything at once: stopped early, judged by a gate."""
     policies = make_pusher("q", error=-0.01), make_pusher(noise=0.001)
     found = evaluate(policies[0], against=policies[1], stop_margin=0.1, **SETTINGS)
-    comparison = found["comparisons"][0]
-    comparison["gate"] = gate_summary(Gate(margin=0.1, drift=1.0, jerk=2.0), comparison)
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(found.judged(Gate(margin=0.1, drift=1.0, jerk=2.0)).to_json()))
 
 
 def test_a_result_with_everything(schema: Draft202012Validator, result: Any) -> None:
@@ -47,15 +45,17 @@ def test_a_result_with_everything(schema: Draft202012Validator, result: Any) -> 
 
 
 def test_a_result_with_little(schema: Draft202012Validator, make_pusher: Callable[..., Any]) -> None:
-    schema.validate(json.loads(json.dumps(evaluate(make_pusher(), **SETTINGS))))
+    schema.validate(json.loads(json.dumps(evaluate_json(make_pusher(), **SETTINGS))))
     still = make_pusher("still", stop_at=0.0, error=-0.001)
-    schema.validate(json.loads(json.dumps(evaluate(still, against=still, drift_states=0, tasks=["left"], **SETTINGS))))
-    branches = evaluate_many({"q": make_pusher()}, against=make_pusher(), closed_loop=False, **SETTINGS)
+    schema.validate(
+        json.loads(json.dumps(evaluate_json(still, against=still, drift_states=0, tasks=["left"], **SETTINGS)))
+    )
+    branches = evaluated({"q": make_pusher()}, against=make_pusher(), closed_loop=False, **SETTINGS)
     schema.validate(json.loads(json.dumps(branches)))
 
 
 def test_a_result_on_variants(schema: Draft202012Validator, make_pusher: Callable[..., Any]) -> None:
-    found = evaluate_variants([make_pusher("q")], variants=["all"], against=make_pusher(), **SETTINGS)
+    found = evaluated([make_pusher("q")], variants=["all"], against=make_pusher(), **SETTINGS)
     schema.validate(json.loads(json.dumps(found)))
     assert len(found["variants"]) == 3
 
@@ -63,7 +63,7 @@ def test_a_result_on_variants(schema: Draft202012Validator, make_pusher: Callabl
 def test_a_result_with_a_monitor(schema: Draft202012Validator) -> None:
     reader = Reader()
     normal = take_reference(reader, environment="point", episodes=8)
-    found = evaluate_variants([reader], variants=["gust"], monitor=normal, **SETTINGS)
+    found = evaluated([reader], variants=["gust"], monitor=normal, **SETTINGS)
     schema.validate(json.loads(json.dumps(found)))
     assert {"monitor"} <= found.keys() & found["variants"][0].keys()
     found["monitor"]["episodes"][0]["p_value"] = 2.0

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daptq.errors import InvalidInputError, MissingDependencyError, UnknownNameError
-from daptq.evaluation.paired import evaluate_many
 from daptq.report import videos
 from daptq.report.videos import EDGE, Video, Videos, record_discordant
+from tests.closed_loop.evaluation.json_results import evaluated
 from tests.closed_loop.evaluation.point_world import PointWorld
 
 Make = Callable[..., Any]
@@ -40,9 +40,7 @@ def policies(make_pusher: Make) -> dict[str, Any]:
 @pytest.fixture
 def result(policies: dict[str, Any]) -> dict[str, Any]:
     """The candidate does not arrive at the left: episodes 0, 2, 4 are lost."""
-    return evaluate_many(
-        {"bent": policies["bent"]}, against=policies["straight"], environment="point", episodes=6, seed=1
-    )
+    return evaluated({"bent": policies["bent"]}, against=policies["straight"], environment="point", episodes=6, seed=1)
 
 
 def frames(video: Video) -> NDArray[np.uint8]:

@@ -17,10 +17,10 @@ import pytest
 from daptq.closed_loop.episodes import schedule_episodes
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.evaluation.jobs import EpisodeJob
-from daptq.evaluation.paired import evaluate
 from daptq.evaluation.worker_context import WorkerContext
 from daptq.evaluation.workers import start_workers
 from tests.closed_loop.evaluation.conftest import ROOT
+from tests.closed_loop.evaluation.json_results import evaluate_json
 from tests.closed_loop.evaluation.point_world import TASKS, Deadly, Pusher
 
 SETTINGS: dict[str, Any] = {"environment": "point", "episodes": 6, "seed": 1, "drift_states": 3}
@@ -29,7 +29,7 @@ ERRORS: dict[str, float] = {"error": -0.01, "noise": 0.003}
 
 def result(policy: Any, **settings: Any) -> dict[str, Any]:
     """What an evaluation says, but for where and when it was made."""
-    found = evaluate(policy, against=Pusher(noise=0.003), **{**SETTINGS, **settings})
+    found = evaluate_json(policy, against=Pusher(noise=0.003), **{**SETTINGS, **settings})
     del found["provenance"]
     return found
 
@@ -88,7 +88,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 
-from daptq.evaluation.paired import evaluate
+from daptq.evaluation.run import evaluate
 from tests.closed_loop.evaluation.point_world import Pusher
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from daptq.benchmarking import float_paths as paths
 from daptq.benchmarking.benchmark import benchmark, interleaved_times
 from daptq.benchmarking.control_step import control_step
 from daptq.benchmarking.float_paths import EAGER, FLOAT_PATHS, Candidate, float_paths
+from daptq.benchmarking.parts import PARTS, part_times
 from daptq.benchmarking.peak_memory import peak_bytes
-from daptq.benchmarking.stages import STAGES, stage_times
 from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError, UnknownNameError
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.observations import CameraSize, camera_key
@@ -61,7 +61,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Path, tmp_path: Path) -> None:
     file = tmp_path / "benchmark.json"
-    command = ["benchmark", "--policy", quantized, "--against", tiny, "--repeats", "3", "--threads", "1"]
+    command = ["benchmark", quantized, "--against", tiny, "--repeats", "3", "--threads", "1"]
     before = torch.get_num_threads()
     result = run(*command, "--float-path", "torch-bfloat16", "--output", file)
     assert result.exit_code == 0, result.output
@@ -77,7 +77,7 @@ def test_the_command_writes_what_it_promises(run: Run, tiny: Path, quantized: Pa
         times = entry["control_step_ms"]
         assert times["n"] == 3
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
-        assert list(entry["stages_ms"]) == list(STAGES)
+        assert list(entry["stages_ms"]) == list(PARTS)
         assert all(milliseconds > 0 for milliseconds in entry["stages_ms"].values())
         assert entry["peak_bytes"] > entry["weight_bytes"]
     parameters = sum(parameter.numel() for parameter in cogact.POLICY.tiny().parameters())
@@ -151,7 +151,7 @@ def test_policies_are_captured_and_the_eager_baseline_is_not(
 ) -> None:
     monkeypatch.setattr(module, "captured_denoising", partial(captured_denoising, make=Replayed))
     monkeypatch.setattr(module, "peak_bytes", lambda name, **settings: 1)
-    result = benchmark([str(quantized)], against=str(tiny), paths=["torch-bfloat16"], repeats=1, warmup=0)
+    result = benchmark([str(quantized)], against=str(tiny), paths=["torch-bfloat16"], repeats=1, warmup=0).to_json()
     assert [entry["captured"] for entry in result["policies"]] == [True, False]
     assert not any(path["captured"] for path in result["float_paths"])
     assert all(milliseconds > 0 for entry in result["policies"] for milliseconds in entry["stages_ms"].values())
@@ -213,7 +213,7 @@ def test_the_float_path_and_the_ratios_follow_from_the_times(
     }
     monkeypatch.setattr(module, "interleaved_times", lambda *arguments, **settings: dict(times))
     monkeypatch.setattr(module, "peak_bytes", lambda name, **settings: len(name))
-    result = benchmark([str(quantized)], against=str(tiny), paths=["right", "rival"], repeats=3)
+    result = benchmark([str(quantized)], against=str(tiny), paths=["right", "rival"], repeats=3).to_json()
     assert result["float_path"] == {"name": "right", "p50": 8.0}
     # Ratios within repetitions, 0.5, 1 and 2, whose median is not the ratio of the medians.
     assert result["ratio_to_float_path"][str(quantized)]["value"] == 1.0
@@ -239,7 +239,7 @@ def test_every_candidate_runs_once_in_every_repetition() -> None:
     assert calls == again
 
 
-def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def clock() -> float:
@@ -254,13 +254,13 @@ def test_stages_are_counted_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
     policy = cogact.POLICY.tiny()
     policy.get_submodule("llm_backbone.layers.1").register_forward_pre_hook(wait)
     hooks = sum(len(inner._forward_pre_hooks) for inner in policy.modules())
-    monkeypatch.setattr("daptq.benchmarking.stages.time.perf_counter", clock)
+    monkeypatch.setattr("daptq.benchmarking.parts.time.perf_counter", clock)
     step = control_step(policy)
-    times = stage_times(policy, step)
+    times = part_times(policy, step)
     assert times == {"preprocessing": 1e3, "vision": 1e3, "language": 6e3, "action_head": 1e3}
     # A loop that is replayed calls no blocks, from the second time on.
     with captured_denoising(policy, Replayed):
-        assert [stage_times(policy, step) for _ in range(2)] == [times] * 2
+        assert [part_times(policy, step) for _ in range(2)] == [times] * 2
         assert isinstance(policy.loop, CapturedLoop)
     assert sum(len(inner._forward_pre_hooks) for inner in policy.modules()) == hooks
 
@@ -296,9 +296,9 @@ def test_an_observation_is_made_up_where_no_camera_fits() -> None:
 
 
 def test_bad_input_exits_with_2(refused: Refused, tiny: Path, quantized: Path) -> None:
-    benchmark_of = ["benchmark", "--policy", quantized, "--against"]
+    benchmark_of = ["benchmark", quantized, "--against"]
     refused([*benchmark_of, quantized], "must have different names")
-    refused(["benchmark", "--policy", tiny, "--against", quantized], "baseline must be a policy in floating point")
+    refused(["benchmark", tiny, "--against", quantized], "baseline must be a policy in floating point")
     refused([*benchmark_of, "refrence"], "Did you mean 'reference'")
     refused([*benchmark_of, tiny, "--repeats", "0"], "at least one policy and one repetition")
     refused([*benchmark_of, tiny, "--threads", "0"], "threads must be at least 1")
@@ -318,6 +318,6 @@ def test_bad_arguments_are_refused(tiny: Path) -> None:
 def test_a_device_that_is_not_there_exits_with_2(
     refused: Refused, tiny: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["benchmark", "--policy", quantized, "--against", tiny, "--device"]
+    command = ["benchmark", quantized, "--against", tiny, "--device"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused([*command, "cuda"], "device must be one that torch finds, got 'cuda'")

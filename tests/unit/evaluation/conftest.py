@@ -15,10 +15,13 @@ from daptq.closed_loop.rollout import BranchRecord, EpisodeRecord, Motion
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import with_variants
 from daptq.metrics.drift import branch_drift, episode_drift
-from daptq.metrics.motion import motion_summary
-from daptq.metrics.summary import paired_summary, success_summary
+from daptq.metrics.motion_change import motion_summary
+from daptq.metrics.motion_metric import Control
+from daptq.metrics.pairs import paired_summary
+from daptq.metrics.success import success_summary
 from daptq.report.videos import Video, Videos
 
+CONTROL = Control(frequency=5.0, chunk_steps=8)
 TASKS = ("spoon_on_towel", "carrot_on_plate", "stack_green_on_yellow", "eggplant_in_basket")
 POLICIES = {
     "reference": (0.9, 0.0, None),
@@ -76,11 +79,18 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
         {
             "policy": name,
             "against": "reference",
-            "paired": paired_summary(records["reference"], records[name]),
-            "motion": motion_summary(records["reference"], records[name], frequency=5.0, chunk_steps=(8, 8), seed=0),
+            "paired": paired_summary(records["reference"], records[name]).to_json(),
+            "motion": {
+                metric: change.to_json()
+                for metric, change in motion_summary(
+                    records["reference"], records[name], controls=(CONTROL, CONTROL), seed=0
+                ).items()
+            },
             "drift": {
-                "whole_episode": episode_drift(records["reference"], records[name], seed=0),
-                "identical_states": branch_drift(branches["reference"], branches[name], horizons=(1, 4, 16), seed=0),
+                "whole_episode": episode_drift(records["reference"], records[name], seed=0).to_json(),
+                "identical_states": branch_drift(
+                    branches["reference"], branches[name], horizons=(1, 4, 16), seed=0
+                ).to_json(),
             },
         }
         for name in list(POLICIES)[1:]
@@ -99,7 +109,7 @@ def synthetic_result(episodes: int = 40) -> dict[str, Any]:
             {
                 "name": name,
                 "role": "baseline" if bits is None else "candidate",
-                **success_summary(records[name]),
+                **success_summary(records[name]).to_json(),
                 "family": "cogact-small",
                 "weights": {
                     "bytes_on_disk": 40 * 2**20 if bits is None else 14 * 2**20 + 2**18,
@@ -158,7 +168,8 @@ def add_variants(result: dict[str, Any]) -> dict[str, Any]:
     paired["only_baseline_episodes"] = sorted({*range(paired["n"])} - {*paired["only_candidate_episodes"]})
     last.update(successes=0, success_rate=0.0, low=0.0, high=0.09)
     descriptions = {"dark_room": "half as bright", "other_camera": "seen from 3 cm further left"}
-    return with_variants(result, {"dark_room": worse, "other_camera": result}, descriptions)
+    results = {"dark_room": typed(worse), "other_camera": typed(result)}
+    return with_variants(typed(result), results, descriptions).to_json()
 
 
 @cache
@@ -184,9 +195,25 @@ def synthetic_benchmark() -> dict[str, Any]:
         "float_path": {"name": "openvino-float32", "p50": times["float"]},
         "ratio_to_float_path": ratios,
         "ratio_to_eager": ratios,
-        "float_paths": [{"name": "torch-float32"}, {"name": "openvino-float32"}],
+        "float_paths": [
+            {
+                "name": name,
+                "kind": "float",
+                "control_step_ms": {"p50": 80.0, "p95": 88.0, "p99": 96.0, "n": 30},
+                "max_abs_difference": 0.0,
+            }
+            for name in ("torch-float32", "openvino-float32")
+        ],
         "skipped": [],
-        "provenance": {"threads": 2, "repeats": 30, "warmup": 3, "seed": 0},
+        "provenance": {
+            "seed": 0,
+            "versions": {"daptq": "0.1.0"},
+            "time": "2026-01-02T03:04:05+00:00",
+            "threads": 2,
+            "repeats": 30,
+            "warmup": 3,
+            "observation": "tabletop",
+        },
     }
 
 

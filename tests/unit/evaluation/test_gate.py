@@ -7,23 +7,51 @@ from typing import Any
 import pytest
 
 from daptq.errors import InvalidInputError
-from daptq.evaluation.gate import Gate, gate_summary
+from daptq.evaluation.comparison import Comparison, GateVerdict
+from daptq.evaluation.gate import Gate
+from daptq.metrics.motion import METRICS
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+NONE = estimate(0.0, 0.0, 0.0)
+PAIRS: dict[str, Any] = {
+    "difference": -1.0,
+    "low": -4.0,
+    "high": 2.0,
+    "n": 400,
+    "both": 390,
+    "neither": 0,
+    "only_candidate": 3,
+}
+PAIRS |= {"only_baseline": 7, "mcnemar_p": 0.3, "only_candidate_episodes": [], "only_baseline_episodes": []}
+PAIRS |= {"clustered_by_task": None}
+
+
+def after(steps: int, median: dict[str, float]) -> dict[str, Any]:
+    spread = {"median": NONE, "mean": NONE, "rms": NONE}
+    values = {"position_mm": {**spread, "median": median}, "rotation_deg": spread}
+    return {"steps": steps, "n": 9, **values, "per_state_mm": [1.0] * 9}
 
 
 @pytest.fixture
 def comparison() -> dict[str, Any]:
+    after_steps = [after(1, estimate(9.0, 8.0, 9.5)), after(16, estimate(1.0, 0.8, 1.2))]
+    states = {"n": 9, "episodes": 9, "after_steps": after_steps, "growth": []}
+    jerk = {"n": 400, "baseline": 1.0, "candidate": 1.02, "change": estimate(1.02, 0.99, 1.05)}
     return {
-        "paired": {"difference": -1.0, "low": -4.0, "high": 2.0, "n": 400},
-        "drift": {
-            "identical_states": {
-                "after_steps": [
-                    {"steps": 1, "n": 9, "position_mm": {"median": {"value": 9.0, "low": 8.0, "high": 9.5}}},
-                    {"steps": 16, "n": 9, "position_mm": {"median": {"value": 1.0, "low": 0.8, "high": 1.2}}},
-                ]
-            }
-        },
-        "motion": {"rms_jerk": {"n": 400, "change": {"value": 1.02, "low": 0.99, "high": 1.05}}},
+        "policy": "q",
+        "against": "p",
+        "paired": {**PAIRS, "at_last_step": PAIRS, "discordant": []},
+        "motion": {name: {"n": 0} for name in METRICS} | {"rms_jerk": jerk},
+        "drift": {"whole_episode": None, "identical_states": states},
     }
+
+
+def verdict(gate: Gate, comparison: dict[str, Any]) -> GateVerdict:
+    return gate.verdict(Comparison.from_json(comparison))
 
 
 def test_limits_are_read_in_any_order() -> None:
@@ -63,13 +91,13 @@ def test_other_texts_are_refused(text: str, message: str) -> None:
     ],
 )
 def test_the_whole_interval_has_to_keep_the_limit(comparison: dict[str, Any], text: str, passed: bool) -> None:
-    (check,) = Gate.parse(text).checks(comparison)
+    (check,) = verdict(Gate.parse(text), comparison).checks
     assert check.passed is passed
     assert check.name == text.partition("=")[0]
 
 
 def test_every_limit_is_checked_and_says_what_was_measured(comparison: dict[str, Any]) -> None:
-    checks = Gate(margin=0.05, drift=1.0, jerk=1.1).checks(comparison)
+    checks = verdict(Gate(margin=0.05, drift=1.0, jerk=1.1), comparison).checks
     assert [(check.name, check.passed) for check in checks] == [("margin", True), ("drift", False), ("jerk", True)]
     assert "-1.0 points [-4.0, +2.0], n = 400" in checks[0].reason
     assert "1.00 mm [0.80, 1.20] after 16 steps" in checks[1].reason
@@ -77,8 +105,9 @@ def test_every_limit_is_checked_and_says_what_was_measured(comparison: dict[str,
 
 
 def test_an_evaluation_that_was_looked_at_counts_by_its_own_interval(comparison: dict[str, Any]) -> None:
-    comparison["stopping"] = {"verdict": "undecided", "margin": 0.05, "pairs": 400, "low": -6.0, "high": 4.0}
-    (check,) = Gate(margin=0.05).checks(comparison)
+    comparison["stopping"] = {"verdict": "undecided", "margin": 0.05, "pairs": 400, "planned": 400}
+    comparison["stopping"] |= {"low": -6.0, "high": 4.0}
+    (check,) = verdict(Gate(margin=0.05), comparison).checks
     assert not check.passed  # though -4.0 is above -5
     assert "[-6.0, +4.0], n = 400" in check.reason
 
@@ -89,13 +118,13 @@ def test_what_was_not_measured_cannot_pass(comparison: dict[str, Any]) -> None:
     comparison["paired"] = None
     for text, missing in (("margin=0.05", "paired"), ("drift=1", "drift"), ("jerk=1", "jerk")):
         with pytest.raises(InvalidInputError, match=f"{missing} must "):
-            Gate.parse(text).checks(comparison)
+            verdict(Gate.parse(text), comparison)
 
 
-def test_the_summary_passes_when_every_check_does(comparison: dict[str, Any]) -> None:
-    passed = gate_summary(Gate(margin=0.05, drift=1.2), comparison)
-    assert (passed["passed"], passed["limits"]) == (True, {"margin": 0.05, "drift": 1.2})
-    assert [(check["name"], check["passed"]) for check in passed["checks"]] == [("margin", True), ("drift", True)]
-    failed = gate_summary(Gate(margin=0.05, drift=1.1), comparison)
-    assert [check["passed"] for check in failed["checks"]] == [True, False]
-    assert not failed["passed"]
+def test_the_verdict_passes_when_every_check_does(comparison: dict[str, Any]) -> None:
+    passed = verdict(Gate(margin=0.05, drift=1.2), comparison)
+    assert (passed.passed, passed.limits.to_json()) == (True, {"margin": 0.05, "drift": 1.2})
+    assert [(check.name, check.passed) for check in passed.checks] == [("margin", True), ("drift", True)]
+    failed = verdict(Gate(margin=0.05, drift=1.1), comparison)
+    assert [check.passed for check in failed.checks] == [True, False]
+    assert not failed.passed

@@ -18,7 +18,7 @@ from tests.unit.evaluation.report.test_page import parse
 
 HOSTILE = """<script>alert("1")</script>'><img src=x onerror='{{ 7*7 }}'>{% raw %}&amp;"""
 # Strings that the type of the result restricts to a few values.
-RESTRICTED = {"role", "succeeds", "success_rule", "sha256"}
+RESTRICTED = {"role", "succeeds", "success_rule", "kind", "sha256"}
 # Objects whose keys are names.
 NAMED = {"per_task", "versions", "ratio_to_float_path", "ratio_to_eager", "stages_ms"}
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from daptq.errors import ForeignArtifactError, SchemaVersionError
+from daptq.metrics.motion import METRICS
 from daptq.report import write_report
-from daptq.report.motion import METRICS
 from daptq.report.wording import points
 from tests.unit.evaluation.conftest import add_variants, typed, video
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daptq.evaluation.comparison import Comparison
-from daptq.evaluation.gate import Gate, gate_summary
+from daptq.evaluation.gate import Gate
 from daptq.report import write_report
 from daptq.report.verdict import FAIL, PASS, UNDECIDED, verdict
 from tests.unit.evaluation.conftest import typed
@@ -50,12 +50,17 @@ def test_an_undecided_verdict_says_how_many_pairs_settle_it(result: dict[str, An
     assert "pairs settle" not in verdict(Comparison.from_json(comparison)).reason
 
 
+def gated(gate: Gate, comparison: dict[str, Any]) -> dict[str, Any]:
+    comparison.pop("gate", None)
+    return gate.verdict(Comparison.from_json(comparison)).to_json()
+
+
 def test_a_gate_decides_alone(result: dict[str, Any], tmp_path: Path) -> None:
     comparison = result["comparisons"][0]
     comparison["paired"].update(low=-20.0, high=-6.0)
-    comparison["gate"] = gate_summary(Gate(margin=0.3), comparison)
+    comparison["gate"] = gated(Gate(margin=0.3), comparison)
     assert verdict(Comparison.from_json(comparison)).outcome == PASS
-    comparison["gate"] = gate_summary(Gate(margin=0.3, drift=0.001), comparison)
+    comparison["gate"] = gated(Gate(margin=0.3, drift=0.001), comparison)
     found = verdict(Comparison.from_json(comparison))
     assert (found.outcome, found.headline) == (FAIL, "1 of 2 limits of the gate not kept")
     page = write_report(typed(result), tmp_path / "report.html").read_text(encoding="utf-8")

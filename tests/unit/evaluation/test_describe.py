@@ -1,17 +1,13 @@
-"""What a policy is made of, and how long a prediction takes."""
+"""What a policy is made of."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from daptq.benchmarking.latency import measure_latency
-from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.describe import describe_policy
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
@@ -19,9 +15,13 @@ from daptq.packing.checkpoint import replace_module, save_policy, save_quantized
 from daptq.policies.cogact_small import SmallCogACTPolicy
 
 
+def described(policy: Any, directory: Path | None = None) -> dict[str, Any]:
+    return describe_policy(policy, directory).to_json()
+
+
 def test_every_linear_layer_is_described_in_execution_order() -> None:
     policy = SmallCogACTPolicy.tiny()
-    layers = describe_policy(policy)["layers"]
+    layers = described(policy)["layers"]
     assert [layer["name"] for layer in layers] == list(policy.linear_layers())
     assert {layer["num_bits"] for layer in layers} == {32}
     for layer in layers:
@@ -40,23 +40,23 @@ def test_bits_follow_the_layer() -> None:
     builders: tuple[Callable[[Any], torch.nn.Module], ...] = (BFloat16Linear.from_linear, quantized)
     for name, build in zip(policy.linear_layers(), builders, strict=False):
         replace_module(policy, name, build(policy.get_submodule(name)))
-    layers = describe_policy(policy)["layers"]
+    layers = described(policy)["layers"]
     assert [layer["num_bits"] for layer in layers[:3]] == [16, 4, 32]
     assert [layer["activation_bits"] for layer in layers[:3]] == [None, 8, None]
 
 
 def test_bytes_are_those_of_the_form_that_runs(tmp_path: Path) -> None:
     save_policy(SmallCogACTPolicy.tiny(), tmp_path / "tiny")
-    weights = describe_policy(SmallCogACTPolicy.tiny(), tmp_path / "tiny")["weights"]
+    weights = described(SmallCogACTPolicy.tiny(), tmp_path / "tiny")["weights"]
     parameters = sum(parameter.numel() for parameter in SmallCogACTPolicy.tiny().parameters())
     # bfloat16 on disk plus safetensors' header, float32 in memory plus a few small buffers.
     assert 2 * parameters < weights["bytes_on_disk"] < 2.2 * parameters
     assert 4 * parameters <= weights["bytes_in_memory"] < 4 * parameters + 1000
-    assert describe_policy(SmallCogACTPolicy.tiny())["weights"]["bytes_on_disk"] is None
+    assert described(SmallCogACTPolicy.tiny())["weights"]["bytes_on_disk"] is None
     layer = quantized(torch.nn.Linear(48, 48))
     policy = SmallCogACTPolicy.tiny()
     replace_module(policy, "llm_backbone.layers.0.self_attn.q_proj", layer)
-    after = describe_policy(policy)["weights"]["bytes_in_memory"]
+    after = described(policy)["weights"]["bytes_in_memory"]
     assert layer.backend is not None  # a kernel was chosen before the bytes were counted
     assert after == weights["bytes_in_memory"] - 4 * 48 * 48 + layer.resident_bytes()
 
@@ -71,62 +71,23 @@ def test_the_plan_says_why_a_layer_has_its_bits(tmp_path: Path) -> None:
     recipe = {"sensitivity": {"method": "rounding"}}
     about: dict[str, Any] = {"layers": {name: layer}, "folding": [], "recipe": recipe, "provenance": {}}
     save_quantized(policy, tmp_path / "scored", plan={"layers": layers}, **about)
-    plan = describe_policy(policy, tmp_path / "scored")["plan"]
+    plan = described(policy, tmp_path / "scored")["plan"]
     assert plan["sensitivity"] == "rounding"
     assert plan["layers"][:2] == [
         {"name": name, "reason": "knapsack", "score": 0.25},
         {"name": others[0], "reason": "role", "score": None},
     ]
     save_quantized(policy, tmp_path / "unscored", plan={"layers": layers[1:]}, **about)
-    assert describe_policy(policy, tmp_path / "unscored")["plan"]["sensitivity"] is None
+    assert described(policy, tmp_path / "unscored")["plan"]["sensitivity"] is None
     forms: tuple[Any, ...] = (None, [], {"layers": {}})
     for form in forms:
         folder = tmp_path / f"other form {form}"
         save_quantized(policy, folder, plan=form, **about)
-        assert describe_policy(policy, folder)["plan"] is None
+        assert described(policy, folder)["plan"] is None
     save_policy(SmallCogACTPolicy.tiny(), tmp_path / "float")
-    assert describe_policy(SmallCogACTPolicy.tiny(), tmp_path / "float")["plan"] is None
+    assert described(SmallCogACTPolicy.tiny(), tmp_path / "float")["plan"] is None
 
 
 def test_the_hash_tells_weights_apart() -> None:
-    first, again, other = (describe_policy(SmallCogACTPolicy.tiny(seed))["weights"]["sha256"] for seed in (0, 0, 1))
+    first, again, other = (described(SmallCogACTPolicy.tiny(seed))["weights"]["sha256"] for seed in (0, 0, 1))
     assert first == again != other
-
-
-class Slow(torch.nn.Module):
-    """A tiny policy that sleeps before it answers."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.inner, self.seconds, self.calls = SmallCogACTPolicy.tiny(), seconds, 0
-        self.device, self.example_batch = self.inner.device, self.inner.example_batch
-
-    def predict_chunk(self, batch: Any, generator: Any) -> torch.Tensor:
-        self.calls += 1
-        assert len(batch["task"]) == 1
-        assert "action" not in batch
-        time.sleep(self.seconds)
-        return torch.zeros(1, 16, 7)
-
-
-def test_latency_of_sleepers_is_their_sleep() -> None:
-    policies: dict[str, Any] = {"short": Slow(0.01), "long": Slow(0.03)}
-    latency = measure_latency(policies, against="long", repeats=7, warmup=2)
-    short, long = latency["policies"]
-    assert (latency["repeats"], policies["short"].calls, policies["long"].calls) == (7, 9, 9)
-    # sleep() never returns early; a busy machine may return late, which the median of seven forgives up to a point.
-    assert short["median_ms"] >= 10.0
-    assert long["median_ms"] >= 30.0
-    assert short["p5_ms"] <= short["median_ms"] <= short["p95_ms"]
-    assert long["ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert short["ratio"]["low"] <= short["ratio"]["value"] <= short["ratio"]["high"]
-    assert short["median_ms"] < long["median_ms"]
-
-
-def test_latency_refuses_nothing_to_measure() -> None:
-    with pytest.raises(InvalidInputError, match="at least one policy"):
-        measure_latency({})
-    with pytest.raises(InvalidInputError, match="at least one policy"):
-        measure_latency({"a": SmallCogACTPolicy.tiny()}, repeats=0)
-    with pytest.raises(UnknownNameError, match="Did you mean 'reference'"):
-        measure_latency({"reference": SmallCogACTPolicy.tiny()}, against="refrence")

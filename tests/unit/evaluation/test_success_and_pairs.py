@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from daptq.closed_loop.rollout import EpisodeRecord, Motion
-from daptq.metrics.summary import paired_summary, success_summary
+from daptq.metrics.pairs import paired_summary
+from daptq.metrics.success import success_summary
 from daptq.statistics.intervals import (
     clustered_difference_interval,
     mcnemar_exact,
@@ -37,7 +38,7 @@ def records(outcomes: str, *, policy: str = "p") -> list[EpisodeRecord]:
 
 
 def test_success_by_rule_and_task() -> None:
-    summary = success_summary(records("##x.#o"))
+    summary = success_summary(records("##x.#o")).to_json()
     low, high = wilson_interval(4, 6)
     assert [summary[name] for name in ("n", "successes", "success_rate", "low", "high")] == [6, 4, 4 / 6, low, high]
     assert summary["at_last_step"]["successes"] == 3
@@ -48,7 +49,7 @@ def test_success_by_rule_and_task() -> None:
 
 
 def test_pairs_are_counted_each_way() -> None:
-    paired = paired_summary(records("##..x#.#"), records("#x#.x..."))
+    paired = paired_summary(records("##..x#.#"), records("#x#.x...")).to_json()
     # any step: baseline 1 1 0 0 1 1 0 1, candidate 1 1 1 0 1 0 0 0
     counts = {name: paired[name] for name in ("n", "both", "neither", "only_candidate", "only_baseline")}
     assert counts == {"n": 8, "both": 3, "neither": 2, "only_candidate": 1, "only_baseline": 2}
@@ -69,15 +70,15 @@ def test_pairs_are_counted_each_way() -> None:
 def test_the_interval_clustered_by_task_is_the_wider_one() -> None:
     # Task a is lost in 10 of 20 pairs, task b never: the tasks differ, so the clustered interval is wider.
     baseline, candidate = records("##" * 20), records("##.#" * 10)
-    paired = paired_summary(baseline, candidate)
+    paired = paired_summary(baseline, candidate).to_json()
     differences = np.resize([0.0, 0.0, -1.0, 0.0], 40)
     low, _ = clustered_difference_interval(differences, np.resize([0, 1], 40))
     assert paired["clustered_by_task"] == {"tasks": 2, "low": max(100 * low, -100.0), "high": 100.0}
     assert paired["clustered_by_task"]["low"] < paired["low"]
     # Both tasks lose alike: no spread between them, but the pairs still are few.
-    alike = paired_summary(records("##" * 20), records("##..##" * 6 + "####"))
+    alike = paired_summary(records("##" * 20), records("##..##" * 6 + "####")).to_json()
     assert alike["clustered_by_task"] == {"tasks": 2, "low": alike["low"], "high": alike["high"]}
-    assert paired_summary(baseline[::2], candidate[::2])["clustered_by_task"] is None
+    assert paired_summary(baseline[::2], candidate[::2]).clustered_by_task is None
 
 
 def test_records_of_unequal_number_are_no_pairs() -> None:
