@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.compensation.contract import InterfaceSample
 from daptq.compensation.error import interface_error
-from daptq.compensation.paired import PairedConfig, candidates, solve, split
+from daptq.compensation.paired import PairedConfig, solve, split
 from daptq.compensation.selection import select_map
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
@@ -124,19 +125,27 @@ def test_statistics_of_pairs_are_taken_apart() -> None:
         split(Moments(5))
 
 
-def test_candidates_end_with_the_most_complete() -> None:
-    given = statistics(*pairs(30, 3, seed=2))
-    h = semidefinite(3, 1, seed=4)
-    maps = candidates(*given, h, PairedConfig(ridge=0.05))
+def sample(rows: Tensor) -> InterfaceSample:
+    moments = Moments(rows.shape[1])
+    moments.update(rows)
+    return InterfaceSample(rows=rows, moments=moments)
+
+
+def test_the_most_complete_map_is_offered_last() -> None:
+    full, quantized = pairs(30, 3, seed=2)
+    given, h = statistics(full, quantized), semidefinite(3, 1, seed=4)
+    samples = sample(full), sample(quantized)
+    maps = PairedConfig(ridge=0.05).solve(*samples, h, "affine", 1)
     assert list(maps) == ["paired, unweighted", "paired"]
-    assert torch.equal(maps["paired"].matrix, solve(*given, h, 0.05).matrix)
-    assert torch.equal(maps["paired, unweighted"].matrix, solve(*given, None, 0.05).matrix)
-    assert not torch.equal(maps["paired"].matrix, maps["paired, unweighted"].matrix)
-    unweighted = candidates(*given, None, PairedConfig(ridge=0.05, weighted=False))
-    assert list(unweighted) == ["paired"]
-    assert torch.equal(unweighted["paired"].matrix, maps["paired, unweighted"].matrix)
+    torch.testing.assert_close(maps["paired"].matrix, solve(*given, h, 0.05).matrix, rtol=0, atol=1e-12)
+    unweighted = solve(*given, None, 0.05).matrix
+    torch.testing.assert_close(maps["paired, unweighted"].matrix, unweighted, rtol=0, atol=1e-12)
+    assert not torch.allclose(maps["paired"].matrix, unweighted)
+    alone = PairedConfig(ridge=0.05, weighted=False).solve(*samples, None, "affine", 1)
+    assert list(alone) == ["paired"]
+    assert torch.equal(alone["paired"].matrix, maps["paired, unweighted"].matrix)
     with pytest.raises(InvalidInputError, match="sensitivity must be given for a weighted map"):
-        candidates(*given, None, PairedConfig())
+        PairedConfig().solve(*samples, None, "affine", 1)
 
 
 def test_weighted_error_is_that_of_the_loops() -> None:
@@ -172,8 +181,8 @@ def test_selection_judges_by_what_the_robot_feels() -> None:
         ({"ridge": -0.1}, "ridge of paired compensation"),
         ({"ridge": math.inf}, "ridge of paired compensation"),
         ({"ridge": math.nan}, "ridge of paired compensation"),
-        ({"max_condition": 0.5}, "max_condition of paired compensation"),
-        ({"selection": "best"}, "selection of paired compensation"),
+        ({"max_condition": 0.5}, "max_condition of a compensation"),
+        ({"selection": "best"}, "selection of a compensation"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -182,7 +182,7 @@ def test_statistics_stream_and_hold_out() -> None:
         statistics.fit("a", part)
         statistics.hold_out("a", part)
     parts[0].zero_()
-    held = statistics.held_out()["a"]
+    held = statistics.held_out("a")
     assert held.shape == (12, 3)
     assert not torch.equal(held[:4], parts[0]), "held-out states are copies"
     exact = held.double()

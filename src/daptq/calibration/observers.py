@@ -9,7 +9,7 @@ rows of two policies can be paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,12 +18,20 @@ from torch import Tensor
 
 from daptq.calibration.contract import batch_size
 from daptq.errors import InvalidInputError
-from daptq.interfaces.contract import Interface
+from daptq.interfaces.contract import Interface, Tap
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.taps import watch_taps
 
-__all__ = ["ROWS_PER_STATE", "InterfaceStatistics", "Sink", "check_mask", "chosen_rows", "observe_interfaces"]
+__all__ = [
+    "ROWS_PER_STATE",
+    "InterfaceStatistics",
+    "Sink",
+    "check_mask",
+    "chosen_rows",
+    "observe_interfaces",
+    "observe_taps",
+]
 
 Sink = Callable[[str, Float[Tensor, "n d"]], None]
 
@@ -44,16 +52,40 @@ def observe_interfaces(
             (n, d), detached, at most `ROWS_PER_STATE` rows of each state.
         seed: Number of the batch; it decides which rows are handed on.
     """
-    states = batch_size(batch)
-    named = {interface.name: interface for interface in interfaces}
-    masks = {name: policy.interface_mask(name, batch) for name in named}
+    named = tuple(interfaces)
+    taps = {interface.name: interface.tap for interface in named}
+    masks = {interface.name: policy.interface_mask(interface.name, batch) for interface in named}
+    with observe_taps(policy, taps, masks, batch_size(batch), sink, seed=seed):
+        yield
+
+
+@contextmanager
+def observe_taps(
+    policy: Policy,
+    taps: Mapping[str, Tap],
+    masks: Mapping[str, Bool[Tensor, "states rows"] | None],
+    states: int,
+    sink: Sink,
+    *,
+    seed: int = 0,
+) -> Iterator[None]:
+    """As `observe_interfaces`, for any taps.
+
+    Args:
+        policy: The policy to watch.
+        taps: What to watch, by a name for the sink.
+        masks: Which rows count at each tap, None for all.
+        states: Number of states in the batch.
+        sink: See `observe_interfaces`.
+        seed: See `observe_interfaces`.
+    """
 
     def pass_on(name: str, tensor: Tensor) -> None:
-        rows = named[name].tap.rows(tensor.detach(), states)
+        rows = taps[name].rows(tensor.detach(), states)
         if rows is not None:
             sink(name, chosen_rows(rows, masks[name], limit=ROWS_PER_STATE, seed=seed))
 
-    with watch_taps(policy, {name: interface.tap for name, interface in named.items()}, pass_on):
+    with watch_taps(policy, taps, pass_on):
         yield
 
 
@@ -100,29 +132,42 @@ class InterfaceStatistics:
     """What calibration sees at the interfaces of one policy, by the interface's name.
 
     Attributes:
-        moments: Streaming mean and covariance of the states that maps are fitted to.
+        moments: Streaming mean and covariance of the rows that maps are fitted to.
     """
 
     def __init__(self) -> None:
         self.moments: dict[str, Moments] = {}
         self._fitted: dict[str, list[Tensor]] = {}
         self._held_out: dict[str, list[Tensor]] = {}
+        self._held_inputs: dict[str, list[Tensor]] = {}
 
     def fit(self, name: str, representation: Float[Tensor, "n d"]) -> None:
         """Sink for states that maps are fitted to."""
         if name not in self.moments:
             self.moments[name] = Moments(representation.shape[1])
         self.moments[name].update(representation)
-        self._fitted.setdefault(name, []).append(representation.to("cpu", torch.float32, copy=True))
+        _keep(self._fitted, name, representation)
 
     def hold_out(self, name: str, representation: Float[Tensor, "n d"]) -> None:
         """Sink for states that maps are judged by."""
-        self._held_out.setdefault(name, []).append(representation.to("cpu", torch.float32, copy=True))
+        _keep(self._held_out, name, representation)
 
-    def fitted(self) -> dict[str, Float[Tensor, "n d"]]:
+    def hold_out_input(self, layer: str, x: Float[Tensor, "n in"]) -> None:
+        """Sink for the inputs of layers in states that maps are judged by."""
+        _keep(self._held_inputs, layer, x)
+
+    def fitted(self, name: str) -> Float[Tensor, "n d"]:
         """Float32 (n, d) representations of the states that maps are fitted to, in the order they were seen."""
-        return {name: torch.cat(parts) for name, parts in self._fitted.items()}
+        return torch.cat(self._fitted[name])
 
-    def held_out(self) -> dict[str, Float[Tensor, "n d"]]:
+    def held_out(self, name: str) -> Float[Tensor, "n d"]:
         """Float32 (n, d) representations of the held-out states, in the order they were seen."""
-        return {name: torch.cat(parts) for name, parts in self._held_out.items()}
+        return torch.cat(self._held_out[name])
+
+    def held_inputs(self, layer: str) -> Float[Tensor, "n in"]:
+        """Float32 (n, in) inputs of a layer in the held-out states, in the order they were seen."""
+        return torch.cat(self._held_inputs[layer])
+
+
+def _keep(kept: dict[str, list[Tensor]], name: str, values: Tensor) -> None:
+    kept.setdefault(name, []).append(values.to("cpu", torch.float32, copy=True))

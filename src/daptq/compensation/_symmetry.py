@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["symmetric_part"]
+__all__ = ["NEGLIGIBLE", "symmetric_part"]
+
+# An eigenvalue this small beside the largest is rounding: there are no data, or no effect, along its direction.
+NEGLIGIBLE = 1e-12
 
 
 def symmetric_part(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:

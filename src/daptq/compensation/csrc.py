@@ -9,8 +9,8 @@ does not see which inputs belong together, so it cannot tell noise that quantiza
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +20,14 @@ from torch import Tensor
 
 from daptq.compensation._alignment import Alignment
 from daptq.compensation._symmetry import symmetric_part
+from daptq.compensation.contract import CompensationMethod, InterfaceSample
 from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, rotary_matrix
 
 __all__ = [
+    "COMPENSATION",
     "CsrcConfig",
     "align_covariance",
     "gain_and_shift",
@@ -34,14 +37,12 @@ __all__ = [
     "variance_ratio_weight",
 ]
 
-Selection = Literal["held-out", "always"]
-
 # Covariances with at most one direction of variance for so many channels are solved in their factors.
 FEW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class CsrcConfig:
+class CsrcConfig(CompensationMethod):
     """Settings of eq. 4-8; the paper gives no value for any of them.
 
     Attributes:
@@ -52,9 +53,6 @@ class CsrcConfig:
         identity_weight: lambda_i. Directions whose variance is far below sqrt(lambda_i / lambda_f) times the mean stay
             as they are, which is what keeps a covariance of few calibration states from being fitted to its noise.
         rank: r of eq. 8, or None for the dense matrix. Folding makes both equally fast; a low rank regularises.
-        max_condition: Largest condition number of a map; a worse one cannot be inverted for the interface's constants.
-        selection: ``"held-out"`` takes whichever of no map, the per-channel and the cross-channel map has the least
-            error on held-out states and says so in log and plan; ``"always"`` takes the last one solved.
     """
 
     method: ClassVar[str] = "csrc"
@@ -66,8 +64,6 @@ class CsrcConfig:
     fit_weight: float = 1.0
     identity_weight: float = 0.1
     rank: int | None = 16
-    max_condition: float = 1e3
-    selection: Selection = "held-out"
 
     def __post_init__(self) -> None:
         if not 0 < self.gain_min <= 1 <= self.gain_max < math.inf:
@@ -81,15 +77,23 @@ class CsrcConfig:
                 raise RecipeError(f"{label} of CSRC must be finite and not negative, got {value}. Choose 0 or more.")
         if self.rank is not None and self.rank < 0:
             raise RecipeError(f"rank of CSRC must be None or at least 0, got {self.rank}. Choose a small number.")
-        if not self.max_condition >= 1:
-            raise RecipeError(
-                f"max_condition of CSRC must be at least 1, got {self.max_condition}. Choose for example 1e3."
-            )
-        if self.selection not in get_args(Selection):
-            raise RecipeError(
-                f"selection of CSRC must be one of {', '.join(get_args(Selection))}, got {self.selection!r}. "
-                "Choose one of these."
-            )
+        super().__post_init__()
+
+    def solve(
+        self,
+        full: InterfaceSample,
+        quantized: InterfaceSample,
+        sensitivity: Float[Tensor, "d d"] | None,  # noqa: ARG002
+        map_class: MapClass,
+        heads: int,
+    ) -> dict[str, AffineMap]:
+        """See `CompensationMethod.solve` and the function `solve`; only means and covariances are read."""
+        before, after = full.moments, quantized.moments
+        statistics = (before.mean, before.covariance(), after.mean, after.covariance())
+        return solve(*statistics, self, map_class, heads)
+
+
+COMPENSATION = CsrcConfig
 
 
 def gain_and_shift(
@@ -237,10 +241,14 @@ def solve(
     mean_q: Float[Tensor, " d"],
     cov_q: Float[Tensor, "d d"],
     config: CsrcConfig,
+    map_class: MapClass = "affine",
+    heads: int = 1,
 ) -> dict[str, AffineMap]:
-    """The maps of eq. 4-8 for one interface, from the simplest to the most complete.
+    """The maps of eq. 4-8 for one interface, from the simplest to the most complete, within a class of maps.
 
-    The cross-channel matrix is solved on top of the per-channel gain: M = (I + U V^T) diag(g).
+    The cross-channel matrix is solved on top of the per-channel gain: M = (I + U V^T) diag(g). Where a map treats every
+    head by itself, so do the equations; where it treats every pair of channels alike, the pair has one standard
+    deviation. Covariances do not tell a rotation of a pair, so there is none.
 
     Args:
         mean_fp: (d,) mean in full precision.
@@ -248,10 +256,20 @@ def solve(
         mean_q: (d,) mean after quantization.
         cov_q: (d, d) covariance after quantization.
         config: Settings.
+        map_class: Class of the maps.
+        heads: Number of heads that share the channels, where the class has heads.
 
     Returns:
-        ``"per-channel"`` and, when asked for, ``"cross-channel"``; each maps `mean_q` to `mean_fp`.
+        ``"per-channel"`` and, when asked for and of the class, ``"cross-channel"``; each maps `mean_q` to `mean_fp`
+        where the class has a shift. ``"per-pair"`` alone for ``"rotary"``.
     """
+    if map_class == "affine-per-head":
+        return _per_head(mean_fp, cov_fp, mean_q, cov_q, config, heads)
+    if map_class == "rotary":
+        return {"per-pair": _per_pair(cov_fp, cov_q, config, heads)}
+    if map_class != "affine":
+        (channels,) = solve(mean_fp, cov_fp, mean_q, cov_q, replace(config, cross_channel=False)).values()
+        return {"per-channel": channels if map_class == "diagonal" else _without_shift(channels)}
     fp, q = symmetric_part(cov_fp), symmetric_part(cov_q)
     target, centre = mean_fp.to(torch.float64), mean_q.to(torch.float64)
     variance_fp, variance_q = fp.diagonal().clamp_min(0), q.diagonal().clamp_min(0)
@@ -280,6 +298,44 @@ def solve(
         matrix = matrix * gain[None, :]
         maps["cross-channel"] = AffineMap(matrix=matrix, shift=target - matrix @ centre)
     return maps
+
+
+def _per_head(
+    mean_fp: Float[Tensor, " d"],
+    cov_fp: Float[Tensor, "d d"],
+    mean_q: Float[Tensor, " d"],
+    cov_q: Float[Tensor, "d d"],
+    config: CsrcConfig,
+    heads: int,
+) -> dict[str, AffineMap]:
+    """`solve` for every head by itself."""
+    means = zip(mean_fp.view(heads, -1), mean_q.view(heads, -1), strict=True)
+    covariances = zip(blocks_of(cov_fp, heads), blocks_of(cov_q, heads), strict=True)
+    parts = [
+        solve(own_mean_fp, own_cov_fp, own_mean_q, own_cov_q, config)
+        for (own_mean_fp, own_mean_q), (own_cov_fp, own_cov_q) in zip(means, covariances, strict=True)
+    ]
+    return {
+        name: AffineMap(
+            matrix=block_diagonal(torch.stack([part[name].matrix for part in parts])),
+            shift=torch.cat([part[name].shift for part in parts]),
+        )
+        for name in parts[0]
+    }
+
+
+def _per_pair(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d d"], config: CsrcConfig, heads: int) -> AffineMap:
+    """A gain for every pair of channels (i, i + D/2) of each head, from the standard deviations of both together."""
+    fp, q = (symmetric_part(one).diagonal().clamp_min(0).view(heads, 2, -1).sum(dim=1) for one in (cov_fp, cov_q))
+    unit = float(fp.mean()) / 2 or 1.0
+    zero = torch.zeros_like(fp)
+    epsilon = config.epsilon * math.sqrt(unit)
+    gain, _ = gain_and_shift(zero, fp.sqrt(), zero, q.sqrt(), config.gain_min, config.gain_max, epsilon)
+    return AffineMap(matrix=rotary_matrix(gain, zero), shift=torch.zeros(len(cov_fp), dtype=torch.float64))
+
+
+def _without_shift(affine: AffineMap) -> AffineMap:
+    return AffineMap(matrix=affine.matrix, shift=torch.zeros_like(affine.shift))
 
 
 def _aligned_few(

@@ -6,7 +6,7 @@ scale. The module never chooses silently: every choice carries its reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -29,6 +29,8 @@ class SelectedMap:
         name: Name of the chosen map, ``"none"`` for the identity.
         affine: The chosen map.
         errors: Relative error of the representation (`interface_error`) without a map and with each map.
+        rounded_errors: Relative error without a map and with each usable one, once it is folded into weights that are
+            rounded afterwards; None where that was not looked at, or where no such weight is.
         condition_numbers: Condition number of each map.
         reason: Why, in one sentence.
     """
@@ -36,6 +38,7 @@ class SelectedMap:
     name: str
     affine: AffineMap
     errors: Mapping[str, float]
+    rounded_errors: Mapping[str, float] | None
     condition_numbers: Mapping[str, float]
     reason: str
 
@@ -49,8 +52,9 @@ def select_map(
     max_condition: float,
     always: bool,
     sensitivity: Float[Tensor, "d d"] | None = None,
+    rounded_errors: Callable[[Mapping[str, AffineMap]], Mapping[str, float] | None] | None = None,
 ) -> SelectedMap:
-    """Chooses a map, or none.
+    """Chooses a map, or none: of those that are not worse than none where they are rounded, that with the least error.
 
     Args:
         maps: Candidates by name, the most complete last.
@@ -60,6 +64,8 @@ def select_map(
         max_condition: A map with a larger condition number is never chosen, since it cannot be inverted safely.
         always: Take the last invertible map whatever its error, instead of the one with the least error.
         sensitivity: (d, d) weight H of squared errors, see `interface_error`; None weighs every channel alike.
+        rounded_errors: Returns, by name, the relative error of each of some maps once it is folded into weights that
+            are rounded afterwards, of the identity under ``"none"`` among them; or None where none are, the default.
 
     Raises:
         InvalidInputError: There is no candidate, or one has the reserved name ``"none"``.
@@ -70,25 +76,30 @@ def select_map(
     errors |= {name: interface_error(affine(quantized), full, mean, sensitivity) for name, affine in maps.items()}
     conditions = {name: affine.condition_number for name, affine in maps.items()}
     usable = [name for name in maps if conditions[name] <= max_condition]
+    offered = {UNCHANGED: AffineMap.identity(len(mean)), **{name: maps[name] for name in usable}}
+    forced = always and bool(usable)
+    rounded = None if forced or rounded_errors is None else rounded_errors(offered)
+    lost = [] if rounded is None else [name for name in usable if rounded[name] > rounded[UNCHANGED]]
+    left = [name for name in offered if name not in lost]
     # Of equal errors the first counts, so nothing is changed without a gain.
-    best = min([UNCHANGED, *usable], key=lambda name: errors[name])
-    chosen = usable[-1] if always and usable else best
-    affine = maps[chosen] if chosen in maps else AffineMap.identity(len(mean))
+    chosen = usable[-1] if forced else min(left, key=lambda name: errors[name])
     return SelectedMap(
         name=chosen,
-        affine=affine,
+        affine=offered[chosen],
         errors=errors,
+        rounded_errors=rounded,
         condition_numbers=conditions,
-        reason=_reason(chosen, errors, [name for name in maps if name not in usable], always=always),
+        reason=_reason(chosen, errors, [name for name in maps if name not in usable], lost, always=always),
     )
 
 
-def _reason(chosen: str, errors: Mapping[str, float], refused: list[str], *, always: bool) -> str:
+def _reason(chosen: str, errors: Mapping[str, float], refused: list[str], lost: list[str], *, always: bool) -> str:
     """The choice in words."""
     listed = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
     refusal = f"; too ill-conditioned to invert: {', '.join(refused)}" if refused else ""
+    refusal += f"; worse than none once folded and rounded: {', '.join(lost)}" if lost else ""
     if chosen == UNCHANGED:
-        outcome = "no map is applied, because none makes the representation better"
+        outcome = f"no map is applied, because none makes the representation better{' and stays so' if lost else ''}"
     elif always:
         outcome = f"the {chosen} map is applied, as the recipe always asks for it"
     else:

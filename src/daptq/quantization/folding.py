@@ -1,6 +1,6 @@
 """The folding stage: into which weights the map of every interface goes, and the weights after it.
 
-An interface declares folds, see `daptq.interfaces.contract`. Which one takes a map does not depend on the map:
+An interface declares folds, see `daptq.interfaces.contract`. Of those that can take a map, the recipe's rules choose:
 
 1. the first one, in the order declared, all of whose layers stay in floating point: there every map of its class folds
    exactly. With compensation first nothing is allocated yet, so the layers of a consumer's fold are kept in floating
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from daptq.allocation.plan import BitPlan
 from daptq.errors import RecipeError
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, FoldedLayer, Interface, Treatment
+from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Interface, Treatment, bias_of, weight_of
+from daptq.interfaces.map_class import belongs
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import QuantizedMatrix
 from daptq.packing.checkpoint import replace_module
@@ -33,7 +34,7 @@ from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.recipe import Folding, Recipe
 from daptq.quantization.rounding import Rounder
 
-__all__ = ["FoldedInterface", "Folder", "check_folding", "layers_to_keep"]
+__all__ = ["FoldedInterface", "Folder", "affine_output", "check_folding", "layers_to_keep"]
 
 LOG = logging.getLogger(__name__)
 
@@ -114,9 +115,14 @@ class Folder:
         self._plan, self._folding, self._rounder = plan, folding, rounder
         self._tensors = policy.tensors()
 
-    def fold_of(self, interface: Interface) -> Fold:
-        """The fold that takes the map of an interface; see the module."""
-        allowed = [fold for fold in interface.folds if self._folding in ("auto", fold.side)]
+    def fold_of(self, interface: Interface, affine: AffineMap | None = None) -> Fold:
+        """The fold that takes maps of an interface, or this one; see the module."""
+        allowed = [
+            fold
+            for fold in interface.folds
+            if self._folding in ("auto", fold.side)
+            and (affine is None or belongs(affine, fold.map_class, fold.map_heads))
+        ]
         exact = (fold for fold in allowed if not any(self._quantized(layer) for layer in fold.layers))
         return next(exact, allowed[-1])
 
@@ -135,7 +141,11 @@ class Folder:
             target: Floating-point policy whose modules and parameters are replaced; its tensors are not written to.
             layers: The quantized layers, some of which are replaced.
         """
-        folds = {interface.name: self.fold_of(interface) for interface in interfaces if interface.name in maps}
+        folds = {
+            interface.name: self.fold_of(interface, maps[interface.name])
+            for interface in interfaces
+            if interface.name in maps
+        }
         parameters: dict[str, Tensor] = {}
         changed: dict[str, FoldedLayer] = {}
         for name, fold in folds.items():
@@ -159,9 +169,36 @@ class Folder:
                 layers[layer] = self._rounder.layer(layer, rounded, _float(new.bias))
         return tuple(self._described(name, fold, maps[name], changed, errors) for name, fold in folds.items())
 
+    def recorded(self, fold: Fold) -> tuple[str, ...]:
+        """Layers of a fold that may be rounded with a map inside and whose inputs tell what that does."""
+        return tuple(layer for layer in fold.recorded_inputs if self._quantized(layer))
+
+    def folded(self, fold: Fold, affine: AffineMap) -> Folded:
+        """The weights of the full-precision policy with one map inside."""
+        return fold.folded(affine, self._tensors)
+
+    def weight_of(self, layer: str) -> Float[Tensor, "out in"]:
+        """The weight of a layer in full precision, float64."""
+        return weight_of(self._tensors, layer)
+
+    def bias_of(self, layer: str) -> Float[Tensor, " out"] | None:
+        """The bias of a layer in full precision, float64; None where it has none."""
+        return bias_of(self._tensors, layer)
+
+    def quantized_output(self, layer: str, new: FoldedLayer, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
+        """What a quantized layer that has taken in a map answers, rounding and quantized inputs included, float64."""
+        rounded, _ = self.rounded(layer, new)
+        weight = self._rounder.restored(layer, rounded.dequantize())
+        return affine_output(self._rounder.quantized_input(layer, x), weight, new.bias)
+
+    def restored(self, layer: str, new: FoldedLayer) -> Float[Tensor, "out in"]:
+        """The rounded weight of a layer that has taken in a map, on the scale of its weight before, float64."""
+        rounded, _ = self.rounded(layer, new)
+        return new.restore(self._rounder.restored(layer, rounded.dequantize()).to(torch.float64))
+
     def rounded(self, layer: str, new: FoldedLayer) -> tuple[QuantizedMatrix, float]:
         """The new weight of a quantized layer, rounded for its transformed input, and the relative error of that."""
-        transformed = self._rounder.transformed(layer, new.weight.float())
+        transformed = self._rounder.transformed(layer, new.weight.float().contiguous())
         rounded = self._rounder.round(layer, transformed, self._plan[layer].num_bits)
         error = (rounded.dequantize(torch.float64) - transformed).norm() / transformed.double().norm()
         return rounded, float(error)
@@ -202,6 +239,14 @@ class Folder:
         )
 
 
+def affine_output(
+    x: Float[Tensor, "n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "n out"]:
+    """W x + b in float64."""
+    product = x.to(torch.float64) @ weight.to(torch.float64).mT
+    return product if bias is None else product + bias
+
+
 def _after(before: FoldedLayer | None, new: FoldedLayer) -> FoldedLayer:
     """A layer that has taken in a second map."""
     if before is None:
@@ -224,7 +269,7 @@ def _linear(new: FoldedLayer) -> nn.Linear:
     """A linear layer with these values."""
     with torch.device("meta"):
         layer = nn.Linear(new.weight.shape[1], new.weight.shape[0], bias=new.bias is not None)
-    layer.weight = nn.Parameter(new.weight.float(), requires_grad=False)
+    layer.weight = nn.Parameter(new.weight.float().contiguous(), requires_grad=False)
     if new.bias is not None:
         layer.bias = nn.Parameter(new.bias.float(), requires_grad=False)
     return layer

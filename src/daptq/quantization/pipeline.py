@@ -136,13 +136,17 @@ class _Run:
         verification: dict[str, Any] | None = None
         if recipe.order == "compensation-first":
             initial = bit_plan(policy, recipe, scores={}, keep=faster)
-            maps, decisions = self._compensation(initial, rounded, profile, statistics)
+            # Maps find the consumers that are kept for them in floating point.
+            keep = faster | layers_to_keep(policy, recipe)
+            folder = Folder(policy, bit_plan(policy, recipe, scores={}, keep=keep), recipe.folding, rounder)
+            maps, decisions = self._compensation(initial, rounded, profile, statistics, folder)
             plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe, maps))
             plan, verification = self._verified(plan, scores, rounded, profile)
         else:
             plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe))
             plan, verification = self._verified(plan, scores, rounded, profile)
-            maps, decisions = self._compensation(plan, rounded, profile, statistics)
+            folder = Folder(policy, plan, recipe.folding, rounder)
+            maps, decisions = self._compensation(plan, rounded, profile, statistics, folder)
         final = share_tensors(policy)
         # Folding replaces some layers; the others are built when they are written, one at a time.
         replaced: dict[str, QuantizedLinear] = {}
@@ -276,7 +280,12 @@ class _Run:
         return BitPlan.from_json(stage.metadata["plan"]), dict(stage.metadata["record"])
 
     def _compensation(
-        self, plan: BitPlan, rounded: RoundedLayers, profile: DriftProfile | None, statistics: Artifact | None
+        self,
+        plan: BitPlan,
+        rounded: RoundedLayers,
+        profile: DriftProfile | None,
+        statistics: Artifact | None,
+        folder: Folder,
     ) -> tuple[Mapping[str, AffineMap], Mapping[str, Any]]:
         """Measures the policy that `plan` describes and solves the maps; none when the recipe does not compensate."""
         config, calibration = self.recipe.compensation, self.calibration
@@ -292,6 +301,7 @@ class _Run:
                 calibration,
                 config,
                 sensitivities,
+                folder,
                 progress=self.progress,
             )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from daptq.calibration.contract import CalibrationSource, batch_size, checked, limited
-from daptq.calibration.observers import InterfaceStatistics, observe_interfaces
+from daptq.calibration.observers import InterfaceStatistics, observe_interfaces, observe_taps
 from daptq.drift.loss import drift_loss
 from daptq.errors import CalibrationDataError
-from daptq.interfaces.contract import Interface
+from daptq.interfaces.contract import Interface, Tap
 from daptq.observations import ACTION, STATE
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
@@ -126,9 +127,20 @@ def observe(
     calibration: Calibration,
     step: Callable[[Batch, torch.Generator], None],
     *,
+    recorded: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[int, int], None],
 ) -> InterfaceStatistics:
-    """Runs `step` over all batches and collects what passes the interfaces."""
+    """Runs `step` over all batches and collects what passes the interfaces.
+
+    Args:
+        policy: The policy that runs.
+        interfaces: What to watch.
+        calibration: The batches.
+        step: Runs the policy on a batch.
+        recorded: Layers whose inputs are collected as well, where rows are held out, each with the name of the
+            interface whose rows they belong to.
+        progress: Called as progress(done, total) after every batch.
+    """
     statistics = InterfaceStatistics()
     for index, (batch, generator) in enumerate(calibration):
 
@@ -138,7 +150,17 @@ def observe(
             if calibration.judges(index):
                 statistics.hold_out(name, representation)
 
-        with observe_interfaces(policy, interfaces, batch, sink, seed=index):
+        def input_sink(layer: str, x: Tensor, index: int = index) -> None:
+            if calibration.judges(index):
+                statistics.hold_out_input(layer, x)
+
+        taps = {layer: Tap(layer) for layer in recorded}
+        masks = {layer: policy.interface_mask(name, batch) for layer, name in recorded.items()}
+        states = batch_size(batch)
+        with (
+            observe_interfaces(policy, interfaces, batch, sink, seed=index),
+            observe_taps(policy, taps, masks, states, input_sink, seed=index),
+        ):
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics
@@ -189,7 +211,7 @@ def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, 
         steps=sensitivity.steps,
         states=calibration.states,
         moments=statistics.moments,
-        fitted=statistics.fitted(),
-        held_out=statistics.held_out(),
+        fitted={name: statistics.fitted(name) for name in statistics.moments},
+        held_out={name: statistics.held_out(name) for name in statistics.moments},
         judged_on_fit=calibration.batches == 1,
     )

@@ -90,8 +90,8 @@ def test_da_ptq_follows_algorithm_1(cogact: SmallCogACTPolicy, tmp_path: Path, h
     (folding,) = metadata(out)["folding"]
     assert folding["kind"] == "consumer"
     assert folding["layers"] == [CONSUMER]
-    assert folding["fitted_states"] == 12
-    assert folding["judged_states"] == 4
+    assert folding["fitted_rows"] == 12
+    assert folding["judged_rows"] == 4
     assert folding["errors"][folding["map"]] <= folding["errors"]["none"]
     assert Recipe.from_json(metadata(out)["recipe"]) == da_ptq()
     assert {layer for layer, module in load_policy(out).named_modules() if isinstance(module, QuantizedLinear)} == {
@@ -187,7 +187,7 @@ def test_one_batch_is_fitted_and_judged_and_the_plan_says_so(
     out = quantize(cogact, da_ptq(), data=held(cogact, 1), output=tmp_path / "out")
     (folding,) = metadata(out)["folding"]
     assert folding["judged_on_fit"] is True
-    assert folding["fitted_states"] == folding["judged_states"] == 2
+    assert folding["fitted_rows"] == folding["judged_rows"] == 2
 
 
 def test_a_useless_map_is_skipped_aloud(
