@@ -80,7 +80,7 @@ setup: system .venv/installed ## Makes .venv and installs everything.
 .venv-simpler/installed: requirements.lock pyproject.toml
 	@[ -x .venv-simpler/bin/python ] || $(PYTHON) -m venv .venv-simpler
 	.venv-simpler/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,simpler]'
-	command -v nvidia-smi >/dev/null || .venv-simpler/bin/python -m daptq.environments.simpler.driver
+	command -v nvidia-smi >/dev/null || .venv-simpler/bin/daptq install simpler-driver
 	@touch $@
 
 system:

@@ -31,7 +31,7 @@ from daptq.kernels.linear.contract import PackedWeight
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.picker import REFERENCE
 from daptq.layers.quantized_linear import QuantizedLinear
-from daptq.numerics.grid import quantize_symmetric
+from daptq.numerics.quantized_matrix import quantize_matrix
 from daptq.numerics.scales import absmax_scale
 
 FLOAT = "float32"
@@ -64,7 +64,7 @@ def candidates(
     weight = torch.randn(out_features, in_features, generator=generator)
     bias = torch.randn(out_features, generator=generator)
     scale = absmax_scale(weight, num_bits)
-    integers = quantize_symmetric(weight, scale, num_bits)
+    integers = quantize_matrix(weight, scale, None, num_bits).integers
     linear = torch.nn.Linear(in_features, out_features)
     linear.weight.data, linear.bias.data = weight, bias
     rounded = BFloat16Linear.from_linear(linear)

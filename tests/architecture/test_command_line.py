@@ -65,6 +65,7 @@ FROZEN: dict[str, dict[str, Any]] = {
     "audit": {"DIRECTORY": "required", "--seed": 0, "--json": None},
     "report": {"FILE": "required", "--output": "required", "--benchmark": None, "--animate": None, "--json": None},
     "list": {"KIND": "required", "--json": None},
+    "install": {"WHAT": "required", "--library": None},
 }
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from daptq.numerics.grid import dequantize, fake_quantize, quantize_symmetric
 from daptq.numerics.moments import Moments
 from daptq.numerics.pack import pack, unpack
+from daptq.numerics.quantized_matrix import quantize_matrix
 from daptq.numerics.scales import absmax_scale, searched_scale
 
 
@@ -30,16 +30,15 @@ def test_quantize_equals_rational_arithmetic(num_bits: int) -> None:
         [exact_integer(value, step, num_bits) for value in row]
         for row, (step,) in zip(values.tolist(), scale.tolist(), strict=True)
     ]
-    integers = quantize_symmetric(values, scale, num_bits)
+    integers = quantize_matrix(values, scale, None, num_bits).integers
     assert integers.tolist() == expected
     restored = [[integer * step for integer in row] for row, (step,) in zip(expected, scale.tolist(), strict=True)]
-    assert dequantize(integers, scale).tolist() == restored
-    assert fake_quantize(values, scale, num_bits).tolist() == restored
+    assert quantize_matrix(values, scale, None, num_bits).dequantize().tolist() == restored
 
 
 def test_halves_go_to_the_even_integer() -> None:
     values = torch.tensor([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 9.0, -9.0]])
-    assert quantize_symmetric(values, torch.ones(1, 1), 4).tolist() == [[-2, -2, 0, 0, 2, 2, 7, -7]]
+    assert quantize_matrix(values, torch.ones(1, 1), None, 4).integers.tolist() == [[-2, -2, 0, 0, 2, 2, 7, -7]]
 
 
 def test_four_bits_are_two_per_byte_low_half_first() -> None:
@@ -77,7 +76,7 @@ def test_searched_scale_is_the_best_of_a_fine_brute_force(num_bits: int) -> None
     # Student-t like tails: a few weights far out, where shortening the grid pays.
     weight = torch.randn(6, 192, generator=generator) / torch.rand(6, 192, generator=generator).add(0.05)
     scale = searched_scale(weight, num_bits)
-    integers = quantize_symmetric(weight.double(), scale.double(), num_bits)
+    integers = quantize_matrix(weight.double(), scale.double(), None, num_bits).integers
     found = (integers * scale.double() - weight.double()).square().sum(dim=1)
     for row, error in zip(weight.tolist(), found.tolist(), strict=True):
         coarse = brute_force_scale(row, num_bits, [1 - 0.9 * step / 90 for step in range(91)])
@@ -95,7 +94,7 @@ def test_absmax_scale_puts_the_largest_weight_on_the_last_integer(num_bits: int)
     scale = absmax_scale(weight, num_bits)
     limit = 2 ** (num_bits - 1) - 1
     assert scale[:, 0].tolist() == [np.float32(3.0 / limit), 1.0, np.float32(np.float64(np.float32(2e-3)) / limit)]
-    assert quantize_symmetric(weight, scale, num_bits).abs().amax(dim=1).tolist() == [limit, 0, limit]
+    assert quantize_matrix(weight, scale, None, num_bits).integers.abs().amax(dim=1).tolist() == [limit, 0, limit]
 
 
 def exact_moments(samples: list[list[float]]) -> tuple[list[float], list[list[float]]]:

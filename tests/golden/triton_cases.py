@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,11 +19,10 @@ from torch import Tensor
 from daptq.kernels.linear.arithmetic import rounding_bound
 from daptq.kernels.linear.backends import reference, triton_w4a8, triton_w4a16
 from daptq.kernels.linear.contract import PackedWeight
-from daptq.kernels.triton_machine import interpreted
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import group_count
 
-DEVICE = "cpu" if interpreted() else "cuda"
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = ((1, 7, 5), (17, 100, 33), (34, 192, 70))
 GRIDS = ((0, False), (32, True), (0, True), (64, False))
 

@@ -8,13 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.numerics.grid import largest_integer, quantize_symmetric
+from daptq.numerics.grid import largest_integer
 from daptq.numerics.moments import Moments
 from daptq.numerics.pack import pack, packed_length, unpack
+from daptq.numerics.quantized_matrix import quantize_matrix
 from daptq.numerics.scales import absmax_scale, searched_scale
 
 bits = st.integers(2, 8)
 seeds = st.integers(0, 2**32 - 1)
+
+
+def rounded(weight: Tensor, scale: Tensor, num_bits: int) -> Tensor:
+    """The nearest integers, one scale for each row."""
+    return quantize_matrix(weight, scale, None, num_bits).integers
 
 
 def random_weight(seed: int, rows: int, columns: int, spread: float) -> Tensor:
@@ -49,7 +55,7 @@ def test_a_flipped_bit_of_a_packed_row_changes_an_integer(values: list[int], pos
 def test_rounding_error_is_at_most_half_a_step_unless_clipped(num_bits: int, seed: int, shorten: float) -> None:
     weight = random_weight(seed, 3, 50, 2.0)
     scale = absmax_scale(weight, num_bits) * shorten
-    integers = quantize_symmetric(weight, scale, num_bits)
+    integers = rounded(weight, scale, num_bits)
     limit = largest_integer(num_bits)
     assert int(integers.abs().max()) <= limit
     error = (weight.double() - integers * scale.double()).abs()
@@ -73,7 +79,8 @@ def test_scales_are_equivariant(num_bits: int, seed: int, exponent: int) -> None
         assert torch.equal(absmax_scale(weight[rows][:, columns], num_bits), absmax_scale(weight, num_bits)[rows])
         assert torch.equal(find(weight[rows], num_bits), scale[rows])
         assert torch.equal(
-            quantize_symmetric(weight * factor, scale * factor, num_bits), quantize_symmetric(weight, scale, num_bits)
+            rounded(weight * factor, scale * factor, num_bits),
+            rounded(weight, scale, num_bits),
         )
 
 
@@ -82,7 +89,7 @@ def test_searched_scale_is_never_worse_than_absmax(num_bits: int, seed: int) -> 
     weight = random_weight(seed, 5, 40, 1.0)
 
     def error(scale: Tensor) -> Tensor:
-        return (weight.double() - quantize_symmetric(weight, scale, num_bits) * scale.double()).square().sum(dim=1)
+        return (weight.double() - rounded(weight, scale, num_bits) * scale.double()).square().sum(dim=1)
 
     longest = absmax_scale(weight, num_bits)
     searched = searched_scale(weight, num_bits)
@@ -123,7 +130,7 @@ def test_the_half_step_property_can_fail() -> None:
     truncated = (weight / scale).trunc()
     assert bool(((weight - truncated * scale).abs() > 0.51 * scale).any())
     with pytest.raises(AssertionError):
-        assert torch.equal(quantize_symmetric(weight, scale, 4), truncated.to(torch.int8))
+        assert torch.equal(rounded(weight, scale, 4), truncated.to(torch.int8))
 
 
 @given(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from daptq.numerics.grid import quantize_symmetric
+from daptq.numerics.quantized_matrix import quantize_matrix
 from daptq.rounding import gptq, nearest
 
 bits = st.sampled_from([2, 3, 4, 8])
@@ -36,7 +36,7 @@ def test_no_row_is_worse_than_round_to_nearest(
     weight, gram = problem(seed, 4, 24, samples)
     rounded = gptq.round_weight(weight, num_bits, gram, act_order=act_order, damping=damping)
     integers, scale = rounded.integers, rounded.scale
-    plain = quantize_symmetric(weight, scale, num_bits)
+    plain = quantize_matrix(weight, scale, None, num_bits).integers
     before = error(weight, plain, scale, gram)
     # float64 sums of 24^2 terms; the Gram matrix may be singular, so the error itself may be zero.
     noise = 1e-10 * float(gram.diagonal().sum()) * scale[:, 0].double() ** 2
@@ -59,7 +59,7 @@ def test_inputs_without_correlation_make_it_round_to_nearest(
         rtol=1e-6,
         atol=0,
     )
-    assert torch.equal(integers, quantize_symmetric(weight, scale, num_bits))
+    assert torch.equal(integers, quantize_matrix(weight, scale, None, num_bits).integers)
 
 
 @given(num_bits=bits, seed=seeds, exponent=st.integers(-20, 20))

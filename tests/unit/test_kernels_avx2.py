@@ -60,7 +60,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """A cache of compiled sources that nobody has used."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     compiled.load_source.cache_clear()
-    yield compiled.cache_folder()
+    yield compiled.kernel_cache()
     compiled.load_source.cache_clear()
 
 
@@ -180,7 +180,7 @@ def test_a_compiler_error_is_the_reason_and_leaves_nothing(empty_cache: Path, tm
 @has_compiler
 def test_a_cache_that_cannot_be_written_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(compiled, "kernel_cache", lambda: tmp_path / "file")
     compiled.load_source.cache_clear()
     assert "could not be compiled and loaded" in str(compiled.load_source(small_source(tmp_path)))
     compiled.load_source.cache_clear()

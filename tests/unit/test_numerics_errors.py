@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from daptq.errors import InvalidInputError
-from daptq.numerics.grid import dequantize, largest_integer, quantize_symmetric
+from daptq.numerics.grid import largest_integer
 from daptq.numerics.moments import Moments
 from daptq.numerics.pack import pack, unpack
+from daptq.numerics.quantized_matrix import QuantizedMatrix, quantize_matrix
 from daptq.numerics.scales import absmax_scale, searched_scale
 
 
@@ -28,23 +29,23 @@ def test_largest_integers() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (4,), (4, 2), (1, 4)])
 def test_a_scale_that_only_broadcasts_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInputError, match=r"scale must have shape \(4, 1\)"):
-        quantize_symmetric(torch.ones(4, 3), torch.ones(shape), 4)
+        quantize_matrix(torch.ones(4, 3), torch.ones(shape), None, 4)
     with pytest.raises(InvalidInputError, match=r"scale must have shape \(4, 1\)"):
-        dequantize(torch.ones(4, 3, dtype=torch.int8), torch.ones(shape))
-    assert quantize_symmetric(torch.ones(4, 3), torch.ones(4, 1), 4).sum() == 12
+        QuantizedMatrix(integers=torch.ones(4, 3, dtype=torch.int8), scale=torch.ones(shape), num_bits=4)
+    assert quantize_matrix(torch.ones(4, 3), torch.ones(4, 1), None, 4).integers.sum() == 12
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_scales_must_be_positive_and_finite(bad: float) -> None:
     with pytest.raises(InvalidInputError, match="scale must be positive and finite"):
-        quantize_symmetric(torch.ones(2, 3), torch.tensor([[1.0], [bad]]), 4)
+        quantize_matrix(torch.ones(2, 3), torch.tensor([[1.0], [bad]]), None, 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_must_be_finite(bad: float) -> None:
     weight = torch.tensor([[1.0, bad]])
-    with pytest.raises(InvalidInputError, match="must be finite"):
-        quantize_symmetric(weight, torch.ones(1, 1), 4)
+    with pytest.raises(InvalidInputError, match="must be a finite matrix"):
+        quantize_matrix(weight, torch.ones(1, 1), None, 4)
     for find in (absmax_scale, searched_scale):
         with pytest.raises(InvalidInputError, match="weight must be a finite, non-empty matrix"):
             find(weight, 4)

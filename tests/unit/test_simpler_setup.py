@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from daptq.catalog import ENVIRONMENTS, SOURCES
+from daptq.cli import main
 from daptq.environments.simpler import driver, make, native_action, world
 from daptq.environments.simpler.expert import _Heights, carry, reach, towards
 from daptq.environments.simpler.tasks import TASKS
@@ -99,7 +101,7 @@ def test_the_driver_is_offered_before_anything_is_drawn(monkeypatch: pytest.Monk
 
 
 def test_without_gpu_and_driver_the_command_is_named(no_driver: Path) -> None:
-    with pytest.raises(MissingDependencyError, match=r"Run `python -m daptq\.environments\.simpler\.driver`"):
+    with pytest.raises(MissingDependencyError, match=r"Run `daptq install simpler-driver`"):
         driver.render_device()
 
 
@@ -115,7 +117,8 @@ def test_the_installed_driver_is_found(monkeypatch: pytest.MonkeyPatch, no_drive
     library = tmp_path / "some.so"
     library.write_bytes(b"driver")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    driver.main(["--library", str(library)])
+    result = CliRunner().invoke(main, ["install", "simpler-driver", "--library", str(library)])
+    assert (result.exit_code, result.output) == (0, f"{no_driver / 'swiftshader.json'}\n")
     manifest = json.loads((no_driver / "swiftshader.json").read_text())
     assert (no_driver / manifest["ICD"]["library_path"]).read_bytes() == b"driver"
     assert driver.render_device() == "pci:0"
@@ -128,8 +131,9 @@ def test_what_is_no_driver_is_refused(no_driver: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="library must be a Vulkan driver"):
         driver.install(library)
     assert not no_driver.exists()
-    with pytest.raises(SystemExit, match="2"):
-        driver.main(["--library", str(library)])
+    result = CliRunner().invoke(main, ["install", "simpler-driver", "--library", str(library)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: library must be a Vulkan driver")
 
 
 def test_without_debians_packages_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, no_driver: Path) -> None:

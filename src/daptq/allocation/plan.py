@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daptq.errors import InvalidInputError
+from daptq.numerics.grid import BFLOAT16
 
 __all__ = ["BFLOAT16", "WEIGHT_BITS", "BitPlan", "LayerBits"]
 
-BFLOAT16 = 16
 WEIGHT_BITS = (2, 3, 4, 8)
 
 

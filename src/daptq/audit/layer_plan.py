@@ -19,12 +19,13 @@ from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, rounding_bound
 from daptq.kernels.linear.backends.reference import linear_w4a8
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.kernels.linear.transform import transform
+from daptq.numerics.grid import BFLOAT16
 from daptq.numerics.rotation import hadamard
 from daptq.packing.checkpoint import QUANTIZED_KIND
-from daptq.packing.metadata import BFLOAT16_BITS, CheckpointMetadata, LayerDecision, StoredLayer
+from daptq.packing.metadata import CheckpointMetadata, LayerDecision, StoredLayer
 from daptq.packing.source import locate
 
-__all__ = ["BFLOAT16_BITS", "LayerPlan", "read_plan"]
+__all__ = ["LayerPlan", "read_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class LayerPlan:
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
-        if self.num_bits == BFLOAT16_BITS:
+        if self.num_bits == BFLOAT16:
             rows, columns = self.tensors["weight"].shape
         else:
             rows, columns = self.tensors["weight_shape"].tolist()
@@ -73,7 +74,7 @@ class LayerPlan:
 
     def weight(self) -> Float[Tensor, "out in"]:
         """The weight that multiplies transformed rows, float64."""
-        if self.num_bits == BFLOAT16_BITS:
+        if self.num_bits == BFLOAT16:
             return self.tensors["weight"].double()
         return self.packed().matrix(self.tensors["weight_scale"]).dequantize(torch.float64)
 

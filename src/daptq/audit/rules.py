@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from daptq.audit.layer_plan import BFLOAT16_BITS, LayerPlan
+from daptq.audit.layer_plan import LayerPlan
 from daptq.audit.recorder import Calls
 from daptq.audit.resident import Resident, resident
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.numerics.grid import BFLOAT16
 from daptq.numerics.rotation import rotate
 from daptq.policies.contract import Policy
 
@@ -152,7 +153,7 @@ def _result(layer: LayerPlan, results: Counter[str]) -> Iterator[Difference]:
 
 def _weight(layer: LayerPlan, module: nn.Module) -> Iterator[Difference]:
     """Whether the weight in memory is the checkpoint's."""
-    if layer.num_bits == BFLOAT16_BITS:
+    if layer.num_bits == BFLOAT16:
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if isinstance(module, QuantizedLinear) or not isinstance(weight, Tensor):
             yield _differs(layer.name, "weight", f"must be a bfloat16 weight, got {type(module).__name__}")
@@ -187,7 +188,7 @@ def _copies(layer: LayerPlan, held: Resident) -> Iterator[Difference]:
     """Floating-point tensors of the weight's size that the layer itself leads to."""
     size = layer.shape[0] * layer.shape[1]
     for path, tensor in held.tensors.values():
-        own = path == "weight" if layer.num_bits == BFLOAT16_BITS else path in _SMALL
+        own = path == "weight" if layer.num_bits == BFLOAT16 else path in _SMALL
         if tensor.is_floating_point() and tensor.numel() >= size and not own:
             reason = f"must keep no floating-point copy of its weight, got {_name(tensor.dtype)} at {path!r}"
             yield _differs(layer.name, "float copy", reason)
@@ -215,7 +216,7 @@ def _copies_elsewhere(plan: Mapping[str, LayerPlan], policy: Policy, held: Mappi
 
 def _values(layer: LayerPlan) -> Tensor:
     """The weight that a layer of the checkpoint stands for, float32 (out, in)."""
-    if layer.num_bits == BFLOAT16_BITS:
+    if layer.num_bits == BFLOAT16:
         return layer.tensors["weight"].to(torch.float32)
     weight = layer.weight().to(torch.float32)
     if layer.rotation_block:

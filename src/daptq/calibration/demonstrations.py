@@ -7,7 +7,6 @@ any one environment.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from daptq._cache import cache_folder
 from daptq.artifacts import Artifact, read_artifact, write_artifact
 from daptq.environments.contract import Environment
 from daptq.errors import DaptqError, UnknownNameError
@@ -89,9 +89,8 @@ class Course:
 
     @property
     def folder(self) -> Path:
-        """Where recordings are kept: in ``$XDG_CACHE_HOME/daptq`` or ``~/.cache/daptq``."""
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "daptq" / f"{self.name}-v{self.version}"
+        """Where recordings are kept."""
+        return cache_folder() / f"{self.name}-v{self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from daptq.cli.audit import audit
 from daptq.cli.benchmark import benchmark
 from daptq.cli.evaluate import evaluate
 from daptq.cli.inspect import inspect
+from daptq.cli.install import install
 from daptq.cli.list import list_names
 from daptq.cli.quantize import quantize
 from daptq.cli.report import report
@@ -38,5 +39,5 @@ def main() -> None:
     """
 
 
-for command in (quantize, evaluate, benchmark, inspect, audit, report, list_names):
+for command in (quantize, evaluate, benchmark, inspect, audit, report, list_names, install):
     main.add_command(command)

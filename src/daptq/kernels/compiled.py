@@ -11,7 +11,6 @@ import fcntl
 import functools
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +18,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["COMPILER", "cache_folder", "load_source", "vector_flags"]
+from daptq._cache import cache_folder
+
+__all__ = ["COMPILER", "kernel_cache", "load_source", "vector_flags"]
 
 COMPILER = "g++"
 
@@ -29,10 +30,9 @@ _FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fopenm
 _log = logging.getLogger("daptq.kernels")
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels and choices of a kernel are kept: ``daptq/kernels`` in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "daptq" / "kernels"
+def kernel_cache() -> Path:
+    """Where compiled kernels and choices of a kernel are kept."""
+    return cache_folder() / "kernels"
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def _library(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     key = hashlib.sha256()
     for part in (source.read_text(encoding="utf-8"), " ".join(flags), torch.__version__, version):
         key.update(f"{len(part)} {part}".encode())
-    folder = cache_folder() / key.hexdigest()[:32]
+    folder = kernel_cache() / key.hexdigest()[:32]
     library = folder / f"{source.stem}.so"
     if library.exists():
         return library

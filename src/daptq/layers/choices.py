@@ -31,7 +31,7 @@ from daptq._atomic import write_bytes
 from daptq.catalog import KERNELS
 from daptq.errors import OutputWriteError
 from daptq.kernels import linear
-from daptq.kernels.compiled import cache_folder
+from daptq.kernels.compiled import kernel_cache
 
 __all__ = ["MARGIN", "Choice", "choices_folder", "recall", "remember"]
 
@@ -80,7 +80,7 @@ def recall(shape: str) -> Choice | None:
     """What was chosen for a shape before, or None; the backend may have become unavailable since.
 
     Args:
-        shape: Everything that a choice depends on beside the machine, as a file name without ending.
+        shape: Everything but the machine that a choice depends on, as a file name without ending.
     """
     path = choices_folder() / f"{shape}.json"
     try:
@@ -135,7 +135,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def choices_folder() -> Path:
     """Folder of this machine's choices with these versions of torch and of the backends."""
-    return cache_folder() / "choices" / _machine()
+    return kernel_cache() / "choices" / _machine()
 
 
 @functools.cache

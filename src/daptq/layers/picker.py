@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -38,18 +38,21 @@ AUTO = "auto"
 REFERENCE = "reference"
 
 ROUNDS = 5
-# A candidate so many times slower than the best is timed once: at the sizes of a large model a round takes a minute.
-HOPELESS = 10
+# A candidate that takes this many times as long as the best is timed once: a round of a large layer takes a minute.
+TIMED_ONCE_ABOVE = 10
 BYTES_PER_BFLOAT16 = 2
 
 _log = logging.getLogger("daptq.kernels")
 
-Arguments = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
+# What `PreparedLinear.run` takes: activations, scales of the weight, bias, activation bits, static activation scale.
+Operands = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
+# Whether a result is the reference's.
+Agreement = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Everything that the fastest backend depends on, beside the machine."""
+    """Everything but the machine that the fastest backend depends on."""
 
     rows: int
     in_features: int
@@ -139,38 +142,56 @@ def choose(
     if shape in _choices:
         name = _choices[shape].kernel
         return name, prepare(name, weight, activation_bits)
-    x = x.nan_to_num()  # NaN equals nothing, and would disqualify every candidate.
-    arguments = (x, weight_scale, bias, activation_bits, activation_scale)
-    agrees = _agreement(weight, arguments)
+    # NaN equals nothing, and would disqualify every candidate.
+    operands = (x.nan_to_num(), weight_scale, bias, activation_bits, activation_scale)
+    agrees = _agreement(weight, operands)
+    return _chosen_earlier(shape, weight, operands, agrees) or _measure_and_choose(shape, weight, operands, agrees)
+
+
+def _chosen_earlier(
+    shape: Shape, weight: PackedWeight, operands: Operands, agrees: Agreement
+) -> tuple[str, PreparedLinear] | None:
+    """The backend that an earlier process chose, or None where there is none or it can no longer be used."""
     kept = recall(shape.file_name())
-    if kept is not None and not isinstance(taken := _try(kept.kernel, weight, arguments, agrees), str):
-        _settle(shape, kept, "measured by an earlier process on this machine")
-        return kept.kernel, taken
-    candidates: dict[str, PreparedLinear] = {}
-    remarks: dict[str, str] = {}
-    for name in KERNELS.names():
-        tried = _try(name, weight, arguments, agrees)
-        if isinstance(tried, str):
-            remarks[name] = tried
-        else:
-            candidates[name] = tried
-    times = dict.fromkeys(candidates, math.inf)
-    plain, floats = BFloat16Linear(weight.matrix(weight_scale).dequantize(), bias), math.inf
-    for _ in range(ROUNDS):
-        contenders = [name for name in candidates if times[name] <= HOPELESS * min(times.values())]
-        for name in contenders:
-            times[name] = min(times[name], _time(candidates[name], arguments))
-        floats = min(floats, _float_time(plain, x))
-    fastest = min(times, key=lambda name: times[name])
-    milliseconds = {name: 1e3 * seconds for name, seconds in times.items()}
-    choice = Choice(kernel=fastest, milliseconds=milliseconds, bfloat16_milliseconds=1e3 * floats)
-    kept = remember(shape.file_name(), choice)
-    if kept is not choice:
+    if kept is None:
+        return None
+    prepared = _try(kept.kernel, weight, operands, agrees)
+    if isinstance(prepared, str):
+        return None
+    _settle(shape, kept, "measured by an earlier process on this machine")
+    return kept.kernel, prepared
+
+
+def _measure_and_choose(
+    shape: Shape, weight: PackedWeight, operands: Operands, agrees: Agreement
+) -> tuple[str, PreparedLinear]:
+    """The fastest backend, or the one that another process has chosen while this one measured."""
+    tried = {name: _try(name, weight, operands, agrees) for name in KERNELS.names()}
+    candidates = {name: prepared for name, prepared in tried.items() if not isinstance(prepared, str)}
+    measured_now = _race(candidates, BFloat16Linear(weight.matrix(operands[1]).dequantize(), operands[2]), operands)
+    kept = remember(shape.file_name(), measured_now)
+    if kept is measured_now:
+        remarks = {name: reason for name, reason in tried.items() if isinstance(reason, str)}
+        remarks |= {name: f"{taken:.3f} ms" for name, taken in kept.milliseconds.items()}
+        _settle(shape, kept, "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items())))
+    else:
         _settle(shape, kept, "measured by another process on this machine at the same time")
-        return kept.kernel, candidates[kept.kernel]
-    remarks |= {name: f"{taken:.3f} ms" for name, taken in milliseconds.items()}
-    _settle(shape, choice, "; ".join(f"{name}: {remark}" for name, remark in sorted(remarks.items())))
-    return fastest, candidates[fastest]
+    return kept.kernel, candidates[kept.kernel]
+
+
+def _race(candidates: Mapping[str, PreparedLinear], in_bfloat16: BFloat16Linear, operands: Operands) -> Choice:
+    """The least time of each candidate and of the layer in bfloat16 over rounds in which they take turns."""
+    times, floats = dict.fromkeys(candidates, math.inf), math.inf
+    for _ in range(ROUNDS):
+        contenders = [name for name in candidates if times[name] <= TIMED_ONCE_ABOVE * min(times.values())]
+        for name in contenders:
+            times[name] = min(times[name], _time(candidates[name], operands))
+        floats = min(floats, _float_time(in_bfloat16, operands[0]))
+    return Choice(
+        kernel=min(times, key=lambda name: times[name]),
+        milliseconds={name: 1e3 * seconds for name, seconds in times.items()},
+        bfloat16_milliseconds=1e3 * floats,
+    )
 
 
 def measured(
@@ -216,33 +237,31 @@ def _settle(shape: Shape, choice: Choice, why: str) -> None:
     _log.log(level, "kernel for %s is %s (%s); %s", shape, choice.kernel, why, choice.explanation())
 
 
-def _try(
-    name: str, weight: PackedWeight, arguments: Arguments, agrees: Callable[[Tensor], bool]
-) -> PreparedLinear | str:
+def _try(name: str, weight: PackedWeight, operands: Operands, agrees: Agreement) -> PreparedLinear | str:
     """The weight in a backend's form, or why the backend is no candidate; the comparison is the warm-up, too."""
     backend = cast("Backend", KERNELS.load(name))
-    x, activation_bits = arguments[0], arguments[3]
+    x, activation_bits = operands[0], operands[3]
     if reason := backend.unavailable() or backend.unsupported(weight, activation_bits):
         return reason
     prepared = backend.prepare(weight)
     if prepared.resident_bytes() > BYTES_PER_BFLOAT16 * weight.in_features * weight.out_features:
         return "needs more memory than bfloat16"
-    if name != REFERENCE and not agrees(prepared.run(*arguments).cpu()):
+    if name != REFERENCE and not agrees(prepared.run(*operands).cpu()):
         shape = f"{len(x)} x {weight.in_features} x {weight.out_features}, {weight.num_bits} bits"
         _log.warning("kernel %s differs from the reference at %s: not used", name, shape)
         return "differs from the reference"
     return prepared
 
 
-def _agreement(weight: PackedWeight, arguments: Arguments) -> Callable[[Float[Tensor, "m out"]], bool]:
+def _agreement(weight: PackedWeight, operands: Operands) -> Agreement:
     """What tells whether a result is the reference's: bit for bit, or within the rounding of floating-point products.
 
     The reference computes on the CPU, whatever the layer's device.
     """
     zero_point = None if weight.zero_point is None else weight.zero_point.cpu()
     packed = replace(weight, packed=weight.packed.cpu(), zero_point=zero_point)
-    x, weight_scale, activation_bits = arguments[0].cpu(), arguments[1].cpu(), arguments[3]
-    bias, activation_scale = (None if one is None else one.cpu() for one in (arguments[2], arguments[4]))
+    x, weight_scale, activation_bits = operands[0].cpu(), operands[1].cpu(), operands[3]
+    bias, activation_scale = (None if one is None else one.cpu() for one in (operands[2], operands[4]))
     reference = prepare(REFERENCE, packed, activation_bits)
     expected = reference.run(x, weight_scale, bias, activation_bits, activation_scale)
     if activation_bits != FLOAT_ACTIVATIONS:
@@ -260,12 +279,12 @@ def _float_time(layer: BFloat16Linear, x: Float[Tensor, "m in"]) -> float:
     return time.perf_counter() - start
 
 
-def _time(prepared: PreparedLinear, arguments: Arguments) -> float:
+def _time(prepared: PreparedLinear, operands: Operands) -> float:
     """Seconds of one call."""
-    device = arguments[0].device
+    device = operands[0].device
     _wait(device)
     start = time.perf_counter()
-    prepared.run(*arguments)
+    prepared.run(*operands)
     _wait(device)
     return time.perf_counter() - start
 

@@ -19,7 +19,6 @@ from daptq.errors import InvalidInputError
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, check_activations
 from daptq.kernels.linear.contract import PackedWeight, PreparedLinear
 from daptq.kernels.linear.transform import check_transform, transform
-from daptq.layers.no_gradient import NoGradient
 from daptq.layers.picker import AUTO, choose, prepare
 from daptq.layers.stand_in import StandIn
 from daptq.numerics.quantized_matrix import QuantizedMatrix
@@ -196,7 +195,7 @@ class QuantizedLinear(nn.Module):
                 f"input must have {self.in_features} features, got shape {tuple(x.shape)}. Check the layer before."
             )
         if x.requires_grad and torch.is_grad_enabled():
-            result: Tensor = NoGradient.apply(x, self._multiply)  # type: ignore[no-untyped-call]
+            result: Tensor = _NoGradient.apply(x, self._multiply)  # type: ignore[no-untyped-call]
             return result
         return self._multiply(x)
 
@@ -364,6 +363,23 @@ def _no_values() -> Tensor:
         "weight of a quantized layer must be read for its shape, dtype and device only, got an operation on its "
         "values. Call dequantize() for them."
     )
+
+
+class _NoGradient(torch.autograd.Function):
+    """Runs a product inside a graph, and says so when a gradient is asked of it instead of returning zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ARG004
+        """Multiplies."""
+        return multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # noqa: ARG004
+        """Refuses."""
+        raise InvalidInputError(
+            "a quantized layer must not be differentiated, got a backward pass through one. "
+            "Take gradients of the full-precision policy."
+        )
 
 
 def _float32(values: Tensor | None) -> Tensor | None:

@@ -19,12 +19,11 @@ from torch import nn
 from daptq.errors import InvalidInputError
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.numerics.grid import BFLOAT16
 from daptq.numerics.quantized_matrix import group_count, quantize_matrix
 from daptq.numerics.scales import absmax_scale, range_grid
 
 __all__ = ["measure_layer_times"]
-
-_BFLOAT16_BITS = 16
 
 
 def measure_layer_times(
@@ -94,7 +93,7 @@ def _layer(
     """A layer of random weights with a bias, as a policy would hold it."""
     weight = torch.randn(shape, generator=generator)
     bias = torch.randn(shape[0], generator=generator)
-    if num_bits == _BFLOAT16_BITS:
+    if num_bits == BFLOAT16:
         return BFloat16Linear(weight, bias)
     scale, zero_point = range_grid(weight, num_bits) if asymmetric else (absmax_scale(weight, num_bits), None)
     groups = group_count(shape[1], group_size)

@@ -24,8 +24,9 @@ from daptq.errors import InvalidInputError
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
+from daptq.numerics.grid import BFLOAT16
 from daptq.packing.foreign import foreign_family
-from daptq.packing.metadata import BFLOAT16_BITS, CheckpointMetadata, StoredLayer
+from daptq.packing.metadata import CheckpointMetadata, StoredLayer
 from daptq.packing.source import locate
 from daptq.policies.contract import Policy
 from daptq.policies.placement import place_tensors
@@ -180,7 +181,7 @@ def _describe(policy: Policy) -> dict[str, Any]:
 def _stored(role: str, layer: QuantizedLinear | None) -> StoredLayer:
     """How a linear layer is stored; without a quantized one in its place it is kept."""
     if layer is None:
-        return StoredLayer(role=role, num_bits=BFLOAT16_BITS, activation_bits=None)
+        return StoredLayer(role=role, num_bits=BFLOAT16, activation_bits=None)
     return StoredLayer(
         role=role,
         num_bits=layer.num_bits,

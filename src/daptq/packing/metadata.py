@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from daptq.artifacts import MANIFEST, Artifact, read_json
+from daptq.numerics.grid import BFLOAT16
 
-__all__ = ["BFLOAT16_BITS", "CheckpointMetadata", "LayerDecision", "StoredLayer"]
+__all__ = ["CheckpointMetadata", "LayerDecision", "StoredLayer"]
 
-BFLOAT16_BITS = 16
 _ACTIVATION_BITS = 8
 
 
@@ -41,7 +41,7 @@ class StoredLayer:
     def from_json(cls, entry: Mapping[str, Any]) -> StoredLayer:
         """Reads an entry; folders of earlier versions leave out what every layer had in common."""
         role, num_bits = str(entry["role"]), int(entry["num_bits"])
-        if num_bits == BFLOAT16_BITS:
+        if num_bits == BFLOAT16:
             return cls(role=role, num_bits=num_bits, activation_bits=None)
         return cls(
             role=role,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from daptq.layers.quantized_linear import QuantizedLinear
-from daptq.numerics.grid import quantize_symmetric
+from daptq.numerics.quantized_matrix import quantize_matrix
 from daptq.numerics.scales import absmax_scale
 from daptq.observations import ACTION
 from daptq.packing.checkpoint import save_policy, save_quantized
@@ -31,7 +31,7 @@ def _quantize_layers(policy: Policy, num_bits: int = 4) -> Layers:
             linear = policy.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             scale = absmax_scale(linear.weight, num_bits)
-            integers = quantize_symmetric(linear.weight.detach(), scale, num_bits)
+            integers = quantize_matrix(linear.weight.detach(), scale, None, num_bits).integers
             layers[name] = QuantizedLinear.from_integers(integers, scale, linear.bias, num_bits=num_bits)
     return layers
 

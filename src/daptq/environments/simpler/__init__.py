@@ -1,7 +1,7 @@
 """SimplerEnv's four WidowX tasks, the benchmark of DA-PTQ, through ManiSkill 3.
 
 Needs the extra `simpler`, ManiSkill's assets and, where there is no GPU, the Vulkan driver that
-`python -m daptq.environments.simpler.driver` installs. `docs/reference/simpler.md` says how SimplerEnv's conventions
+`daptq install simpler-driver` installs. `docs/reference/simpler.md` says how SimplerEnv's conventions
 are mapped to those of `Environment`.
 
 What it does not know: the tasks of the Google robot, SimplerEnv's visual variants, BridgeData.

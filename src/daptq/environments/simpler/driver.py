@@ -1,6 +1,6 @@
 """The Vulkan driver that draws SimplerEnv's pictures: a GPU's where there is one, otherwise SwiftShader on the CPU.
 
-    python -m daptq.environments.simpler.driver [--library FILE]
+    daptq install simpler-driver [--library FILE]
 
 puts SwiftShader's one library, which Debian ships inside Chromium, into the user's cache and writes the manifest that
 Vulkan's loader reads. Mesa's own software driver, in release 22.3, lacks a feature that SAPIEN needs. What this module
@@ -9,27 +9,25 @@ does not know: ManiSkill, and drivers of graphics cards.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import logging
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from daptq._atomic import write_bytes
-from daptq.errors import DaptqError, InvalidInputError, MissingDependencyError
+from daptq._cache import cache_folder
+from daptq.errors import InvalidInputError, MissingDependencyError
 
 __all__ = ["install", "manifest", "offer_driver", "render_device"]
 
 LIBRARY: Final = "libvk_swiftshader.so"
-COMMAND: Final = "python -m daptq.environments.simpler.driver"
+COMMAND: Final = "daptq install simpler-driver"
 _PACKAGE: Final = "chromium-common"
 _ENTRY_POINT: Final = "vk_icdGetInstanceProcAddr"
 _CHOSEN_BY_USER: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
@@ -38,9 +36,8 @@ _log = logging.getLogger(__name__)
 
 
 def manifest() -> Path:
-    """Where the manifest of the installed driver lies: ``$XDG_CACHE_HOME/daptq`` or ``~/.cache/daptq``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "daptq" / "vulkan" / "swiftshader.json"
+    """Where the manifest of the installed driver lies."""
+    return cache_folder() / "vulkan" / "swiftshader.json"
 
 
 def _chosen() -> str | None:
@@ -99,7 +96,9 @@ def install(library: Path | None = None) -> Path:
         try:
             getattr(ctypes.CDLL(str(found)), _ENTRY_POINT)
         except (OSError, AttributeError) as error:
-            raise InvalidInputError(f"library must be a Vulkan driver, got {found}: {error}.") from error
+            raise InvalidInputError(
+                f"library must be a Vulkan driver, got {found}: {error}. Name another file."
+            ) from error
         write_bytes(manifest().parent / LIBRARY, found.read_bytes())
     description = {
         "file_format_version": "1.0.0",
@@ -123,22 +122,3 @@ def _unpacked(folder: Path) -> Path:
             f"the library of a Chromium or Chrome that is installed: `{COMMAND} --library FILE`."
         ) from error
     return library
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Installs the driver and says where.
-
-    Args:
-        arguments: Command-line arguments; None for those of the process.
-    """
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Installs SwiftShader for the environment simpler.")
-    parser.add_argument("--library", type=Path, help=f"{LIBRARY} to install; by default that of Debian's Chromium")
-    options = parser.parse_args(arguments)
-    try:
-        sys.stdout.write(f"{install(options.library)}\n")
-    except DaptqError as error:
-        parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS
-from daptq.kernels.linear.backends._triton_linear import TritonLinear
+from daptq.kernels.linear.backends._triton_form import TritonLinear, runs_on, unavailable
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.kernels.linear.op import like_product
-from daptq.kernels.triton_machine import runs_on, unavailable
 
 __all__ = ["NAME", "prepare", "unavailable", "unsupported"]
 
@@ -41,7 +40,7 @@ def _multiply(
     num_bits: int,
     group_size: int = 0,
 ) -> Float[Tensor, "m out"]:
-    from daptq.kernels.linear.backends._triton import multiply_floats
+    from daptq.kernels.linear.backends._triton_kernels import multiply_floats
 
     return multiply_floats(x, weight_packed, weight_scale, weight_zero_point, bias, num_bits, group_size)
 

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, quantize_activations
-from daptq.kernels.linear.backends._triton_linear import TritonLinear
+from daptq.kernels.linear.backends._triton_form import TritonLinear, runs_on, unavailable
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.kernels.linear.op import like_product
-from daptq.kernels.triton_machine import runs_on, unavailable
 
 __all__ = ["NAME", "prepare", "unavailable", "unsupported"]
 
@@ -43,7 +42,7 @@ def _multiply(
     activation_bits: int = 8,
     activation_scale: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "m out"]:
-    from daptq.kernels.linear.backends._triton import multiply_integers
+    from daptq.kernels.linear.backends._triton_kernels import multiply_integers
 
     integers, scale = quantize_activations(x, activation_bits, activation_scale)
     return multiply_integers(

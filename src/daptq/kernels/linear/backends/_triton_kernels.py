@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from daptq.kernels.triton_machine import interpreted
+from daptq.kernels.linear.backends._triton_form import interpreted
 
 __all__ = ["multiply_floats", "multiply_integers"]
 
