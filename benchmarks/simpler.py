@@ -23,7 +23,8 @@ from daptq.cli.console import reported_progress
 from daptq.environments.simpler.tasks import TASKS
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.run import run_evaluation
-from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
+from daptq.statistics.proportion import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}

@@ -21,7 +21,7 @@ from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
 from daptq.environments.simpler.tasks import TASKS
 from daptq.environments.simpler.world import asset_folder
-from daptq.statistics.intervals import wilson_interval
+from daptq.statistics.proportion import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STAGES = "tasks/bridge_v2_real2sim_dataset/stages"

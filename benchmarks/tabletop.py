@@ -19,7 +19,7 @@ from daptq.calibration.demonstrations import Disturbance, record_episode
 from daptq.calibration.tabletop import COURSE
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.environments.tabletop.expert import TabletopExpert
-from daptq.statistics.intervals import wilson_interval
+from daptq.statistics.proportion import wilson_interval
 
 FIRST_SEED = 20_000_000
 IMAGES: dict[str, dict[str, int]] = {

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
-from daptq.statistics.intervals import gap_interval, paired_difference_interval
+from daptq.statistics.paired_proportions import gap_interval, paired_difference_interval
 
 
 def draw(

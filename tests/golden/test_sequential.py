@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from daptq.errors import InvalidInputError
-from daptq.statistics.intervals import clustered_difference_interval, paired_difference_interval
+from daptq.statistics.clustered import clustered_difference_interval
+from daptq.statistics.paired_proportions import paired_difference_interval
 from daptq.statistics.sequential import anytime_interval, non_inferiority_power, pairs_needed
 
 SEED = 20261124

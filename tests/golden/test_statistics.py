@@ -11,17 +11,11 @@ import pytest
 from scipy import optimize, stats
 
 from daptq.errors import InvalidInputError
-from daptq.statistics import intervals as statistics
-from daptq.statistics.intervals import (
-    bootstrap_interval,
-    clustered_difference_interval,
-    mcnemar_exact,
-    mean,
-    median,
-    paired_difference_interval,
-    root_mean_square,
-    wilson_interval,
-)
+from daptq.statistics import bootstrap as statistics
+from daptq.statistics.bootstrap import bootstrap_interval, mean, median, root_mean_square
+from daptq.statistics.clustered import clustered_difference_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
+from daptq.statistics.proportion import wilson_interval
 from daptq.statistics.sequential import non_inferiority_power
 
 

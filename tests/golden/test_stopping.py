@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daptq.errors import InvalidInputError
 from daptq.statistics import stopping
-from daptq.statistics.intervals import paired_difference_interval
+from daptq.statistics.paired_proportions import paired_difference_interval
 from daptq.statistics.sequential import anytime_interval, pairs_needed
 from daptq.statistics.stopping import EarlyStop, looks
 

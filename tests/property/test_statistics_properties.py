@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
+from daptq.statistics.proportion import wilson_interval
 
 trials = st.integers(1, 500)
 

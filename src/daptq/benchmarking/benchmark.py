@@ -40,8 +40,8 @@ from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
 from daptq.policies.captured import captured_denoising
 from daptq.policies.contract import Policy
+from daptq.statistics.bootstrap import bootstrap_estimate, median
 from daptq.statistics.estimate import Estimate
-from daptq.statistics.intervals import bootstrap_estimate, median
 
 __all__ = ["benchmark", "interleaved_times", "percentiles", "ratio_interval"]
 

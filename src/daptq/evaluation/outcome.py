@@ -24,7 +24,7 @@ from daptq.metrics.pairs import paired_summary
 from daptq.metrics.success import success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.summary import monitor_summary
-from daptq.statistics.intervals import CONFIDENCE
+from daptq.statistics.interval import CONFIDENCE
 
 __all__ = ["Outcome"]
 

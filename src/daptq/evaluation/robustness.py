@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.variant_result import RobustnessGap, VariantPolicy, VariantResult
-from daptq.statistics.intervals import clustered_difference_interval, gap_interval
+from daptq.statistics.clustered import clustered_difference_interval
+from daptq.statistics.paired_proportions import gap_interval
 
 __all__ = ["robustness_gap", "with_variants"]
 

@@ -26,8 +26,8 @@ from daptq.metrics.deviation import (
     UntilContactDiffers,
     WholeEpisode,
 )
+from daptq.statistics.bootstrap import bootstrap_estimate, mean, median, root_mean_square
 from daptq.statistics.estimate import Estimate
-from daptq.statistics.intervals import bootstrap_estimate, mean, median, root_mean_square
 
 Array = NDArray[np.float64]
 

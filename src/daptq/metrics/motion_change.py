@@ -14,8 +14,8 @@ from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.json_model import Count, JsonModel, absent
 from daptq.metrics.motion import METRICS
 from daptq.metrics.motion_metric import Control, MotionMetric
+from daptq.statistics.bootstrap import bootstrap_estimate, mean, median
 from daptq.statistics.estimate import Estimate
-from daptq.statistics.intervals import bootstrap_estimate, mean, median
 
 __all__ = ["MotionChange", "motion_summary"]
 

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.json_model import Count, Fraction, JsonModel, Percentage, Positive
-from daptq.statistics.intervals import clustered_difference_interval, mcnemar_exact, paired_difference_interval
+from daptq.statistics.clustered import clustered_difference_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
 
 __all__ = ["ByTask", "Discordant", "Paired", "Pairs", "paired_summary"]
 

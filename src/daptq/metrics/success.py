@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.json_model import Count, Fraction, JsonModel, Positive
-from daptq.statistics.intervals import wilson_interval
+from daptq.statistics.proportion import wilson_interval
 
 __all__ = ["Rate", "Rates", "Success", "success_summary"]
 

@@ -13,7 +13,7 @@ from statistics import NormalDist
 from daptq.evaluation.comparison import Comparison
 from daptq.metrics.pairs import Paired
 from daptq.report.wording import count_of, points, points_interval
-from daptq.statistics.intervals import CONFIDENCE
+from daptq.statistics.interval import CONFIDENCE
 from daptq.statistics.sequential import POWER
 
 MARGIN = 5.0

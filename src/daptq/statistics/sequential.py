@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from daptq.errors import InvalidInputError
-from daptq.statistics.intervals import CONFIDENCE, Interval, check_pairs, paired_difference_interval
+from daptq.statistics.interval import CONFIDENCE, Interval
+from daptq.statistics.paired_proportions import check_pairs, paired_difference_interval
 
 POWER = 0.9
 MOST_PAIRS = 1_000_000

@@ -11,7 +11,8 @@ import pytest
 
 from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 from daptq.observations import CameraSize, camera_key
-from daptq.statistics.intervals import mcnemar_exact, paired_difference_interval, wilson_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
+from daptq.statistics.proportion import wilson_interval
 from daptq.statistics.sequential import anytime_interval
 from tests.closed_loop.evaluation.json_results import evaluate_json, evaluated
 from tests.closed_loop.evaluation.point_world import PointWorld

@@ -16,7 +16,7 @@ from scipy import stats
 from daptq.errors import InvalidInputError, UnknownNameError
 from daptq.evaluation.result import EvaluationResult
 from daptq.report.table import variant_rows, variant_table
-from daptq.statistics.intervals import gap_interval
+from daptq.statistics.paired_proportions import gap_interval
 from tests.closed_loop.evaluation.json_results import evaluated
 from tests.integration.test_evaluation_scripts import load
 

@@ -8,12 +8,9 @@ import pytest
 from daptq.closed_loop.rollout import EpisodeRecord, Motion
 from daptq.metrics.pairs import paired_summary
 from daptq.metrics.success import success_summary
-from daptq.statistics.intervals import (
-    clustered_difference_interval,
-    mcnemar_exact,
-    paired_difference_interval,
-    wilson_interval,
-)
+from daptq.statistics.clustered import clustered_difference_interval
+from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
+from daptq.statistics.proportion import wilson_interval
 
 
 def records(outcomes: str, *, policy: str = "p") -> list[EpisodeRecord]:
