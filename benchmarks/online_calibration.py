@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 import daptq
 from daptq.artifacts import provenance, read_artifact, write_artifact, write_bytes, write_json
-from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.watched_drive import drive
@@ -32,7 +32,7 @@ from daptq.metrics.pairs import paired_summary
 from daptq.metrics.success import Rate, success_summary
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
-from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.monitoring.refresh import RefreshConfig, Refreshed, folds_for_refresh, refreshed_maps
 from daptq.monitoring.shift_detector import Assessment
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
@@ -70,9 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Runs every part; a JSON object."""
     policy = daptq.load_policy(options.policy)
-    interface = only_interface(policy)
     normal = Watched(policy, options, "reference", None)
-    reference = InterfaceReference.of(interface.name, normal.run(options.reference_episodes, REFERENCE_SEED)[1])
+    reference = InterfaceReference.of(normal.run(options.reference_episodes, REFERENCE_SEED)[1])
     runs: dict[str, Run] = {}
 
     def judge(name: str, run: Watched) -> None:
@@ -84,9 +83,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     judge("changed", Watched(policy, options, "changed", options.variant))
     _, recent = Watched(policy, options, "recent", options.variant).run(options.refresh_episodes, REFRESH_SEED)
     for name, significance in options.significance.items():
-        affine = refreshed_map(reference, recent, RefreshConfig(significance=significance))
-        refreshed = Refreshed(policy, interface, affine)
-        judge(f"refreshed: {name}", Watched(policy, options, f"refreshed-{significance:g}", options.variant, affine))
+        limits = RefreshConfig(significance=significance)
+        maps = refreshed_maps(reference, recent, limits, folds=folds_for_refresh(policy))
+        refreshed = Refreshed(policy, maps)
+        judge(f"refreshed: {name}", Watched(policy, options, f"refreshed-{significance:g}", options.variant, maps))
         refreshed.undo()
     return {
         "schema_version": 1,
@@ -108,21 +108,21 @@ Run = tuple[Sequence[EpisodeRecord], Sequence[Assessment]]
 
 @dataclass(frozen=True)
 class Watched:
-    """Episodes of one part, with what passed the interface; finished groups are kept, so that a rerun continues.
+    """Episodes of one part, with what passed the interfaces; finished groups are kept, so that a rerun continues.
 
     Attributes:
-        policy: The policy, with `affine` already in its consumer.
+        policy: The policy, with `maps` already in its weights.
         options: Batch and folder.
         name: Name of the part.
         variant: Variant of the scene.
-        affine: The map that the consumer has absorbed.
+        maps: The maps that the policy has absorbed, by interface.
     """
 
     policy: Policy
     options: argparse.Namespace
     name: str
     variant: str | None
-    affine: AffineMap | None = None
+    maps: Mapping[str, AffineMap] = field(default_factory=dict)
 
     def run(self, episodes: int, seed: int) -> tuple[list[EpisodeRecord], list[EpisodeStream]]:
         """Records and streams of all episodes."""
@@ -137,7 +137,7 @@ class Watched:
         driven = drive(
             request,
             self.policy,
-            lambda instructions: watch_episodes(self.policy, only_interface(self.policy), instructions, self.affine),
+            lambda instructions: watch_episodes(self.policy, instructions, self.maps),
             skip=len(records),
         )
         for group, some in driven:
@@ -150,13 +150,15 @@ class Watched:
 def _write(folder: Path, records: Sequence[EpisodeRecord], streams: Sequence[EpisodeStream]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = [
-        (f"{index}/{key}", value)
+        (f"{index}/{number}/{key}", value)
         for index, stream in enumerate(streams)
-        for key, value in stream.moments.tensors().items()
+        for number, moments in enumerate(stream.moments.values())
+        for key, value in moments.tensors().items()
     ]
     metadata = {
         "records": [record.to_json() for record in records],
         "instructions": [stream.instruction for stream in streams],
+        "interfaces": list(streams[0].moments),
     }
     write_artifact(folder, kind="watched-episodes", tensors=iter(content), metadata=metadata)
 
@@ -166,9 +168,12 @@ def _read(folder: Path) -> tuple[list[EpisodeRecord], list[EpisodeStream]]:
     streams = [
         EpisodeStream(
             instruction=instruction,
-            moments=Moments.from_tensors(
-                {key: artifact.tensor(f"{index}/{key}") for key in ("count", "mean", "scatter")}
-            ),
+            moments={
+                name: Moments.from_tensors(
+                    {key: artifact.tensor(f"{index}/{number}/{key}") for key in ("count", "mean", "scatter")}
+                )
+                for number, name in enumerate(artifact.metadata["interfaces"])
+            },
         )
         for index, instruction in enumerate(artifact.metadata["instructions"])
     ]

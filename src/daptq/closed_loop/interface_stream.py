@@ -1,39 +1,39 @@
-"""What passes a perception-to-action interface during each episode of a running policy.
+"""What passes the perception-to-action interfaces during each episode of a running policy.
 
-One vector per predicted chunk and episode, however many denoising steps read it. The stream does not change the policy
-and does not know what the numbers are good for.
+One vector per predicted chunk, episode and row of the representation, however many denoising steps read it. The stream
+does not change the policy and does not know what the numbers are good for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from daptq.errors import DaptqError, InvalidInputError
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Interface
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
 from daptq.policies.taps import watch_taps
 
-__all__ = ["EpisodeStream", "Reading", "only_interface", "watch_episodes"]
+__all__ = ["EpisodeStream", "Reading", "watch_episodes"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EpisodeStream:
-    """The representation over one episode.
+    """The representations over one episode.
 
     Attributes:
         instruction: What the policy was told.
-        moments: Mean and covariance over the predictions of the episode.
+        moments: Mean and covariance over the predictions of the episode, by the interface's name.
     """
 
     instruction: str
-    moments: Moments
+    moments: Mapping[str, Moments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,66 +42,59 @@ class Reading:
 
     Attributes:
         instruction: What the policy was told.
-        score: How strange the episode is.
-        channel: The channel whose mean moved most.
-        moved: By how many standard deviations of an episode's mean, with its sign.
+        score: How unusual the episode is.
+        interface: The interface of the channel whose mean moved most.
+        channel: That channel.
+        moved: By how many standard deviations of an episode's mean it moved, with its sign.
     """
 
     instruction: str
     score: float
+    interface: str
     channel: int
     moved: float
 
 
-def only_interface(policy: Policy) -> Interface:
-    """The interface of a policy that has one.
-
-    Raises:
-        InvalidInputError: It has none or several.
-    """
-    interfaces = policy.interfaces()
-    if len(interfaces) != 1:
-        raise InvalidInputError(
-            f"a monitored policy must have one perception-to-action interface, got {len(interfaces)}. "
-            "Monitor another policy."
-        )
-    return interfaces[0]
-
-
 @contextmanager
 def watch_episodes(
-    policy: Policy, interface: Interface, instructions: Sequence[str], affine: AffineMap | None = None
+    policy: Policy, instructions: Sequence[str], maps: Mapping[str, AffineMap] = MappingProxyType({})
 ) -> Iterator[list[EpisodeStream]]:
     """Within the block the policy drives one episode per instruction, side by side, in this order.
 
     Args:
-        policy: The policy; its outputs are not changed, and the hook is gone after the block.
-        interface: What to watch.
+        policy: The policy, all of whose interfaces are watched; its outputs are not changed, and nothing is watched
+            after the block.
         instructions: Instruction of each episode, in the order of the rows of the policy's batch.
-        affine: A map that the consumer has absorbed; what it reads counts after the map.
+        maps: Maps that the policy has absorbed, by interface; what is read counts after the map.
 
     Yields:
         A list that holds one stream per episode when the block has ended without an error.
 
     Raises:
+        InvalidInputError: The policy has no interface.
         DaptqError: No prediction was made in the block.
     """
-    streams: list[Moments] = []
+    taps = {interface.name: interface.tap for interface in policy.interfaces()}
+    if not taps:
+        raise InvalidInputError(
+            "a monitored policy must have a perception-to-action interface, got none. Monitor another policy."
+        )
+    streams: list[dict[str, Moments]] = [{} for _ in instructions]
     finished: list[EpisodeStream] = []
 
-    def add(_: str, representation: Tensor) -> None:
-        rows = interface.tap.rows(representation.detach(), len(instructions))
+    def add(name: str, representation: Tensor) -> None:
+        rows = taps[name].rows(representation.detach(), len(instructions))
         if policy.denoising_step.index != 0 or rows is None:
             return
         rows = rows.to("cpu", torch.float64)
-        if not streams:
-            streams.extend(Moments(rows.shape[-1]) for _ in instructions)
-        for moments, vectors in zip(streams, rows if affine is None else affine(rows), strict=True):
-            moments.update(vectors)
+        for moments, vectors in zip(streams, maps[name](rows) if name in maps else rows, strict=True):
+            moments.setdefault(name, Moments(rows.shape[-1])).update(vectors)
 
-    with watch_taps(policy, {interface.name: interface.tap}, add):
+    with watch_taps(policy, taps, add):
         yield finished
-    if not streams:
-        raise DaptqError("a watched policy must predict at least once, got no prediction. Drive within the block.")
-    pairs = zip(instructions, streams, strict=True)
-    finished.extend(EpisodeStream(instruction=instruction, moments=moments) for instruction, moments in pairs)
+    if any(stream.keys() != taps.keys() for stream in streams):
+        raise DaptqError(
+            "a watched policy must predict at least once, got no prediction at some interface. Drive within the block."
+        )
+    for instruction, stream in zip(instructions, streams, strict=True):
+        finished.append(EpisodeStream(instruction=instruction, moments={name: stream[name] for name in taps}))

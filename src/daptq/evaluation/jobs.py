@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from daptq.closed_loop.episodes import Episode
-from daptq.closed_loop.interface_stream import only_interface, watch_episodes
+from daptq.closed_loop.interface_stream import watch_episodes
 from daptq.closed_loop.rollout import Branch, Record, run_branches, run_episodes, run_watched
 from daptq.environments.contract import Environment
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -35,10 +35,10 @@ class EpisodeJob:
     def run(
         self, environments: Sequence[Environment], policy: Policy, reference: InterfaceReference | None
     ) -> Sequence[Record]:
-        """Does the job, in one environment for each episode; with a reference, the policy's interface is watched."""
+        """Does the job, in one environment for each episode; with a reference, the policy's interfaces are watched."""
         if reference is None:
             return run_episodes(environments, policy, self.episodes, label=self.policy)
-        watch = partial(watch_episodes, policy, only_interface(policy))
+        watch = partial(watch_episodes, policy)
         watched = run_watched(environments, policy, self.episodes, label=self.policy, watch=watch)
         return [replace(record, interface=reference.reading(stream)) for record, stream in zip(*watched, strict=True)]
 

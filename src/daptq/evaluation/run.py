@@ -226,7 +226,7 @@ def _watched(request: Evaluation, loaded: Mapping[str, Policy]) -> dict[str, Int
     if request.monitor is None:
         return {}
     label = request.compared[0]
-    request.monitor.require_interface(loaded[label])
+    request.monitor.require_interfaces(loaded[label])
     return {label: request.monitor}
 
 

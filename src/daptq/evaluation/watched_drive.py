@@ -1,12 +1,13 @@
-"""Drives a policy with its interface watched, and takes from nominal episodes what a monitor calls normal."""
+"""Drives a policy with its interfaces watched, and takes from nominal episodes what a monitor calls normal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from daptq.closed_loop.episodes import schedule_episodes
-from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.schedule import Progress
@@ -29,7 +30,7 @@ def take_reference(
     batch: int = 8,
     progress: Progress | None = None,
 ) -> InterfaceReference:
-    """Drives `policy` in the nominal scene and keeps what passes its interface.
+    """Drives `policy` in the nominal scene and keeps what passes its interfaces.
 
     Args:
         policy: The policy that will run.
@@ -42,24 +43,19 @@ def take_reference(
 
     Raises:
         UnknownNameError: The environment or a task is not known.
-        InvalidInputError: The policy has no interface or several, a count is out of range, or there are fewer than
+        InvalidInputError: The policy has no interface, a count is out of range, or there are fewer than
             four episodes per task.
     """
-    interface = only_interface(policy)
-
-    def watch(instructions: Sequence[str]) -> AbstractContextManager[list[EpisodeStream]]:
-        return watch_episodes(policy, interface, instructions)
-
     request = Evaluation(
         candidates=[policy], environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch
     )
-    driven = drive(request, policy, watch)
+    driven = drive(request, policy, partial(watch_episodes, policy))
     streams: list[EpisodeStream] = []
     for _, some in driven:
         streams += some
         if progress is not None:
             progress(len(streams), episodes, f"{policy.name}: normal episodes")
-    return InterfaceReference.of(interface.name, streams)
+    return InterfaceReference.of(streams)
 
 
 def drive(
@@ -69,7 +65,7 @@ def drive(
     *,
     skip: int = 0,
 ) -> Iterator[tuple[list[EpisodeRecord], list[EpisodeStream]]]:
-    """Runs the episodes of an evaluation in this process and watches the interface.
+    """Runs the episodes of an evaluation in this process and watches the interfaces.
 
     Args:
         request: Which episodes, in which environment, and how many side by side.

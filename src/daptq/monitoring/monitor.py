@@ -1,4 +1,4 @@
-"""Watches the perception-to-action interface of a running policy: flags a shift, and can refresh gain and shift.
+"""Watches the perception-to-action interfaces of a running policy: flags a shift, and can refresh gain and shift.
 
 One assessment per episode. The false-alarm rate is a guarantee, not an estimate: if episodes are exchangeable with
 those of the reference, the monitor flags a shift within `horizon` episodes with probability at most `false_alarm_rate`,
@@ -9,15 +9,15 @@ A flag says that what the policy perceives has changed, not that it fails; and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from daptq.closed_loop.interface_stream import EpisodeStream, only_interface, watch_episodes
+from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
 from daptq.monitoring.interface_reference import InterfaceReference
-from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.monitoring.refresh import RefreshConfig, Refreshed, folds_for_refresh, refreshed_maps
 from daptq.monitoring.shift_detector import FALSE_ALARM_RATE, Assessment, ShiftDetector
 from daptq.policies.contract import Policy
 
@@ -50,14 +50,13 @@ class InterfaceMonitor:
         config: Settings.
 
     Raises:
-        InvalidInputError: The reference belongs to another interface, or a setting is not usable.
+        InvalidInputError: The reference belongs to other interfaces, or a setting is not usable.
     """
 
     def __init__(self, policy: Policy, reference: InterfaceReference, config: MonitorConfig | None = None) -> None:
         self.config = config or MonitorConfig()
         self._policy, self._reference = policy, reference
-        reference.require_interface(policy)
-        self._interface = only_interface(policy)
+        reference.require_interfaces(policy)
         self._detector = ShiftDetector(
             reference,
             false_alarm_rate=self.config.false_alarm_rate,
@@ -94,8 +93,8 @@ class InterfaceMonitor:
         """
         for instruction in instructions:
             self._reference.require(instruction)
-        affine = None if self._refreshed is None else self._refreshed.affine
-        with watch_episodes(self._policy, self._interface, instructions, affine) as streams:
+        maps = {} if self._refreshed is None else self._refreshed.maps
+        with watch_episodes(self._policy, instructions, maps) as streams:
             yield streams
         for stream in streams:
             self.assess(stream)
@@ -114,33 +113,37 @@ class InterfaceMonitor:
         """Lowers the flag and forgets the evidence so far."""
         self._detector.restart()
 
-    def refresh(self, episodes: int) -> AffineMap:
+    def refresh(self, episodes: int) -> Mapping[str, AffineMap]:
         """Refreshes gain and shift from the last episodes, puts them into the policy, and restarts.
 
         Args:
             episodes: How many of the last episodes to take; all of them after the change.
 
         Returns:
-            The map that is in force, from the unchanged policy's representation on.
+            The maps that are in force, from the unchanged policy's representations on, by interface.
 
         Raises:
-            InvalidInputError: Fewer episodes have been watched since the last refresh.
+            InvalidInputError: Fewer episodes have been watched since the last refresh, or an interface cannot be
+                refreshed.
         """
         if not 1 <= episodes <= len(self._streams):
             raise InvalidInputError(
                 f"episodes must be between 1 and {len(self._streams)}, those watched so far, got {episodes}. "
                 "Drive more."
             )
-        change = refreshed_map(self._reference, self._streams[-episodes:], self.config.refresh)
-        before = self._refreshed
-        if before is not None:
-            matrix, shift = change.matrix @ before.affine.matrix, change(before.affine.shift)
-            change = AffineMap(matrix=matrix, shift=shift)
-            before.undo()
-        self._refreshed = Refreshed(self._policy, self._interface, change)
+        folds, recent = folds_for_refresh(self._policy), self._streams[-episodes:]
+        maps = refreshed_maps(self._reference, recent, self.config.refresh, folds=folds)
+        if self._refreshed is not None:
+            before = self._refreshed.maps
+            maps = {
+                name: AffineMap(matrix=change.matrix @ before[name].matrix, shift=change(before[name].shift))
+                for name, change in maps.items()
+            }
+            self._refreshed.undo()
+        self._refreshed = Refreshed(self._policy, maps)
         self._streams.clear()
         self.restart()
-        return change
+        return maps
 
     def undo(self) -> None:
         """Takes the correction out of the policy again, bit for bit, and restarts."""

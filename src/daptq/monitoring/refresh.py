@@ -1,4 +1,4 @@
-"""Gain and shift at an interface, refreshed from a stream of the running policy, put into its weights and taken out.
+"""Gain and shift at the interfaces, refreshed from a stream of the running policy, put into its weights and taken out.
 
 The correction is the paper's per-channel one (arXiv 2604.11572, eq. 4-5), with the reference of a monitor in the place
 of full precision and the stream in the place of the quantized policy. Where a fold of the interface has all its layers
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -24,15 +25,15 @@ from daptq.closed_loop.interface_stream import EpisodeStream
 from daptq.compensation.csrc import gain_and_shift
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, FoldedLayer, Interface
-from daptq.interfaces.map_class import belongs
+from daptq.interfaces.contract import Fold, FoldedLayer
+from daptq.interfaces.map_class import MapClass, rotary_matrix
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.numerics.moments import Moments
 from daptq.packing.checkpoint import replace_module
 from daptq.policies.contract import Policy
 
-__all__ = ["RefreshConfig", "Refreshed", "refreshed_map"]
+__all__ = ["RefreshConfig", "Refreshed", "folds_for_refresh", "refreshed_maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,14 @@ class RefreshConfig:
             )
 
 
-def refreshed_map(
-    reference: InterfaceReference, streams: Sequence[EpisodeStream], config: RefreshConfig | None = None
-) -> AffineMap:
-    """The diagonal map that gives the streams the mean and spread of the reference in the same mix of instructions.
+def refreshed_maps(
+    reference: InterfaceReference,
+    streams: Sequence[EpisodeStream],
+    config: RefreshConfig | None = None,
+    *,
+    folds: Mapping[str, Fold] = MappingProxyType({}),
+) -> dict[str, AffineMap]:
+    """The maps, by interface, that give the streams the spread and mean of the reference, for the same instructions.
 
     Only channels that moved beyond chance are corrected, see `RefreshConfig.significance`.
 
@@ -74,6 +79,8 @@ def refreshed_map(
         reference: What is normal.
         streams: Recent episodes, all under the changed conditions.
         config: Limits.
+        folds: Where maps will go: each is of the fold's class, a gain alone where that has no shift. By default a gain
+            and a shift per channel.
 
     Raises:
         InvalidInputError: There is no stream, or one has an instruction that the reference does not know.
@@ -81,83 +88,124 @@ def refreshed_map(
     limits = config or RefreshConfig()
     if not streams:
         raise InvalidInputError("a refresh must have at least one episode, got none. Drive first.")
-    counts: dict[str, int] = {}
-    total = Moments(streams[0].moments.size)
     for stream in streams:
-        counts[stream.instruction] = counts.get(stream.instruction, 0) + stream.moments.count
-        total.merge(stream.moments)
-    target = reference.mixed(counts)
+        reference.require(stream.instruction)
+    return {name: _refreshed(reference, name, streams, limits, folds.get(name)) for name in reference.interfaces}
+
+
+def _refreshed(
+    reference: InterfaceReference,
+    name: str,
+    streams: Sequence[EpisodeStream],
+    limits: RefreshConfig,
+    fold: Fold | None,
+) -> AffineMap:
+    """The map of one interface."""
+    normal = reference.interfaces[name]
+    counts: dict[str, int] = {}
+    total = Moments(streams[0].moments[name].size)
+    for stream in streams:
+        counts[stream.instruction] = counts.get(stream.instruction, 0) + stream.moments[name].count
+        total.merge(stream.moments[name])
+    target = normal.mixed(counts)
+    error = normal.spread * (1.0 / len(streams) + 1.0 / reference.episodes) ** 0.5
+    moved = (total.mean - target.mean).abs() > limits.significance * error
+    map_class: MapClass = "diagonal" if fold is None else fold.map_class
+    if fold is not None and map_class == "rotary":
+        return _of_pairs(target.std(), total.std(), moved, limits, fold.map_heads)
     mean, std = target.mean, target.std()
     epsilon = limits.epsilon * float(std.mean())
     gain, shift = gain_and_shift(mean, std, total.mean, total.std(), limits.gain_min, limits.gain_max, epsilon)
-    error = reference.spread * (1.0 / len(streams) + 1.0 / reference.episodes) ** 0.5
-    moved = (total.mean - mean).abs() > limits.significance * error
     gain, shift = torch.where(moved, gain, torch.ones_like(gain)), torch.where(moved, shift, torch.zeros_like(shift))
-    return AffineMap(matrix=torch.diag(gain), shift=shift)
+    return AffineMap(matrix=torch.diag(gain), shift=torch.zeros_like(shift) if map_class == "gain" else shift)
+
+
+def _of_pairs(
+    target: Float[Tensor, " d"], found: Float[Tensor, " d"], moved: Tensor, limits: RefreshConfig, heads: int
+) -> AffineMap:
+    """A gain for every pair of channels (i, i + D/2) of each head, where one of the two has moved."""
+    target, found = (std.square().view(heads, 2, -1).sum(dim=1).sqrt() for std in (target, found))
+    zero, epsilon = torch.zeros_like(target), limits.epsilon * float(target.mean())
+    gain, _ = gain_and_shift(zero, target, zero, found, limits.gain_min, limits.gain_max, epsilon)
+    gain = torch.where(moved.view(heads, 2, -1).any(dim=1), gain, torch.ones_like(gain))
+    return AffineMap(matrix=rotary_matrix(gain, zero), shift=torch.zeros(2 * zero.numel(), dtype=torch.float64))
 
 
 class Refreshed:
-    """A policy that has absorbed a map at one interface, until `undo`.
+    """A policy that has absorbed a map at each of its interfaces, until `undo`.
 
-    The map goes into the first fold that can take it with all its layers in floating point. Without such a fold it is
+    A map goes into the first fold that can take it with all its layers in floating point. Without such a fold it is
     applied to the input of the layers that read the representation.
 
     Args:
         policy: The policy; layers and constants of it are replaced.
-        interface: Where the map belongs.
-        affine: The map, invertible.
+        maps: The maps by interface, invertible, each of the class of its fold (`folds_for_refresh`).
 
     Attributes:
-        affine: The map.
-        exact: Whether it was folded into weights; otherwise it is applied to inputs.
+        maps: The maps.
+        exact: Whether all of them were folded into weights; otherwise some are applied to inputs.
 
     Raises:
-        InvalidInputError: The interface can take no such map.
+        InvalidInputError: An interface can take no such map.
     """
 
-    def __init__(self, policy: Policy, interface: Interface, affine: AffineMap) -> None:
-        self.affine = affine
+    def __init__(self, policy: Policy, maps: Mapping[str, AffineMap]) -> None:
+        self.maps = dict(maps)
+        self.exact = True
         self._policy = policy
-        fold = _fold_for(policy, interface, affine)
-        self._layers = {layer: policy.get_submodule(layer) for layer in fold.layers}
-        self._parameters = {path: policy.get_parameter(path) for path in fold.parameters}
-        self.exact = all(isinstance(layer, nn.Linear | BFloat16Linear) for layer in self._layers.values())
-        folded = fold.folded(affine, _tensors(self._layers, self._parameters))
-        for path, layer in self._layers.items():
-            if isinstance(layer, nn.Linear | BFloat16Linear):
-                replace_module(policy, path, _linear(folded.layers[path], layer))
-            else:
-                replace_module(policy, path, _MappedInput(layer, affine))
-        for path, before in self._parameters.items():
-            self._set(path, nn.Parameter(folded.parameters[path].float().to(before), requires_grad=False))
+        self._layers: list[tuple[str, nn.Module]] = []
+        self._parameters: list[tuple[str, nn.Parameter]] = []
+        for name, fold in folds_for_refresh(policy).items():
+            self._apply(fold, maps[name])
 
     def undo(self) -> None:
         """Puts the layers and the constants back as they were, bit for bit."""
-        for path, layer in self._layers.items():
+        for path, layer in reversed(self._layers):
             replace_module(self._policy, path, layer)
-        for path, parameter in self._parameters.items():
+        for path, parameter in reversed(self._parameters):
             self._set(path, parameter)
+
+    def _apply(self, fold: Fold, affine: AffineMap) -> None:
+        layers = {layer: self._policy.get_submodule(layer) for layer in fold.layers}
+        parameters = {path: self._policy.get_parameter(path) for path in fold.parameters}
+        folded = fold.folded(affine, _tensors(layers, parameters))
+        for path, layer in layers.items():
+            if isinstance(layer, nn.Linear | BFloat16Linear):
+                replace_module(self._policy, path, _linear(folded.layers[path], layer))
+            else:
+                self.exact = False
+                replace_module(self._policy, path, _MappedInput(layer, affine))
+        for path, before in parameters.items():
+            self._set(path, nn.Parameter(folded.parameters[path].float().to(before), requires_grad=False))
+        self._layers += layers.items()
+        self._parameters += parameters.items()
 
     def _set(self, path: str, value: nn.Parameter) -> None:
         parent, _, leaf = path.rpartition(".")
         setattr(self._policy.get_submodule(parent), leaf, value)
 
 
-def _fold_for(policy: Policy, interface: Interface, affine: AffineMap) -> Fold:
-    """The fold that takes a map of a running policy."""
-    able = [fold for fold in interface.folds if belongs(affine, fold.map_class, fold.map_heads)]
+def folds_for_refresh(policy: Policy) -> dict[str, Fold]:
+    """The fold of every interface that takes a map while the policy runs.
+
+    Raises:
+        InvalidInputError: An interface has none.
+    """
 
     def exact(fold: Fold) -> bool:
         return all(isinstance(policy.get_submodule(layer), nn.Linear | BFloat16Linear) for layer in fold.layers)
 
-    in_weights = (fold for fold in able if exact(fold))
-    before_inputs = (fold for fold in able if set(fold.readers) == set(fold.layers))
-    found = next(chain(in_weights, before_inputs), None)
-    if found is None:
-        raise InvalidInputError(
-            f"interface {interface.name} must have a fold for this map whose layers are in floating point or read the "
-            "representation, got none. Monitor it without a refresh."
-        )
+    found: dict[str, Fold] = {}
+    for interface in policy.interfaces():
+        in_weights = (fold for fold in interface.folds if exact(fold))
+        before_inputs = (fold for fold in interface.folds if set(fold.readers) == set(fold.layers))
+        fold = next(chain(in_weights, before_inputs), None)
+        if fold is None:
+            raise InvalidInputError(
+                f"interface {interface.name} must have a fold whose layers are in floating point or read the "
+                "representation to be refreshed, got none. Monitor it without a refresh."
+            )
+        found[interface.name] = fold
     return found
 
 

@@ -1,4 +1,4 @@
-"""After every watched episode: has what passes the interface shifted from what is normal?
+"""After every watched episode: has what passes the interfaces shifted from what is normal?
 
 The false-alarm rate is a guarantee for episodes whose initial states are drawn at random, see
 `daptq.statistics.change_detector`; those of a fixed list taken in turn are no such sample. The module does not know
@@ -94,12 +94,13 @@ class ShiftDetector:
         return self.assessments[-1]
 
     def _explain(self, reading: Reading, p_value: float) -> str:
+        of = f" of {reading.interface}" if len(self._reference.interfaces) > 1 else ""
         usual = float(np.median(self._reference.scores[reading.instruction]))
         return (
-            f"{'shift' if self.shifted else 'no shift'} at {self._reference.observed}: statistic "
+            f"{'shift' if self.shifted else 'no shift'} at {self._reference.names}: statistic "
             f"{self._detector.statistic:.3g} of {self.threshold:g}; this episode scores {reading.score:.3g}, usual is "
-            f"{usual:.3g} (p = {p_value:.3g}); channel {reading.channel} moved most, by {reading.moved:+.1f} standard "
-            "deviations of an episode's mean"
+            f"{usual:.3g} (p = {p_value:.3g}); channel {reading.channel}{of} moved most, by {reading.moved:+.1f} "
+            "standard deviations of an episode's mean"
         )
 
     def restart(self) -> None:

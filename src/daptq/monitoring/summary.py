@@ -36,11 +36,11 @@ class MonitoredEpisode(JsonModel):
 
 
 class MonitorSummary(JsonModel):
-    """What passed the candidate's perception-to-action interface, compared with nominal episodes.
+    """What passed the candidate's perception-to-action interfaces, compared with nominal episodes.
 
     Attributes:
         policy: Name of the policy that was watched.
-        observed: Module path that names the interface.
+        observed: Names of the interfaces, with commas.
         reference_episodes: Number of nominal episodes.
         false_alarm_rate: Largest probability of a flag within `horizon` episodes when nothing has changed.
         horizon: Number of episodes that were planned.
@@ -79,7 +79,7 @@ def monitor_summary(
     flagged = next(((record.index, one) for record, one in pairs if one.shifted), None)
     return MonitorSummary(
         policy=policy,
-        observed=reference.observed,
+        observed=reference.names,
         reference_episodes=reference.episodes,
         false_alarm_rate=FALSE_ALARM_RATE,
         horizon=horizon,

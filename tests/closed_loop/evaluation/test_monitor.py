@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ from daptq.errors import DaptqError, ForeignArtifactError, InvalidInputError, Un
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.watched_drive import drive, take_reference
 from daptq.interfaces.affine import AffineMap
+from daptq.interfaces.contract import Interface, Tap
+from daptq.interfaces.into_attention_keys import IntoAttentionKeys
+from daptq.interfaces.into_consumers import IntoConsumers
+from daptq.interfaces.into_norm import IntoNorm
+from daptq.interfaces.into_producer import IntoProducer
+from daptq.interfaces.map_class import belongs
 from daptq.layers.bfloat16_linear import BFloat16Linear
-from daptq.monitoring.interface_reference import RIDGE, InterfaceReference
+from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.monitoring.monitor import InterfaceMonitor, MonitorConfig
-from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_map
+from daptq.monitoring.normal_interface import RIDGE
+from daptq.monitoring.refresh import RefreshConfig, Refreshed, refreshed_maps
 from daptq.numerics.moments import Moments
-from daptq.policies.contract import Policy
+from daptq.policies.contract import Condition, Policy
 from tests.closed_loop.evaluation.json_results import evaluate_json, evaluated
 from tests.closed_loop.evaluation.point_world import Reader
 
@@ -45,7 +53,7 @@ def test_watching_changes_nothing_and_counts_each_prediction_once(reader: Reader
         records, streams = [], []
 
         def nothing(instructions: Sequence[str]) -> Any:
-            return watch_episodes(reader, reader.interfaces()[0], instructions)
+            return watch_episodes(reader, instructions)
 
         batch = 5 if watched else 1
         request = Evaluation(candidates=[reader], environment="point", episodes=5, seed=3, batch=batch)
@@ -59,17 +67,17 @@ def test_watching_changes_nothing_and_counts_each_prediction_once(reader: Reader
     np.testing.assert_allclose(one, other, atol=1e-7)
     assert [stream.instruction for stream in streams] == ["go left", "go right"] * 2 + ["go left"]
     # 24 control steps in chunks of 4: six predictions, however many denoising steps and constants are read.
-    assert [stream.moments.count for stream in streams] == [6] * 5
+    assert [stream.moments["consumer"].count for stream in streams] == [6] * 5
     sides = [0.01, -0.01] * 2 + [0.01]
     for side, stream in zip(sides, streams, strict=True):
-        assert abs(float(stream.moments.mean[0]) - side) < 0.003
+        assert abs(float(stream.moments["consumer"].mean[0]) - side) < 0.003
     assert not reader.consumer._forward_pre_hooks
 
 
 def test_a_block_without_a_prediction_is_refused(reader: Reader) -> None:
     with (
         pytest.raises(DaptqError, match="must predict at least once"),
-        watch_episodes(reader, reader.interfaces()[0], ["go left"]),
+        watch_episodes(reader, ["go left"]),
     ):
         pass
 
@@ -78,7 +86,7 @@ def test_the_score_is_the_mean_squared_mahalanobis_distance() -> None:
     generator = np.random.default_rng(0)
     raw = {name: generator.normal(size=(6, 5, 3)) * [1.0, 0.1, 3.0] + shift for name, shift in (("a", 0.0), ("b", 4.0))}
     streams = [stream(rows, name) for name, group in raw.items() for rows in group]
-    reference = InterfaceReference.of("interface", streams)
+    reference = InterfaceReference.of(streams)
     fitted = {name: group[0::2].reshape(-1, 3) for name, group in raw.items()}
     centred = np.concatenate([rows - rows.mean(axis=0) for rows in fitted.values()])
     covariance = centred.T @ centred / len(centred)
@@ -92,8 +100,10 @@ def test_the_score_is_the_mean_squared_mahalanobis_distance() -> None:
         assert reference.scores[name] == pytest.approx(expected[1::2], rel=1e-10)
     means = {name: group.mean(axis=1) for name, group in raw.items()}
     squares = sum(((rows - rows.mean(axis=0)) ** 2).sum(axis=0) for rows in means.values())
-    np.testing.assert_allclose(reference.spread.numpy(), np.sqrt(squares / (12 - 2)), rtol=1e-10)
-    mixed = reference.mixed({"a": 30, "b": 90})
+    np.testing.assert_allclose(
+        reference.interfaces["elsewhere"].spread.numpy(), np.sqrt(squares / (12 - 2)), rtol=1e-10
+    )
+    mixed = reference.interfaces["elsewhere"].mixed({"a": 30, "b": 90})
     together = np.concatenate([raw["a"].reshape(-1, 3), *[raw["b"].reshape(-1, 3)] * 3])
     np.testing.assert_allclose(mixed.mean.numpy(), together.mean(axis=0), rtol=1e-10)
     np.testing.assert_allclose(mixed.std().numpy(), together.std(axis=0), rtol=1e-10)
@@ -102,13 +112,13 @@ def test_the_score_is_the_mean_squared_mahalanobis_distance() -> None:
 def stream(rows: Any, instruction: str = "a") -> EpisodeStream:
     moments = Moments(np.shape(rows)[1])
     moments.update(torch.tensor(np.asarray(rows), dtype=torch.float64))
-    return EpisodeStream(instruction=instruction, moments=moments)
+    return EpisodeStream(instruction=instruction, moments={"elsewhere": moments})
 
 
 def test_a_channel_that_never_varies_is_not_the_one_that_moved_most() -> None:
     generator = np.random.default_rng(0)
     varied = generator.normal(size=(9, 5, 3)) * [1.0, 0.0, 1.0]
-    reference = InterfaceReference.of("interface", [stream(rows) for rows in varied[:8]])
+    reference = InterfaceReference.of([stream(rows) for rows in varied[:8]])
     reading = reference.reading(stream(varied[8] + [0.0, 0.0, 4.0]))
     assert reading.channel == 2
     assert reading.moved > 4
@@ -167,7 +177,7 @@ def test_a_refresh_restores_success_and_can_be_taken_back(reader: Reader, refere
     before = {key: value.clone() for key, value in reader.state_dict().items()}
     monitor = InterfaceMonitor(reader, reference)
     assert run(reader, monitor, "offset", 16) == 0.5  # to the right the wrong reading helps
-    affine = monitor.refresh(16)
+    affine = monitor.refresh(16)["consumer"]
     refreshed = monitor.refreshed
     assert refreshed is not None
     assert refreshed.exact
@@ -188,7 +198,7 @@ def test_a_second_refresh_builds_on_the_first(reader: Reader, reference: Interfa
     run(reader, monitor, "offset", 16)
     monitor.refresh(16)
     run(reader, monitor, None, 16, seed=2)  # the sensor is repaired
-    affine = monitor.refresh(16)
+    affine = monitor.refresh(16)["consumer"]
     assert float(affine(torch.tensor([[0.0, 0.0]]))[0, 0]) == pytest.approx(0.0, abs=0.002)
     assert run(reader, monitor, None, 8, seed=3) == 1.0
     monitor.undo()
@@ -209,7 +219,7 @@ def test_the_consumer_reads_the_map_and_answers_constants_as_before(reader: Read
     affine = AffineMap(matrix=torch.diag(torch.tensor([0.8, 1.5]).double()), shift=torch.tensor([0.1, -0.3]).double())
     z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     expected, answered = consumer(affine(z).float()), consumer(constant)
-    refreshed = Refreshed(reader, reader.interfaces()[0], affine)
+    refreshed = Refreshed(reader, {"consumer": affine})
     assert refreshed.exact == (kind != "quantized")
     # float32 weights and inputs of order 1: a few roundings of 1e-7.
     torch.testing.assert_close(reader.consumer(z), expected, atol=2e-6, rtol=0)
@@ -236,19 +246,114 @@ class Sealed(nn.Module):
 def test_every_channel_gets_the_mean_and_spread_of_the_reference_or_stays() -> None:
     generator = np.random.default_rng(1)
     normal = [stream(generator.normal(size=(20, 4))) for _ in range(40)]
-    reference = InterfaceReference.of("interface", normal)
+    reference = InterfaceReference.of(normal)
     raw = [generator.normal(size=(20, 4)) * [1, 1, 1.4, 1] + [0, 0.8, 0.8, 0] for _ in range(20)]
     streams = [stream(rows) for rows in raw]
-    every = refreshed_map(reference, streams, RefreshConfig(significance=0.0, epsilon=0.0))
+    every = refreshed_maps(reference, streams, RefreshConfig(significance=0.0, epsilon=0.0))["elsewhere"]
     mapped = every(torch.tensor(np.concatenate(raw))).numpy()
-    target = reference.mixed({"a": 1})
+    target = reference.interfaces["elsewhere"].mixed({"a": 1})
     np.testing.assert_allclose(mapped.mean(axis=0), target.mean.numpy(), atol=1e-10)
     np.testing.assert_allclose(mapped.std(axis=0), target.std().numpy(), rtol=1e-10)
-    some = refreshed_map(reference, streams)
+    some = refreshed_maps(reference, streams)["elsewhere"]
     changed = ~torch.isclose(some.matrix.diagonal(), torch.ones(4, dtype=torch.float64)) | (some.shift != 0)
     assert changed.tolist() == [False, True, True, False]
-    assert torch.equal(some.shift[1:3], refreshed_map(reference, streams, RefreshConfig(significance=0.0)).shift[1:3])
-    assert refreshed_map(reference, normal).is_identity
+    corrected = refreshed_maps(reference, streams, RefreshConfig(significance=0.0))["elsewhere"]
+    assert torch.equal(some.shift[1:3], corrected.shift[1:3])
+    assert refreshed_maps(reference, normal)["elsewhere"].is_identity
+
+
+# --- several interfaces ----------------------------------------------------------------------------------------------
+
+
+class TwiceReader(Reader):
+    """Reads the same representation at a second interface of two rows, whose consumer has no effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(self.second.weight)
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return (*super().interfaces(), Interface("second", Tap("second"), (IntoConsumers(("second",)),)))
+
+    def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
+        (z,) = condition
+        self.denoising_step.index = 0
+        idle: Tensor = self.second(torch.stack([z, 2 * z], dim=1)).sum(dim=1)
+        return super().denoise(condition, noise) + 0.0 * idle.unsqueeze(2)
+
+
+def test_all_interfaces_are_watched_and_one_score_is_judged() -> None:
+    twice = TwiceReader()
+    reference = take_reference(twice, environment="point", episodes=48, seed=7)
+    assert list(reference.interfaces) == ["consumer", "second"]
+    monitor = InterfaceMonitor(twice, reference)
+    streams: list[EpisodeStream] = []
+    request = Evaluation(candidates=[twice], environment="point", variant="offset", episodes=24, seed=2)
+    for _, some in drive(request, twice, monitor.watch):
+        streams += some
+    assert [one.moments["second"].count for one in streams] == [2 * one.moments["consumer"].count for one in streams]
+    for one, assessment in zip(streams, monitor.assessments, strict=True):
+        alone = [normal.distance(one.moments[name], one.instruction) for name, normal in reference.interfaces.items()]
+        assert assessment.score == sum(alone)
+    first = next(one for one in monitor.assessments if one.shifted)
+    assert first.threshold == 2000.0, "one false-alarm rate over all interfaces"
+    assert first.explanation.startswith("shift at consumer, second: statistic")
+    assert re.search(r"channel 0 of (consumer|second) moved most, by -", first.explanation)
+
+
+def test_one_interface_is_scored_as_if_it_were_alone(reference: InterfaceReference) -> None:
+    both = take_reference(TwiceReader(), environment="point", episodes=48, seed=7)
+    assert reference.names == "consumer"
+    for name, moments in both.interfaces["consumer"].moments.items():
+        alone = reference.interfaces["consumer"].moments[name]
+        torch.testing.assert_close(moments.mean, alone.mean, rtol=0, atol=1e-9)
+
+
+def test_no_flag_at_two_interfaces_while_nothing_changes(tmp_path: Path) -> None:
+    twice = TwiceReader()
+    reference = take_reference(twice, environment="point", episodes=48, seed=7)
+    monitor = InterfaceMonitor(twice, InterfaceReference.load(reference.save(tmp_path / "reference")))
+    run(twice, monitor, None, 60)
+    assert not monitor.shifted
+    assert 0.35 < np.mean([one.p_value for one in monitor.assessments]) < 0.65
+
+
+def test_a_refresh_corrects_every_interface_and_can_be_taken_back() -> None:
+    twice = TwiceReader()
+    before = {key: value.clone() for key, value in twice.state_dict().items()}
+    monitor = InterfaceMonitor(twice, take_reference(twice, environment="point", episodes=48, seed=7))
+    run(twice, monitor, "offset", 16)
+    maps = monitor.refresh(16)
+    assert set(maps) == {"consumer", "second"}
+    assert float(maps["consumer"](torch.zeros(1, 2))[0, 0]) == pytest.approx(0.0095, abs=0.002)
+    assert run(twice, monitor, "offset", 16, seed=2) == 1.0
+    assert not monitor.shifted
+    monitor.undo()
+    assert twice.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in twice.state_dict().items())
+
+
+def test_a_refresh_stays_within_the_class_of_its_fold() -> None:
+    generator = np.random.default_rng(1)
+    reference = InterfaceReference.of([stream(generator.normal(size=(20, 4))) for _ in range(40)])
+    streams = [stream(generator.normal(size=(20, 4)) * [1, 1, 1.5, 1] + [0, 0, 0.8, 0]) for _ in range(20)]
+    keys, norm = IntoAttentionKeys("q", "k", heads=2, kv_heads=1), IntoNorm("n")
+    for fold in (keys, norm):
+        affine = refreshed_maps(reference, streams, folds={"elsewhere": fold})["elsewhere"]
+        assert belongs(affine, fold.map_class, fold.map_heads)
+        assert not affine.is_identity
+    assert refreshed_maps(reference, streams, folds={"elsewhere": keys})["elsewhere"].matrix[0, 0] < 1.0, "a pair"
+
+
+def test_an_interface_without_a_fold_for_a_running_policy_is_not_refreshed(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.consumer = Sealed(nn.Linear(2, 1))
+    only = (Interface("consumer", Tap("consumer"), (IntoProducer("consumer"),)),)
+    monkeypatch.setattr(reader, "interfaces", lambda: only)
+    with pytest.raises(InvalidInputError, match="interface consumer must have a fold whose layers"):
+        Refreshed(reader, {"consumer": AffineMap.identity(2)})
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -257,14 +362,14 @@ def test_every_channel_gets_the_mean_and_spread_of_the_reference_or_stays() -> N
 def test_what_cannot_be_monitored_is_refused(
     reader: Reader, reference: InterfaceReference, make_pusher: Callable[..., Policy]
 ) -> None:
-    with pytest.raises(InvalidInputError, match="one perception-to-action interface, got 0"):
+    with pytest.raises(InvalidInputError, match="a perception-to-action interface, got none"):
         take_reference(make_pusher(), environment="point", episodes=8)
     with pytest.raises(InvalidInputError, match="at least 4 episodes"):
         take_reference(reader, environment="point", episodes=6)
-    other = InterfaceReference.of("elsewhere", [stream(np.eye(2))] * 4)
-    with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
+    other = InterfaceReference.of([stream(np.eye(2))] * 4)
+    with pytest.raises(InvalidInputError, match="of the interfaces consumer, got elsewhere"):
         InterfaceMonitor(reader, other)
-    with pytest.raises(InvalidInputError, match="of the interface consumer, got elsewhere"):
+    with pytest.raises(InvalidInputError, match="of the interfaces consumer, got elsewhere"):
         evaluate_json(reader, monitor=other, environment="point", episodes=30)
     with pytest.raises(InvalidInputError, match="whole episodes to watch"):
         evaluated([reader], against=reader, closed_loop=False, monitor=reference, environment="point")
@@ -279,9 +384,9 @@ def test_what_cannot_be_monitored_is_refused(
         with pytest.raises(InvalidInputError, match="those watched so far"):
             monitor.refresh(asked)
     with pytest.raises(InvalidInputError, match="at least one episode"):
-        refreshed_map(reference, [])
+        refreshed_maps(reference, [])
     with pytest.raises(InvalidInputError, match="count of weighted moments"):
-        reference.mixed({"go left": 0})
+        reference.interfaces["consumer"].mixed({"go left": 0})
     for settings, message in (
         ({"gain_min": 0.0}, "0 < gain_min"),
         ({"gain_max": 0.5}, "0 < gain_min"),

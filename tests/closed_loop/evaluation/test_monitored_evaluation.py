@@ -103,8 +103,11 @@ def test_episodes_of_different_lengths_are_watched_side_by_side(
     driven = drive(
         Evaluation(candidates=[reader], environment="point", episodes=4, seed=3, batch=4),
         reader,
-        lambda instructions: watch_episodes(reader, reader.interfaces()[0], instructions),
+        lambda instructions: watch_episodes(reader, instructions),
     )
     ((records, streams),) = driven
     assert [record.index for record in records] == [0, 1, 2, 3]
-    assert [(one.instruction, one.moments.count) for one in streams] == [("go left", 3), ("go right", 6)] * 2
+    assert [(one.instruction, one.moments["consumer"].count) for one in streams] == [
+        ("go left", 3),
+        ("go right", 6),
+    ] * 2
