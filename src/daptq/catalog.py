@@ -26,7 +26,17 @@ from typing import Any
 
 from daptq.errors import InvalidInputError, UnknownNameError
 
-__all__ = ["DRIFT_MODELS", "ENVIRONMENTS", "FOLDS", "KERNELS", "METHODS", "POLICIES", "SOURCES", "Catalog"]
+__all__ = [
+    "COMPENSATIONS",
+    "DRIFT_MODELS",
+    "ENVIRONMENTS",
+    "FOLDS",
+    "KERNELS",
+    "METHODS",
+    "POLICIES",
+    "SOURCES",
+    "Catalog",
+]
 
 
 @functools.cache
@@ -166,5 +176,6 @@ ENVIRONMENTS = Catalog("environment", "daptq.environments", provides="make")
 SOURCES = Catalog("source", "daptq.calibration", provides="open_source")
 METHODS = Catalog("method", "daptq.recipes", provides="{module}")
 DRIFT_MODELS = Catalog("drift model", "daptq.drift.models", provides="DRIFT_MODEL")
+COMPENSATIONS = Catalog("compensation", "daptq.compensation", provides="COMPENSATION")
 FOLDS = Catalog("fold", "daptq.interfaces", provides="FOLD")
 KERNELS = Catalog("kernel", "daptq.kernels.linear.backends", provides="unavailable")

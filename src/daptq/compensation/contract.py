@@ -63,6 +63,11 @@ class CompensationMethod(ABC):
                 f"{self.selection!r}. Choose one of these."
             )
 
+    @property
+    def weighs_by_drift(self) -> bool:
+        """Whether the matrix H of every interface is measured for it, for which the policy is differentiated."""
+        return False
+
     @abstractmethod
     def solve(
         self,
@@ -78,7 +83,7 @@ class CompensationMethod(ABC):
             full: Its representation in full precision.
             quantized: Its representation after quantization, of the same states with the same noise.
             sensitivity: H, float64 (d, d), symmetric positive semi-definite, in mm^2 per squared unit: what an error of
-                the representation does to the robot; None unless the method needs it.
+                the representation does to the robot; None unless the method weighs by drift.
             map_class: The class that every map must be of.
             heads: Number of heads that share the channels, where the class has heads.
 

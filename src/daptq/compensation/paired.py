@@ -56,6 +56,11 @@ class PairedConfig(CompensationMethod):
             )
         super().__post_init__()
 
+    @property
+    def weighs_by_drift(self) -> bool:
+        """Whether residuals are weighed."""
+        return self.weighted
+
     def solve(
         self,
         full: InterfaceSample,

@@ -15,9 +15,8 @@ from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.plan import WEIGHT_BITS
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.allocation.verification import VerificationConfig
-from daptq.catalog import DRIFT_MODELS, Catalog
-from daptq.compensation.csrc import CsrcConfig
-from daptq.compensation.paired import PairedConfig
+from daptq.catalog import COMPENSATIONS, DRIFT_MODELS, Catalog
+from daptq.compensation.contract import CompensationMethod
 from daptq.drift.contract import DriftModel
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import RecipeError
@@ -120,12 +119,11 @@ _STAGES: Mapping[str, tuple[type[Any], ...]] = {
     "rounding": (NearestConfig, GptqConfig),
     "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
     "allocation": (TopFractionConfig, KnapsackConfig, EvenConfig),
-    "compensation": (CsrcConfig, PairedConfig),
     "verification": (VerificationConfig,),
 }
 
 # Stages whose methods the catalog finds, those of other distributions included.
-_FOUND: Mapping[str, Catalog] = {"drift": DRIFT_MODELS}
+_FOUND: Mapping[str, Catalog] = {"drift": DRIFT_MODELS, "compensation": COMPENSATIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +165,7 @@ class Recipe:
     drift: DriftModel = field(default_factory=VirtualChainConfig)
     drift_horizon: DriftHorizon = "executed"
     sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
-    compensation: CsrcConfig | PairedConfig | None = None
+    compensation: CompensationMethod | None = None
     interfaces: tuple[Interface, ...] | None = None
     allocation: TopFractionConfig | KnapsackConfig | EvenConfig | None = None
     verification: VerificationConfig | None = None
@@ -183,6 +181,11 @@ class Recipe:
         if not isinstance(self.drift, DriftModel):
             raise RecipeError(
                 f"drift must be the settings of a drift model, got {self.drift!r}. Pass for example Se3Config()."
+            )
+        if not isinstance(self.compensation, CompensationMethod | None):
+            raise RecipeError(
+                f"compensation must be the settings of a compensation or None, got {self.compensation!r}. Pass for "
+                "example CsrcConfig()."
             )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
@@ -238,7 +241,7 @@ class Recipe:
     def needs_metric(self) -> bool:
         """Whether a stage reads the matrix G of the drift model."""
         weighted_rounding = isinstance(self.rounding, GptqConfig) and self.rounding.drift_weighted
-        weighted_map = isinstance(self.compensation, PairedConfig) and self.compensation.weighted
+        weighted_map = self.compensation is not None and self.compensation.weighs_by_drift
         costs = self.scores_layers and self.needs_costs
         return weighted_rounding or weighted_map or costs
 

@@ -19,7 +19,6 @@ from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.gram import observe_grams
 from daptq.calibration.observers import check_mask
-from daptq.compensation.paired import PairedConfig
 from daptq.interfaces.contract import Interface
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.taps import watch_taps
@@ -144,7 +143,7 @@ def interface_sensitivities(statistics: Artifact | None) -> dict[str, Float[Tens
 
 
 def _weighted_map(recipe: Recipe) -> bool:
-    return isinstance(recipe.compensation, PairedConfig) and recipe.compensation.weighted
+    return recipe.compensation is not None and recipe.compensation.weighs_by_drift
 
 
 class _RepresentationGradients:
