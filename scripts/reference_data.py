@@ -5,8 +5,9 @@ Frames of the demonstrations with privileged labels, augmented; and the instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from daptq.calibration.tabletop import COURSE as TABLETOP
 from daptq.environments.contract import Environment
 from daptq.observations import STATE, TASK, camera_key
 from daptq.policies.contract import Batch, Policy
-from daptq.policies.execution import ChunkExecutor
+from daptq.policies.execution import predict_chunks
 
 SHIFT = 2
 FIRST_RECOVERY_SEED = 200_000
@@ -127,8 +128,17 @@ def augment(image: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 
 def follow(policy: Policy, instruction: str, seed: int) -> LeadIn:
     """A controller that does what the policy says."""
-    executor = ChunkExecutor(policy, seed=seed)
-    return lambda observation, step: executor.action(observation, instruction, step)
+    chunk: Tensor | None = None
+
+    def action(observation: Mapping[str, Any], step: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        nonlocal chunk
+        phase = step % policy.n_action_steps
+        if phase == 0 or chunk is None:
+            chunk = predict_chunks(policy, [observation], [instruction], seeds=[seed], step_indices=[step])[0]
+        taken: np.ndarray[Any, np.dtype[np.float32]] = chunk[phase].numpy().astype(np.float32)
+        return taken
+
+    return action
 
 
 def record_recoveries(environment: Environment, course: Course, policy: Policy, index: int) -> list[Episode]:

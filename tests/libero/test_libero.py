@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from daptq.environments.contract import check_environment
 from daptq.environments.libero import LiberoEnvironment
-from daptq.environments.libero.expert import LiberoExpert
 from daptq.environments.libero.tasks import TASKS
 from daptq.errors import InvalidInputError
+from tests.libero.expert import LiberoExpert
 
 # robosuite and LIBERO warn of their own affairs.
 pytestmark = [pytest.mark.libero, pytest.mark.filterwarnings("ignore")]

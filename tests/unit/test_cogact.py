@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +11,7 @@ from daptq.errors import InvalidInputError
 from daptq.observations import ACTION, STATE, TASK, camera_key
 from daptq.policies.cogact_small import SmallCogACTConfig, SmallCogACTPolicy
 from daptq.policies.contract import Batch
-from daptq.policies.execution import ChunkExecutor, ensemble_weights, noise_generator
+from daptq.policies.execution import noise_generator
 from daptq.policies.tokenizer import prompt, train_tokenizer
 from daptq.policies.vision_tower import Keypoints, pixel_shuffle
 
@@ -125,43 +124,11 @@ def test_pixel_shuffle_joins_neighbours() -> None:
     assert pixel_shuffle(tokens, 4)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
-def observation(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return {camera_key("front"): image, STATE: rng.normal(size=7).astype(np.float32)}
-
-
-def test_executor_takes_the_steps_of_a_chunk_in_turn(policy: SmallCogACTPolicy) -> None:
-    executor = ChunkExecutor(policy, seed=5)
-    actions = [executor.action(observation(0 if step < 4 else 1), "put the spoon", step) for step in range(8)]
-    fresh = ChunkExecutor(policy, seed=5)
-    second = fresh.action(observation(1), "put the spoon", 4)
-    np.testing.assert_array_equal(actions[4], second)
-    assert len({tuple(action) for action in actions}) == 8
-
-
 def test_noise_depends_on_seed_and_step_only() -> None:
     draws = {tuple(torch.randn(2, generator=noise_generator(*key)).tolist()) for key in ((0, 0), (0, 1), (1, 0))}
     assert len(draws) == 3
     again = torch.randn(2, generator=noise_generator(1, 0)).tolist()
     assert tuple(again) in draws
-
-
-def test_ensemble_weights_follow_the_formula() -> None:
-    predictions = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 0.0]])
-    weights = np.exp(0.1 * np.array([0.0, 1.0, 1.0]))
-    np.testing.assert_allclose(ensemble_weights(predictions, 0.1), weights / weights.sum(), rtol=1e-6)
-
-
-def test_ensemble_of_one_prediction_is_that_prediction(policy: SmallCogACTPolicy) -> None:
-    ensemble = ChunkExecutor(policy, seed=2, ensemble_alpha=0.1)
-    plain = ChunkExecutor(policy, seed=2)
-    first, alone = (executor.action(observation(0), "stack", 0) for executor in (ensemble, plain))
-    np.testing.assert_allclose(first, alone, rtol=1e-6)
-    mixed, newest = (
-        executor.action(observation(1), "stack", 1) for executor in (ensemble, ChunkExecutor(policy, seed=2))
-    )
-    assert not np.allclose(mixed, newest)
 
 
 def test_example_batch_has_actions_in_range(policy: SmallCogACTPolicy) -> None:

@@ -82,20 +82,6 @@ class BitPlan:
         """Names of the layers that become integers."""
         return tuple(layer.name for layer in self.layers if not layer.kept)
 
-    def ordered(self, names: Iterable[str]) -> BitPlan:
-        """The same decisions in the order of `names`, which must be the plan's layers."""
-        by_name = {layer.name: layer for layer in self.layers}
-        return BitPlan(tuple(by_name[name] for name in names))
-
-    def mean_bits(self, sizes: Mapping[str, int]) -> float:
-        """Mean bits per weight, scales not included.
-
-        Args:
-            sizes: Number of weights of each layer.
-        """
-        total = sum(sizes[layer.name] for layer in self.layers)
-        return sum(layer.num_bits * sizes[layer.name] for layer in self.layers) / total
-
     def total(self, values: Mapping[str, Mapping[int, float]]) -> float:
         """Sum over the layers of a value that depends on the bits, such as a cost or a size; rounded once.
 

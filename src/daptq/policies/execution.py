@@ -1,4 +1,4 @@
-"""Executes action chunks one control step at a time: every `n_action_steps` a new chunk, or an adaptive ensemble.
+"""From an environment's observations to action chunks.
 
 The diffusion noise of a prediction depends on the episode's seed and the step index only, so two policies that act in
 the same episode see the same noise whenever they predict at the same step.
@@ -6,7 +6,6 @@ the same episode see the same noise whenever they predict at the same step.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,53 +79,3 @@ def predict_chunks(
     noise = [noise_generator(*both) for both in zip(seeds, step_indices, strict=True)]
     with torch.inference_mode():
         return policy.predict_chunk(batch, noise).cpu()
-
-
-def ensemble_weights(predictions: Float[Tensor, "k action"], alpha: float) -> Float[Tensor, " k"]:
-    """Weights exp(alpha cos(prediction_i, newest)), summing to one; the newest prediction is the last row."""
-    newest = predictions[-1]
-    norms = predictions.norm(dim=-1) * newest.norm()
-    cosine = (predictions @ newest) / norms.clamp_min(1e-7)
-    weights = torch.exp(alpha * cosine)
-    return weights / weights.sum()
-
-
-class ChunkExecutor:
-    """Turns predicted chunks into one action per control step.
-
-    Args:
-        policy: The policy to execute.
-        seed: Seed of the diffusion noise of this episode.
-        ensemble_alpha: When given, a chunk is predicted at every step and overlapping predictions are averaged with
-            the adaptive weights of CogACT; otherwise `policy.n_action_steps` actions of each chunk are executed.
-    """
-
-    def __init__(self, policy: Policy, *, seed: int, ensemble_alpha: float | None = None) -> None:
-        self.policy = policy
-        self.seed = seed
-        self.ensemble_alpha = ensemble_alpha
-        self._chunk: Float[Tensor, "chunk action"] | None = None
-        self._history: deque[Float[Tensor, "chunk action"]] = deque(maxlen=policy.chunk_size)
-
-    def action(
-        self, observation: Mapping[str, Any], instruction: str, step_index: int
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The action float32 (action_dim,) for control step `step_index`, counted from 0 in this episode."""
-        if self.ensemble_alpha is not None:
-            self._history.append(self._predict(observation, instruction, step_index))
-            age = len(self._history)
-            overlapping = torch.stack([chunk[age - 1 - i] for i, chunk in enumerate(self._history)])
-            weights = ensemble_weights(overlapping, self.ensemble_alpha)
-            action = (weights.unsqueeze(-1) * overlapping).sum(dim=0)
-        else:
-            phase = step_index % self.policy.n_action_steps
-            if phase == 0 or self._chunk is None:
-                self._chunk = self._predict(observation, instruction, step_index)
-            action = self._chunk[phase]
-        result: np.ndarray[Any, np.dtype[np.float32]] = action.numpy().astype(np.float32)
-        return result
-
-    def _predict(self, observation: Mapping[str, Any], instruction: str, step_index: int) -> Tensor:
-        return predict_chunks(self.policy, [observation], [instruction], seeds=[self.seed], step_indices=[step_index])[
-            0
-        ]

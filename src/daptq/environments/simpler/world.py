@@ -205,12 +205,6 @@ class SimplerWorld:
         base_position, base_rotation = _pose(self._env.agent.robot.pose)
         return base_rotation.T @ (position - base_position), base_rotation.T @ rotation
 
-    def half_size(self, name: str) -> Float[np.ndarray, "3"]:
-        """Half edges of the box around an object, along its own axes [m]."""
-        box = self._env.model_db[name]["bbox"]
-        half: NDArray[np.float64] = (np.array(box["max"]) - np.array(box["min"])) / 2
-        return half
-
     def holds(self, name: str) -> bool:
         """Whether both fingers press on an object."""
         return bool(self._env.agent.is_grasping(self._env.objs[name]))
