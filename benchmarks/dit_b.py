@@ -102,8 +102,7 @@ def eager(head: Head, inputs: tuple[Tensor, Tensor]) -> Run:
 
     def run() -> Tensor:
         with torch.inference_mode():
-            chunk: Tensor = head(*inputs)[0]
-            return chunk
+            return head(*inputs)[0]
 
     return run
 

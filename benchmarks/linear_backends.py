@@ -112,10 +112,9 @@ def onednn(integers: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
 
     def multiply(rounded: Tensor) -> Tensor:
         shifted = rounded.add_(128).to(torch.uint8)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        return torch.ops.onednn.qlinear_pointwise(
             shifted, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return product
 
     return multiply
 

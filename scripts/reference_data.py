@@ -135,8 +135,7 @@ def follow(policy: Policy, instruction: str, seed: int) -> LeadIn:
         phase = step % policy.n_action_steps
         if phase == 0 or chunk is None:
             chunk = predict_chunks(policy, [observation], [instruction], seeds=[seed], step_indices=[step])[0]
-        taken: np.ndarray[Any, np.dtype[np.float32]] = chunk[phase].numpy().astype(np.float32)
-        return taken
+        return chunk[phase].numpy().astype(np.float32)
 
     return action
 

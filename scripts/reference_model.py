@@ -106,8 +106,7 @@ class Learner(nn.Module):
         condition = torch.where(dropped, net.z_embedder.uncondition, cognition).unsqueeze(1)
         predicted = net(add_noise(policy.normalize(action), noise, timesteps, policy.alphas), timesteps, condition)
         error = (predicted - noise).square() * valid
-        mean: Tensor = error.sum() / valid.sum() / action.shape[-1]
-        return mean
+        return error.sum() / valid.sum() / action.shape[-1]
 
 
 def new_learner(config: Path, course: Course) -> Learner:

@@ -62,8 +62,7 @@ def _former_names(source: str) -> tuple[str, ...]:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "FORMER_NAMES" for t in node.targets
         ):
-            names: tuple[str, ...] = ast.literal_eval(node.value)
-            return names
+            return ast.literal_eval(node.value)
     return ()
 
 

@@ -25,7 +25,7 @@ the rest of the library.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = [
     "ArtifactError",
@@ -43,6 +43,7 @@ __all__ = [
     "RecipeError",
     "SchemaVersionError",
     "UnknownNameError",
+    "require_one_of",
 ]
 
 
@@ -139,3 +140,21 @@ class MissingDependencyError(DaptqError):
 
 class CheckFailedError(DaptqError):
     """Everything ran, and a check answered "no"; the command line exits with 1."""
+
+
+def require_one_of(
+    subject: str, value: object, choices: Collection[object], error: type[InvalidInputError] = InvalidInputError
+) -> None:
+    """Refuses a value that is none of a few.
+
+    Args:
+        subject: What has the value, the beginning of the message.
+        value: What was given.
+        choices: What is allowed, at least one.
+        error: Class of the error.
+
+    Raises:
+        InvalidInputError: Or `error`: the value is none of `choices`.
+    """
+    if value not in choices:
+        raise error(f"{subject} must be one of {', '.join(map(str, choices))}, got {value!r}. Choose one of these.")

@@ -102,8 +102,7 @@ class Attention(nn.Module):
             rotated_keys = rotated(all_keys[..., read], first=0)
             scores = torch.einsum("bsc,bpc->bsp", rotated_queries, rotated_keys) / math.sqrt(self.size)
             outputs.append(scores.softmax(dim=-1) @ all_values[..., read])
-        answer: Tensor = self.o(torch.cat(outputs, dim=-1))
-        return answer
+        return self.o(torch.cat(outputs, dim=-1))
 
 
 def rotated(x: Tensor, *, first: int) -> Tensor:

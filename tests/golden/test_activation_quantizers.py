@@ -45,8 +45,7 @@ def numpy_linear(
     step = peaks if static is None else np.full_like(peaks, np.float32(static))
     rounded = np.clip(np.rint(values / step), -limit, limit).astype(np.int64)
     accumulators = (rounded @ integers.numpy().astype(np.int64).T).astype(np.float32)
-    result: NDArray[np.float32] = accumulators * step * scale.numpy().T + bias.numpy()
-    return result
+    return accumulators * step * scale.numpy().T + bias.numpy()
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(4, 7), (8, 127)])

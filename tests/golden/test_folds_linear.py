@@ -40,8 +40,7 @@ class Network(nn.Module):
         self.constant = nn.Parameter(normal(1, 8, seed=11))
 
     def representation(self, x: Tensor) -> Tensor:
-        z: Tensor = self.norm(self.producer(x))
-        return z
+        return self.norm(self.producer(x))
 
     def answer(self, z: Tensor) -> Tensor:
         read = torch.cat([self.first(z), self.second(z)], dim=1)

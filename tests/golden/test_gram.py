@@ -18,8 +18,7 @@ class Net(nn.Module):
         self.first, self.second, self.idle = nn.Linear(5, 5), nn.Linear(5, 3, bias=False), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.second(self.first(torch.tanh(self.first(x))))
-        return result
+        return self.second(self.first(torch.tanh(self.first(x))))
 
 
 def inputs_of(net: Net, x: Tensor) -> dict[str, list[Tensor]]:

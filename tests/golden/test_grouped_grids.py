@@ -137,8 +137,7 @@ def step_values(grid: QuantizedMatrix, row: int, integers: NDArray[np.int64]) ->
     """What integers of a row mean."""
     groups = np.arange(len(integers)) // (grid.group_size or len(integers))
     zero = np.zeros(grid.scale.shape) if grid.zero_point is None else grid.zero_point.numpy()
-    result: NDArray[np.float64] = grid.scale.double().numpy()[row, groups] * (integers - zero[row, groups])
-    return result
+    return grid.scale.double().numpy()[row, groups] * (integers - zero[row, groups])
 
 
 def layer_parts(num_bits: int, group_size: int, asymmetric: bool) -> tuple[Tensor, PackedWeight, Tensor, Tensor]:

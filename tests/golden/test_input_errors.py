@@ -45,8 +45,7 @@ def moved(network: Twice, x: Tensor, layer: str, low: Tensor, amount: float) -> 
         with torch.no_grad():
             exact = float_inputs.pop(0)
             change = quantized(layer, exact) @ low.mT - exact @ module.weight.mT
-            moved_output: Tensor = output + amount * change
-            return moved_output
+            return output + amount * change
 
     float_inputs: list[Tensor] = []
     watch = module.register_forward_pre_hook(lambda _, inputs: float_inputs.append(inputs[0].detach()))

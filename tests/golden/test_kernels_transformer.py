@@ -175,8 +175,7 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(turned[0], turned[1], split[2], is_causal=True)
         x = x + output(attended.transpose(1, 2).flatten(2))
         read = self.norms[1](x)
-        result: Tensor = x + down(F.silu(gate(read)) * up(read))
-        return result
+        return x + down(F.silu(gate(read)) * up(read))
 
 
 def test_a_stack_of_language_blocks_equals_its_modules() -> None:
@@ -218,7 +217,7 @@ def test_the_whole_denoising_loop_equals_its_modules(guidance: float) -> None:
     def predict(sample: Tensor, timestep: int, _: int) -> Tensor:
         timesteps = torch.full((3,), timestep)
         if guidance == 1.0:
-            return net(sample, timesteps, condition)  # type: ignore[no-any-return]
+            return net(sample, timesteps, condition)
         return net.guided(sample, timesteps, condition, guidance)
 
     with torch.no_grad():

@@ -78,14 +78,12 @@ class _Reference:
         self.depth = len(net.blocks)
 
     def linear(self, name: str, x: Array) -> Array:
-        result: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return result
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     @staticmethod
     def norm(x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
-        result: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        return result
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
 
     def attention(self, name: str, x: Array) -> Array:
         width = x.shape[1]

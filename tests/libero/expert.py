@@ -72,8 +72,7 @@ class LiberoExpert:
 
 
 def _raised(point: Float[np.ndarray, "3"], height: float) -> Float[np.ndarray, "3"]:
-    raised: NDArray[np.float64] = point + np.array([0.0, 0.0, height])
-    return raised
+    return point + np.array([0.0, 0.0, height])
 
 
 def _wrapped(angle: float) -> float:
@@ -83,13 +82,11 @@ def _wrapped(angle: float) -> float:
 
 def _fingers_axis(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "2"]:
     """Horizontal direction of the fingers' travel."""
-    axis: NDArray[np.float64] = rotation[:2, 0]
-    return axis
+    return rotation[:2, 0]
 
 
 def _middle(points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "3"]:
-    middle: NDArray[np.float64] = (points.min(axis=0) + points.max(axis=0)) / 2
-    return middle
+    return (points.min(axis=0) + points.max(axis=0)) / 2
 
 
 def _grasp(
@@ -168,8 +165,7 @@ def _carry(
         move = [*offset, travel - bottom]
     else:  # first up, so that the source clears what stands there
         move = [0.0, 0.0, travel - bottom]
-    goal: NDArray[np.float64] = hand + move
-    return goal
+    return hand + move
 
 
 def _towards(
@@ -188,5 +184,4 @@ def _towards(
     turn = _TURN_GAIN * Rotation.from_matrix(wanted @ rotation.T).as_rotvec()
     turn *= min(1.0, _MAX_TURN / max(float(np.linalg.norm(turn)), 1e-9))
     angles = euler_from_matrix(Rotation.from_rotvec(turn).as_matrix())
-    action: NDArray[np.float32] = np.concatenate([move, angles, [1.0 if open_gripper else -1.0]], dtype=np.float32)
-    return action
+    return np.concatenate([move, angles, [1.0 if open_gripper else -1.0]], dtype=np.float32)

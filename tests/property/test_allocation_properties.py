@@ -86,7 +86,6 @@ def test_reasons_and_bits() -> None:
     assert "d" not in plan
     with pytest.raises(KeyError):
         plan["d"]
-    assert plan.mean_bits({"a": 1, "b": 2, "c": 1}) == (16 + 2 * 3 + 16) / 4
 
 
 @given(SCORES, FRACTIONS)

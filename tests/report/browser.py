@@ -65,8 +65,7 @@ class Browser:
             answer = self._next()
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer["error"]
-                result: dict[str, Any] = answer["result"]
-                return result
+                return answer["result"]
 
     def open(self, page: Path, *, width: int, dark: bool = False) -> None:
         """Opens a page in a window of a width [CSS px] and waits until it is laid out."""

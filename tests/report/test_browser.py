@@ -108,8 +108,7 @@ def overflow(tab: Browser) -> int:
 def written(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which rows of pixels (height,) hold text or figures: many steps from one grey level to another."""
     steps = np.abs(np.diff(picture[..., 1].astype(np.int16), axis=1)) > 40
-    rows: NDArray[np.bool_] = steps.sum(axis=1) >= 6
-    return rows
+    return steps.sum(axis=1) >= 6
 
 
 def least_difference(tab: Browser, selector: str, whole: NDArray[np.uint8]) -> float:

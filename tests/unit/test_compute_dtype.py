@@ -45,8 +45,7 @@ class Caster(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
-        product: Tensor = self.layer(x.to(weight.dtype))
-        return product
+        return self.layer(x.to(weight.dtype))
 
 
 layers = pytest.mark.parametrize("make", [kept, quantized])

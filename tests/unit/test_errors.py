@@ -6,16 +6,25 @@ import pickle
 import pytest
 
 from daptq import errors
-from daptq.errors import CheckFailedError, DaptqError, InvalidInputError, UnknownNameError
+from daptq.errors import CheckFailedError, DaptqError, InvalidInputError, RecipeError, UnknownNameError, require_one_of
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, DaptqError)]
 
 
 def test_every_class_is_public_and_drawn_in_the_tree() -> None:
-    assert sorted(errors.__all__) == sorted(cls.__name__ for cls in CLASSES)
+    names = sorted(cls.__name__ for cls in CLASSES)
+    assert sorted(errors.__all__) == sorted([*names, "require_one_of"])
     assert errors.__doc__ is not None
     drawn = [line.lstrip(" │├└─").split(" ")[0] for line in errors.__doc__.splitlines() if "Error" in line[:40]]
-    assert sorted(drawn) == sorted(errors.__all__)
+    assert sorted(drawn) == names
+
+
+def test_a_value_must_be_one_of_a_few() -> None:
+    require_one_of("colour", "red", ("red", "blue"))
+    with pytest.raises(InvalidInputError, match=r"^colour must be one of red, 4, got 'blue'\. Choose one of these\.$"):
+        require_one_of("colour", "blue", ("red", 4))
+    with pytest.raises(RecipeError):
+        require_one_of("colour", 4, (), RecipeError)
 
 
 @pytest.mark.parametrize(

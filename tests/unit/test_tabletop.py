@@ -44,8 +44,7 @@ def hold(environment: TabletopEnvironment, steps: int, gripper: float = OPEN) ->
     """Returns the measured state after `steps` actions that change nothing."""
     for _ in range(steps):
         observation = environment.step(act(gripper=gripper))[0]
-    state: NDArray[np.float32] = observation["observation.state"]
-    return state
+    return observation["observation.state"]
 
 
 # --- the arm -------------------------------------------------------------------------------------------------------

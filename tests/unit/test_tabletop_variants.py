@@ -112,8 +112,7 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
             action = np.array([moves, 0, 0, 0, 0, 0, 1], dtype=np.float32)
             pictures.append(environment.step(action)[0]["observation.images.front"].astype(np.int64))
             environment.close()
-        difference: NDArray[np.int64] = pictures[0] - pictures[1]
-        return difference
+        return pictures[0] - pictures[1]
 
     still, moving, other = noise(1, 0.0), noise(1, 0.03), noise(2, 0.0)
     # Values far from the ends of the scale are not clipped: there the noise is the same whatever is seen.

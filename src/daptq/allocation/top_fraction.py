@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from daptq.allocation.plan import BFLOAT16, BitPlan, LayerBits
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.errors import InvalidInputError, RecipeError, require_one_of
 
 __all__ = ["TopFractionConfig", "allocate"]
 
@@ -48,14 +48,10 @@ class TopFractionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"keep_fraction must be between 0 and 1, got {self.fraction}. The paper keeps 0.3.")
-        if self.by not in get_args(By):
-            raise RecipeError(f"by must be one of {', '.join(get_args(By))}, got {self.by!r}. Choose one of these.")
+        require_one_of("by", self.by, get_args(By), RecipeError)
         if self.keep_last_blocks < 0:
             raise RecipeError(f"keep_last_blocks must be at least 0, got {self.keep_last_blocks}. The paper keeps 2.")
-        if self.scope not in get_args(Scope):
-            raise RecipeError(
-                f"scope must be one of {', '.join(get_args(Scope))}, got {self.scope!r}. Choose one of these."
-            )
+        require_one_of("scope", self.scope, get_args(Scope), RecipeError)
 
 
 def allocate(
@@ -89,8 +85,7 @@ def allocate(
     """
     if not 0 <= fraction <= 1:
         raise InvalidInputError(f"fraction must be between 0 and 1, got {fraction}. Choose for example 0.3.")
-    if by not in get_args(By):
-        raise InvalidInputError(f"by must be one of {', '.join(get_args(By))}, got {by!r}. Choose one of these.")
+    require_one_of("by", by, get_args(By))
     if bad := sorted(name for name, score in scores.items() if not math.isfinite(score)):
         raise InvalidInputError(f"scores must be finite, got NaN or infinity for {bad}. Check the calibration data.")
     reasons = dict(keep) if isinstance(keep, Mapping) else dict.fromkeys(keep, "always")

@@ -97,8 +97,7 @@ class LayerPlan:
         """
         bias = self.tensors.get("bias")
         if not self.integer_activations:
-            product: Tensor = nn.functional.linear(x.double(), self.weight(), None if bias is None else bias.double())
-            return product
+            return nn.functional.linear(x.double(), self.weight(), None if bias is None else bias.double())
         assert self.activation_bits is not None
         table = self.tensors.get("activation_scale")
         scale = None if table is None else table[step if len(table) > 1 else 0]

@@ -40,13 +40,13 @@ from daptq.packing.checkpoint import load_policy
 from daptq.packing.size import weight_bytes_resident
 from daptq.policies.captured import captured_denoising
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 from daptq.statistics.bootstrap import bootstrap_estimate, median
 from daptq.statistics.estimate import Estimate
 
 __all__ = ["benchmark", "interleaved_times", "percentiles", "ratio_interval"]
 
 Times = Float[np.ndarray, " repeats"]
-Progress = Callable[[int, int, str], None]
 
 
 def benchmark(

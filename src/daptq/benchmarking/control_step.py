@@ -95,5 +95,4 @@ def _environment(policy: Policy) -> Environment | None:
 
 def _as_image(values: Float[Tensor, "3 height width"]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """An image in [0, 1] as a camera gives it."""
-    image: np.ndarray[Any, np.dtype[np.uint8]] = (values.permute(1, 2, 0) * 255).to(torch.uint8).cpu().numpy()
-    return image
+    return (values.permute(1, 2, 0) * 255).to(torch.uint8).cpu().numpy()

@@ -34,5 +34,4 @@ def find_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Model name of the GPU or of the processor."""
-    name: str = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance()["cpu"]
-    return name
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else provenance()["cpu"]

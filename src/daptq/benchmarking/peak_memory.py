@@ -47,8 +47,7 @@ def peak_bytes(source: str, *, device: str, threads: int, seed: int) -> int:
         raise DaptqError(
             f"peak memory of {source} must be measurable in a process of its own, got {last} Load it alone."
         )
-    added: int = json.loads(result.stdout.splitlines()[-1])["peak_bytes"]
-    return added
+    return json.loads(result.stdout.splitlines()[-1])["peak_bytes"]
 
 
 def _measure(source: str, device: str, threads: int, seed: int) -> int:

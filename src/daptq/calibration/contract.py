@@ -52,8 +52,7 @@ def open_named_source(data: str, *, limit: int | None, seed: int) -> Calibration
         UnknownNameError: No source has this name, or it has no such split.
     """
     name, split = source_name(data)
-    source: CalibrationSource = SOURCES.load(name).open_source(split, limit=limit, seed=seed)
-    return source
+    return SOURCES.load(name).open_source(split, limit=limit, seed=seed)
 
 
 def source_name(data: str) -> tuple[str, str]:

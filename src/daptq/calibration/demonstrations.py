@@ -217,8 +217,7 @@ def action_chunks(actions: NDArray[np.float32], chunk_size: int = CHUNK_SIZE) ->
     rest[:6] = 0
     padded = np.concatenate([actions, np.repeat(rest[None], chunk_size - 1, axis=0)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, chunk_size, axis=0)
-    chunks: NDArray[np.float32] = np.ascontiguousarray(windows.transpose(0, 2, 1))
-    return chunks
+    return np.ascontiguousarray(windows.transpose(0, 2, 1))
 
 
 def shard_tensors(episodes: Sequence[Episode], tasks: Sequence[str]) -> dict[str, Tensor]:

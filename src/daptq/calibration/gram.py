@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from daptq.errors import CalibrationDataError, InvalidInputError
 from daptq.layers.watching import watch, watch_outputs
+from daptq.numerics.symmetric import symmetric_part
 
 __all__ = ["GramStatistics", "observe_grams"]
 
@@ -56,7 +57,7 @@ class GramStatistics:
             factor = float(roots.max()) if len(roots) else 0.0
             rows = rows * (roots / (factor or 1.0)).to(rows)
         product = (rows.mT @ rows).to(torch.float64) * factor**2
-        product = 0.5 * (product + product.mT)  # A float32 product is symmetric up to rounding only.
+        product = symmetric_part(product)  # A float32 product is symmetric up to rounding only.
         if not bool(torch.isfinite(product).all()):
             raise CalibrationDataError(f"inputs of layer {name} must be finite, got other values. Check the batch.")
         self._grams[name] = self._grams[name] + product if name in self._grams else product

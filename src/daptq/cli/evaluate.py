@@ -15,8 +15,8 @@ from daptq.evaluation.request import Evaluation
 if TYPE_CHECKING:
     from daptq.evaluation.comparison import Comparison
     from daptq.evaluation.gate import Gate
-    from daptq.evaluation.schedule import Progress
     from daptq.monitoring.interface_reference import InterfaceReference
+    from daptq.progress import Progress
 
 # How often only one of two policies succeeds: 5 to 10 % for W4A8 policies that drive well, more at fewer bits.
 DISCORDANT = (0.05, 0.1, 0.15, 0.2, 0.3)

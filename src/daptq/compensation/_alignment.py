@@ -55,32 +55,26 @@ class Alignment:
     def gradient(self, m: Array) -> Array:
         """Gradient of f at M: -4 fit Sym(W^2 R) M B + 2 identity (M - I)."""
         pull = self._weighted(self._residual(m)) @ m * self._values
-        g: Array = -4.0 * self._fit * pull + 2.0 * self._identity * (m - self._eye)
-        return g
+        return -4.0 * self._fit * pull + 2.0 * self._identity * (m - self._eye)
 
     def hessian_product(self, m: Array, v: Array) -> Array:
         """Hessian of f at M, applied to the direction V."""
         moved = v * self._values @ m.T
         change = self._weighted(-(moved + moved.T)) @ m + self._weighted(self._residual(m)) @ v
-        h: Array = -4.0 * self._fit * change * self._values + 2.0 * self._identity * v
-        return h
+        return -4.0 * self._fit * change * self._values + 2.0 * self._identity * v
 
     def precondition(self, step: Array) -> Array:
         """Inverse square root of the block-diagonal Hessian: stiff along (B_j, B_i) of each pair, free across."""
         along = step * self._values
         share = (along + along.T) / self._pair_norm
-        p: Array = self._free * step + (self._stiff - self._free) * share * self._values
-        return p
+        return self._free * step + (self._stiff - self._free) * share * self._values
 
     def _residual(self, m: Array) -> Array:
-        r: Array = self._target - m * self._values @ m.T
-        return r
+        return self._target - m * self._values @ m.T
 
     def _weighted(self, symmetric: Array) -> Array:
         product = self._squared_weight @ symmetric
-        s: Array = 0.5 * (product + product.T)
-        return s
+        return 0.5 * (product + product.T)
 
     def _outside(self, m: Array) -> Array:
-        restored: Array = self._basis @ m @ self._basis.T
-        return restored
+        return self._basis @ m @ self._basis.T

@@ -55,8 +55,7 @@ def stationary_point(problem: Problem, starts: list[Array]) -> Array:
     tolerance = GRADIENT_TOLERANCE * problem.gradient_scale
 
     def inside(step: Array) -> Array:
-        m: Array = start + problem.precondition(step.reshape(start.shape))
-        return m
+        return start + problem.precondition(step.reshape(start.shape))
 
     def stop_when_converged(intermediate_result: OptimizeResult) -> None:
         if np.linalg.norm(problem.gradient(inside(intermediate_result.x))) <= tolerance:

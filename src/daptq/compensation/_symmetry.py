@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.numerics import symmetric as numerics
+
 __all__ = ["NEGLIGIBLE", "symmetric_part"]
 
 # An eigenvalue this small beside the largest is rounding: there are no data, or no effect, along its direction.
@@ -14,5 +16,4 @@ NEGLIGIBLE = 1e-12
 
 def symmetric_part(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
     """(M + M^T) / 2, float64 on the CPU, without gradient."""
-    exact = matrix.detach().to("cpu", torch.float64)
-    return 0.5 * (exact + exact.mT)
+    return numerics.symmetric_part(matrix.detach().to("cpu", torch.float64))

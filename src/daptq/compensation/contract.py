@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import RecipeError
+from daptq.errors import RecipeError, require_one_of
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
 from daptq.numerics.moments import Moments
@@ -57,11 +57,7 @@ class CompensationMethod(ABC):
             raise RecipeError(
                 f"max_condition of a compensation must be at least 1, got {self.max_condition}. Choose for example 1e3."
             )
-        if self.selection not in get_args(Selection):
-            raise RecipeError(
-                f"selection of a compensation must be one of {', '.join(get_args(Selection))}, got "
-                f"{self.selection!r}. Choose one of these."
-            )
+        require_one_of("selection of a compensation", self.selection, get_args(Selection), RecipeError)
 
     @property
     def weighs_by_drift(self) -> bool:

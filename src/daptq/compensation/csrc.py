@@ -143,8 +143,7 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     middle_values, middle_vectors = torch.linalg.eigh(symmetric_part(half @ symmetric_part(cov_fp) @ half))
     middle = (middle_vectors * middle_values.clamp_min(0).sqrt()) @ middle_vectors.mT
     idle = (vectors * (~alive).to(vectors)) @ vectors.mT
-    transport: Tensor = inverse_half @ middle @ inverse_half + idle
-    return transport
+    return inverse_half @ middle @ inverse_half + idle
 
 
 def align_covariance(

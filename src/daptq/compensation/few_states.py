@@ -73,13 +73,11 @@ class FewStatesAlignment:
         # The residual changes by -(V b Y^T + Y b V^T).
         change = (np.hstack([v, y]), -np.hstack([y, v]) * np.tile(self._roots**2, 2))
         pull = self._pull(change, y) + self._pull(self._residual(u), v)
-        h: Array = -4.0 * self._fit * pull * self._roots**2 + 2.0 * self._identity * v
-        return h
+        return -4.0 * self._fit * pull * self._roots**2 + 2.0 * self._identity * v
 
     def precondition(self, step: Array) -> Array:
         """Inverse square root of the Hessian's diagonal at W = 1, M = I, A = B."""
-        p: Array = step * self._scale
-        return p
+        return step * self._scale
 
     def _residual(self, u: Array) -> tuple[Array, Array]:
         """Two factors of A - M B M^T."""
@@ -89,8 +87,7 @@ class FewStatesAlignment:
     def _pull(self, residual: tuple[Array, Array], y: Array) -> Array:
         """Sym(W^2 R) Y for a symmetric R given by its factors."""
         left, right = residual
-        p: Array = 0.5 * (self._squared_weight * (left @ (right.T @ y)) + left @ (right.T @ (self._squared_weight * y)))
-        return p
+        return 0.5 * (self._squared_weight * (left @ (right.T @ y)) + left @ (right.T @ (self._squared_weight * y)))
 
     def _transport(self) -> Array:
         """U of the optimal-transport map, the closed-form zero of the first term within the span of B."""
@@ -98,5 +95,4 @@ class FewStatesAlignment:
         values, vectors = np.linalg.eigh(seen @ seen.T)
         middle = (vectors * np.clip(values, 0.0, None) ** 0.5) @ vectors.T
         map_inside = middle / (self._roots[:, None] * self._roots)
-        u: Array = self.basis @ (map_inside - np.eye(len(self._roots)))
-        return u
+        return self.basis @ (map_inside - np.eye(len(self._roots)))

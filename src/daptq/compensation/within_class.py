@@ -114,8 +114,7 @@ def _solved(curvature: Float[Tensor, "n n"], slope: Float[Tensor, " n"], penalty
     values = _positive(values)
     along = vectors.mT @ slope.to(vectors)
     scaled = torch.where(values > 0, along / torch.where(values > 0, values + penalty, 1.0), 0.0)
-    solution: Tensor = vectors @ scaled
-    return solution
+    return vectors @ scaled
 
 
 def _positive(values: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.errors import InvalidInputError
+from daptq.numerics.symmetric import symmetric_part
 from daptq.policies.action_space import ActionSpace, described
 
 __all__ = [
@@ -218,8 +219,7 @@ def mean_square(jacobians: Iterable[Float[Tensor, "n chunk row k"]], steps: int)
         total = product if total is None else total + product
         samples += len(jacobian)
     assert total is not None, "the caller gives at least one sample"
-    scaled = total * (SQUARE_MILLIMETRES / (samples * steps))
-    return (scaled + scaled.mT) / 2
+    return symmetric_part(total * (SQUARE_MILLIMETRES / (samples * steps)))
 
 
 def normalised(metric: Float[Tensor, "action action"], unit: Float[Tensor, " action"] | None) -> Float[Tensor, " a"]:
@@ -242,5 +242,4 @@ def normalised(metric: Float[Tensor, "action action"], unit: Float[Tensor, " act
                 "physical units per normalised unit of every action dimension."
             )
         raw = raw * unit.to(raw).square()
-    weights: Tensor = raw / raw.mean()
-    return weights
+    return raw / raw.mean()

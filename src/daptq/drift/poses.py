@@ -140,5 +140,4 @@ def displacements(
 
 def carried(turning: Float[Tensor, "n chunk 3 j c"], arm: Float[Tensor, "n chunk 3"]) -> Float[Tensor, "n chunk 3 j c"]:
     """How turning velocities move a point at the end of `arm` [m]: their cross products with it."""
-    moved: Tensor = torch.linalg.cross(turning, arm[..., None, None].expand_as(turning), dim=2)
-    return moved
+    return torch.linalg.cross(turning, arm[..., None, None].expand_as(turning), dim=2)

@@ -135,8 +135,7 @@ def _about_axes(axes: Float[Tensor, "joints 3"], angles: Float[Tensor, "n joints
     identity = torch.eye(3, dtype=torch.float64)
     cross = torch.linalg.cross(axes[:, None].expand(-1, 3, 3), identity.expand(len(axes), 3, 3), dim=-1).mT
     sine, cosine = angles.sin()[..., None, None], angles.cos()[..., None, None]
-    turns: Tensor = identity + sine * cross + (1 - cosine) * (cross @ cross)
-    return turns
+    return identity + sine * cross + (1 - cosine) * (cross @ cross)
 
 
 def damped_inverse(jacobian: Float[Tensor, "*n 6 joints"], damping: float) -> Float[Tensor, "*n joints 6"]:

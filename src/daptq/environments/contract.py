@@ -193,8 +193,7 @@ def _actions(count: int, seed: int) -> NDArray[np.float32]:
     """Returns (count, 7) small random actions: +-2 cm, +-0.1 rad, either gripper command."""
     generator = np.random.default_rng(seed)
     moves = generator.uniform(-1, 1, (count, 7)) * np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1.0])
-    actions: NDArray[np.float32] = moves.astype(np.float32)
-    return actions
+    return moves.astype(np.float32)
 
 
 def _check_spaces(environment: Environment) -> None:

@@ -21,20 +21,17 @@ POINTING_DOWN.setflags(write=False)
 
 def matrix_from_euler(angles: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """Returns the rotation matrix of intrinsic XYZ Euler `angles` [rad]."""
-    matrix: NDArray[np.float64] = Rotation.from_euler("XYZ", angles).as_matrix()
-    return matrix
+    return Rotation.from_euler("XYZ", angles).as_matrix()
 
 
 def euler_from_matrix(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
     """Returns the intrinsic XYZ Euler angles [rad] of a rotation matrix."""
-    angles: NDArray[np.float64] = Rotation.from_matrix(matrix).as_euler("XYZ")
-    return angles
+    return Rotation.from_matrix(matrix).as_euler("XYZ")
 
 
 def rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
     """Returns axis times angle [rad] of a rotation matrix."""
-    vector: NDArray[np.float64] = Rotation.from_matrix(matrix).as_rotvec()
-    return vector
+    return Rotation.from_matrix(matrix).as_rotvec()
 
 
 class ArmKinematics:
@@ -109,5 +106,4 @@ class ArmKinematics:
         mujoco.mj_comPos(self._model, self._data)
         full = self._full_jacobian
         mujoco.mj_jacSite(self._model, self._data, full[:3], full[3:], self._site)
-        jacobian: NDArray[np.float64] = full[:, self._degrees].copy()
-        return jacobian
+        return full[:, self._degrees].copy()

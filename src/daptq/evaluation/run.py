@@ -18,7 +18,7 @@ from daptq.evaluation.outcome import Outcome
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.robustness import with_variants
-from daptq.evaluation.schedule import Progress, Schedule
+from daptq.evaluation.schedule import Schedule
 from daptq.evaluation.worker_context import PolicySource, WorkerContext, one_thread, open_policy, picture_sizes
 from daptq.evaluation.workers import start_workers
 from daptq.metrics.deviation import HEADLINE_STEPS
@@ -27,6 +27,7 @@ from daptq.metrics.motion_metric import Control
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.packing.source import locate
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 
 __all__ = ["evaluate", "run_evaluation"]
 

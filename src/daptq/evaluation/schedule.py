@@ -6,7 +6,7 @@ run again. The module does not know who does a job, nor what the records mean be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ from daptq.evaluation.journal import Journal
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.workers import Workers
 from daptq.metrics.drift import HORIZONS
+from daptq.progress import Progress
 from daptq.statistics.stopping import Decision
 
-Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 
 

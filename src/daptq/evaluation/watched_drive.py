@@ -10,10 +10,10 @@ from daptq.closed_loop.episodes import schedule_episodes
 from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord, run_watched
 from daptq.evaluation.request import Evaluation
-from daptq.evaluation.schedule import Progress
 from daptq.evaluation.worker_context import WorkerContext, one_thread
 from daptq.monitoring.interface_reference import InterfaceReference
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 
 __all__ = ["REFERENCE_SEED", "drive", "take_reference"]
 

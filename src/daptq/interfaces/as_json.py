@@ -46,5 +46,4 @@ def interface_from_json(obj: Mapping[str, Any]) -> Interface:
 def _fold_from_json(obj: Mapping[str, Any]) -> Fold:
     """One fold; JSON has lists for tuples."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in obj.items() if key != "method"}
-    fold: Fold = FOLDS.provided(str(obj.get("method")))(**values)
-    return fold
+    return FOLDS.provided(str(obj.get("method")))(**values)

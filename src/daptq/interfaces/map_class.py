@@ -69,8 +69,7 @@ def blocks_of(matrix: Float[Tensor, "d d"], heads: int) -> Float[Tensor, "heads 
 
 def block_diagonal(blocks: Float[Tensor, "heads size size"]) -> Float[Tensor, "d d"]:
     """The matrix with these blocks on its diagonal."""
-    matrix: Tensor = torch.block_diag(*blocks)
-    return matrix
+    return torch.block_diag(*blocks)
 
 
 def rotary_pairs(

@@ -90,8 +90,7 @@ class BFloat16Linear(nn.Module):
         if not has_kernel(x, weight):
             return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if x.dim() == 2:
-            product: Tensor = multiply(x, weight, bias)
-            return product
+            return multiply(x, weight, bias)
         rows: Tensor = multiply(x.reshape(-1, self.in_features), weight, bias)
         return rows.view(*x.shape[:-1], self.out_features)
 
@@ -99,7 +98,7 @@ class BFloat16Linear(nn.Module):
         """Moves or casts the layer, and what `weight` answers with it."""
         probe = torch.empty(0, dtype=self.compute_dtype, device=self.resident_weight.device)
         self.compute_dtype = fn(probe).dtype
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -87,10 +87,7 @@ class Stack:
         announce(parents)
         first = blocks[0]
         sizes = (len(blocks), len(first.projections), len(first.expansions), self.heads)
-        result: Tensor = torch.ops.daptq.transformer.default(
-            x, *parts, *sizes, self.epsilon, self.centered, self.causal, rotary
-        )
-        return result
+        return torch.ops.daptq.transformer.default(x, *parts, *sizes, self.epsilon, self.centered, self.causal, rotary)
 
     def denoise(
         self,
@@ -116,7 +113,7 @@ class Stack:
         if parts is None or any(_follows_steps(layer) for layer in ends.tokenizers):
             return None
         announce(parents)
-        result: Tensor = torch.ops.daptq.denoise.default(
+        return torch.ops.daptq.denoise.default(
             noise,
             ends.tokens(),
             ends.positions,
@@ -127,7 +124,6 @@ class Stack:
             guidance,
             list(schedule),
         )
-        return result
 
     def _low_bit_blocks(self) -> list[PreNormBlock]:
         """The blocks; none where the first layer is in full precision, without looking at the others."""

@@ -188,5 +188,4 @@ def _listening(module: nn.Module, listener: Callable[[], None]) -> Iterator[None
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The first argument of a call."""
-    first: Tensor = next(iter((*args, *kwargs.values())))
-    return first
+    return next(iter((*args, *kwargs.values())))

@@ -49,8 +49,7 @@ def position_deviation(
     Returns:
         float64 (steps,) [mm]; exactly 0 where the positions are identical.
     """
-    distance: Array = 1000.0 * np.linalg.norm(first - second, axis=-1)
-    return distance
+    return 1000.0 * np.linalg.norm(first - second, axis=-1)
 
 
 def rotation_deviation(
@@ -68,8 +67,7 @@ def rotation_deviation(
         float64 (steps,) [deg] in [0, 180]; exactly 0 where the matrices are identical.
     """
     half_chord = np.linalg.norm(first - second, axis=(-2, -1)) / np.sqrt(8.0)
-    angle: Array = np.degrees(2.0 * np.arcsin(np.minimum(half_chord, 1.0)))
-    return angle
+    return np.degrees(2.0 * np.arcsin(np.minimum(half_chord, 1.0)))
 
 
 def episode_drift(baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord], *, seed: int) -> WholeEpisode:

@@ -121,8 +121,7 @@ def _differences(positions: Float[np.ndarray, "steps 3"], order: int) -> Array:
     if len(positions) <= order:
         message = f"positions must have at least {order + 1} steps, got {len(positions)}."
         raise InvalidInputError(message + " Record a longer path.")
-    differences: Array = np.diff(np.asarray(positions, dtype=np.float64), n=order, axis=0)
-    return differences
+    return np.diff(np.asarray(positions, dtype=np.float64), n=order, axis=0)
 
 
 METRICS: dict[str, MotionMetric] = {

@@ -247,5 +247,4 @@ class _MappedInput(nn.Module):
         self.register_buffer("shift", affine.shift.float(), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        mapped: Tensor = self.layer(x @ self.matrix.mT.to(x) + self.shift.to(x))
-        return mapped
+        return self.layer(x @ self.matrix.mT.to(x) + self.shift.to(x))

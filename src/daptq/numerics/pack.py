@@ -103,13 +103,11 @@ def unpack(packed: UInt8[Tensor, "*rows bytes"], num_bits: int, length: int) -> 
 def _pack_halves(integers: Int8[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows bytes"]:
     """Two 4-bit integers to a byte, without the detour over 64-bit words, which need 16 times their memory."""
     pairs = torch.nn.functional.pad(integers, (0, integers.shape[-1] % 2)).view(torch.uint8).unflatten(-1, (-1, 2))
-    packed: Tensor = (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)
-    return packed
+    return (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)
 
 
 def _unpack_halves(packed: UInt8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows twice_bytes"]:
     """Two 4-bit integers of each byte, without the detour over 64-bit words: this one runs in every forward pass."""
     pairs = packed.to(torch.int16)
     pairs = (pairs | (pairs << 4)).bitwise_and_(0x0F0F).bitwise_xor_(0x0808)
-    integers: Tensor = pairs.view(torch.int8).sub_(8)
-    return integers
+    return pairs.view(torch.int8).sub_(8)

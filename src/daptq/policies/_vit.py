@@ -24,8 +24,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b patches width"]:
-        tokens: Tensor = self.proj(image).flatten(2).transpose(1, 2)
-        return tokens
+        return self.proj(image).flatten(2).transpose(1, 2)
 
 
 class LayerScale(nn.Module):
@@ -48,8 +47,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
-        contracted: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
-        return contracted
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class ViTBlock(nn.Module):
@@ -66,8 +64,7 @@ class ViTBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        output: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
-        return output
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class ViT(nn.Module):
@@ -109,8 +106,7 @@ class ViT(nn.Module):
             tokens = torch.cat([*first, tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        features: Tensor = tokens[:, -patches:]
-        return features
+        return tokens[:, -patches:]
 
     def initialize(self) -> None:
         """Initialises the parameters that torch leaves unset, from torch's global generator."""

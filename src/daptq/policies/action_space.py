@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, get_args
 
-from daptq.errors import InvalidInputError
+from daptq.errors import InvalidInputError, require_one_of
 
 __all__ = ["END_EFFECTOR_DELTA", "ActionDimension", "ActionKind", "ActionSpace", "ActionUnit", "described"]
 
@@ -44,11 +44,7 @@ class ActionDimension:
 
     def __post_init__(self) -> None:
         for label, choices in (("kind", get_args(ActionKind)), ("unit", get_args(ActionUnit))):
-            if getattr(self, label) not in choices:
-                raise InvalidInputError(
-                    f"{label} of an action dimension must be one of {', '.join(choices)}, got "
-                    f"{getattr(self, label)!r}. Choose one of these."
-                )
+            require_one_of(f"{label} of an action dimension", getattr(self, label), choices)
         if type(self.arm) is not int or self.arm < 0:
             raise InvalidInputError(
                 f"arm of an action dimension must be an integer of 0 or more, got {self.arm!r}. Count arms from 0."

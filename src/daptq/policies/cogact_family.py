@@ -320,8 +320,7 @@ class CogACTFamily(Policy):
                 f"images of camera {camera!r} must have shape (b, 3, {size}, {size}), got {tuple(image.shape)}. "
                 "Render or resize them to the policy's size."
             )
-        checked: Tensor = image
-        return checked
+        return image
 
 
 def register_action_buffers(policy: nn.Module, values: Mapping[str, tuple[float, ...]], mask: tuple[bool, ...]) -> None:

@@ -139,8 +139,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Float[Tensor, "b patches width"]) -> Float[Tensor, "b patches language"]:
         """Tokens of the language model."""
-        tokens: Tensor = self.projector(x)
-        return tokens
+        return self.projector(x)
 
 
 class PublicCogACTPolicy(CogACTFamily):

@@ -75,8 +75,7 @@ class Projector(nn.Module):
     def forward(self, x: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b tokens language"]:
         """Features of joined patches to language-model tokens."""
         hidden = nn.functional.gelu(self.fc2(nn.functional.gelu(self.fc1(x))))
-        projected: Tensor = self.fc3(hidden)
-        return projected
+        return self.fc3(hidden)
 
 
 class SmallCogACTPolicy(CogACTFamily):

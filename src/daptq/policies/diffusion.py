@@ -28,8 +28,7 @@ def squared_cosine_alphas(num_steps: int) -> NDArray[np.float64]:
 
     steps = range(num_steps)
     betas = [min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), MAX_BETA) for i in steps]
-    alphas: NDArray[np.float64] = np.cumprod(1.0 - np.array(betas), dtype=np.float64)
-    return alphas
+    return np.cumprod(1.0 - np.array(betas), dtype=np.float64)
 
 
 def ddim_timesteps(num_steps: int, num_samples: int) -> tuple[int, ...]:

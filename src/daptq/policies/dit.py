@@ -43,8 +43,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b hidden"]:
         """Runs the module."""
         features = timestep_embedding(timesteps, FREQUENCY_SIZE)
-        embedded: Tensor = self.mlp(features)
-        return embedded
+        return self.mlp(features)
 
 
 class ConditionEmbedder(nn.Module):
@@ -57,8 +56,7 @@ class ConditionEmbedder(nn.Module):
 
     def forward(self, condition: Float[Tensor, "b 1 condition"]) -> Float[Tensor, "b 1 hidden"]:
         """Runs the module."""
-        embedded: Tensor = self.linear(condition)
-        return embedded
+        return self.linear(condition)
 
 
 class ActionEmbedder(nn.Module):
@@ -70,8 +68,7 @@ class ActionEmbedder(nn.Module):
 
     def forward(self, actions: Float[Tensor, "b t action"]) -> Float[Tensor, "b t hidden"]:
         """Runs the module."""
-        embedded: Tensor = self.linear(actions)
-        return embedded
+        return self.linear(actions)
 
 
 class Attention(nn.Module):
@@ -89,8 +86,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, hidden // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, length, hidden))
-        return projected
+        return self.proj(attended.transpose(1, 2).reshape(batch, length, hidden))
 
 
 class Mlp(nn.Module):
@@ -104,8 +100,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t hidden"]:
         """Runs the module."""
         expanded = F.gelu(self.fc1(x), approximate="tanh")
-        contracted: Tensor = self.fc2(expanded)
-        return contracted
+        return self.fc2(expanded)
 
 
 class DiTBlock(nn.Module):
@@ -121,8 +116,7 @@ class DiTBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t hidden"]:
         """Runs the module."""
         x = x + self.attn(self.norm1(x))
-        output: Tensor = x + self.mlp(self.norm2(x))
-        return output
+        return x + self.mlp(self.norm2(x))
 
 
 class FinalLayer(nn.Module):
@@ -135,8 +129,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t action"]:
         """Runs the module."""
-        projected: Tensor = self.linear(self.norm_final(x))
-        return projected
+        return self.linear(self.norm_final(x))
 
 
 class DiT(nn.Module):

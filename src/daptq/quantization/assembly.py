@@ -42,8 +42,7 @@ class BuiltLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """What the built layer answers."""
-        product: Tensor = self._build()(x)
-        return product
+        return self._build()(x)
 
 
 def assemble(policy: Policy, plan: BitPlan, layers: Mapping[str, QuantizedLinear]) -> Policy:

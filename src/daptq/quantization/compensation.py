@@ -19,9 +19,10 @@ from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.contract import Interface
 from daptq.layers.watching import unfused
 from daptq.policies.contract import Batch, Policy
+from daptq.progress import Progress
 from daptq.quantization.folding import Folder
 from daptq.quantization.profile import DriftProfile
-from daptq.quantization.profiling import Calibration, Progress, observe
+from daptq.quantization.profiling import Calibration, observe
 from daptq.quantization.rounded_errors import HeldOut, rounded_errors
 from daptq.quantization.workspace import StageContent
 

@@ -17,10 +17,11 @@ from daptq.calibration.input_errors import observe_input_errors
 from daptq.drift.loss import drift_loss
 from daptq.errors import ForeignArtifactError
 from daptq.policies.contract import Batch, Policy
+from daptq.progress import Progress
 from daptq.quantization.allocation import candidate_bits, float_linear, layers_in_scope
 from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.profile import DriftProfile
-from daptq.quantization.profiling import Calibration, Progress, evaluating
+from daptq.quantization.profiling import Calibration, evaluating
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.rounding import RoundedLayers
 from daptq.quantization.statistics import probe_generator

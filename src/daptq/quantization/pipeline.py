@@ -25,6 +25,7 @@ from daptq.interfaces.affine import AffineMap
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 from daptq.quantization.allocation import (
     bit_plan,
     calibrated_layers,
@@ -41,7 +42,7 @@ from daptq.quantization.folding import Folder, check_folding, layers_to_keep
 from daptq.quantization.interfaces import check_interfaces, interfaces_of
 from daptq.quantization.layer_times import TIMES_KIND, faster_in_float, layer_times
 from daptq.quantization.profile import PROFILE_KIND, DriftProfile
-from daptq.quantization.profiling import Calibration, Progress, profile_policy
+from daptq.quantization.profiling import Calibration, profile_policy
 from daptq.quantization.ranges import RANGES_KIND, ranges_content
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.rounding import ROUNDED_KIND, RoundedLayers, Rounder

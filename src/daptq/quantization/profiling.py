@@ -19,15 +19,15 @@ from daptq.interfaces.contract import Interface, Tap
 from daptq.observations import ACTION, STATE
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
+from daptq.progress import Progress
 from daptq.quantization.allocation import float_linear, layers_in_scope
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile
 from daptq.quantization.recipe import Recipe
 from daptq.sensitivity.phi import Sensitivity, SensitivityConfig, only_gradients_of
 
-__all__ = ["Calibration", "Progress", "drift_metric", "evaluating", "observe", "profile_policy"]
+__all__ = ["Calibration", "drift_metric", "evaluating", "observe", "profile_policy"]
 
-Progress = Callable[[int, int, str], None]
 
 # One batch in four is not used for fitting maps, only for judging them.
 HOLD_OUT_EVERY = 4

@@ -15,8 +15,9 @@ from daptq.calibration.activation_range import ActivationRanges, observe_ranges
 from daptq.kernels.linear.transform import transform
 from daptq.numerics.rotation import hadamard
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 from daptq.quantization.allocation import calibrated_layers, float_linear
-from daptq.quantization.profiling import Calibration, Progress, evaluating
+from daptq.quantization.profiling import Calibration, evaluating
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.workspace import StageContent
 

@@ -19,7 +19,7 @@ from daptq.catalog import COMPENSATIONS, DRIFT_MODELS, Catalog
 from daptq.compensation.contract import CompensationMethod
 from daptq.drift.contract import DriftModel
 from daptq.drift.models.virtual_chain import VirtualChainConfig
-from daptq.errors import RecipeError
+from daptq.errors import RecipeError, require_one_of
 from daptq.interfaces.as_json import interface_from_json, interface_to_json
 from daptq.interfaces.contract import Interface
 from daptq.kernels.linear.arithmetic import ACTIVATION_BITS
@@ -70,8 +70,7 @@ class RoleBits:
 
     def of(self, role: Role) -> int | None:
         """Bits of one role."""
-        bits: int | None = getattr(self, role)
-        return bits
+        return getattr(self, role)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +105,7 @@ class RoleActivationBits:
 
     def of(self, role: Role) -> int:
         """Bits of one role."""
-        bits: int = getattr(self, role)
-        return bits
+        return getattr(self, role)
 
 
 # Methods that a stage can be done with; the key "method" of a stage's JSON names one.
@@ -196,10 +194,7 @@ class Recipe:
             ("folding", get_args(Folding)),
             ("drift_horizon", get_args(DriftHorizon)),
         ):
-            if getattr(self, label) not in choices:
-                raise RecipeError(
-                    f"{label} must be one of {', '.join(choices)}, got {getattr(self, label)!r}. Choose one of these."
-                )
+            require_one_of(label, getattr(self, label), choices, RecipeError)
         if isinstance(self.allocation, KnapsackConfig) and not self.needs_costs:
             raise RecipeError(
                 f"sensitivity must be 'rounding' for the allocation {self.allocation.method}, got "
@@ -273,8 +268,7 @@ class Recipe:
                 values[stage] = _stage_from_json(stage, methods, values[stage])
         if values.get("interfaces") is not None:
             values["interfaces"] = tuple(interface_from_json(entry) for entry in values["interfaces"])
-        recipe: Recipe = _build(cls, values, "recipe")
-        return recipe
+        return _build(cls, values, "recipe")
 
 
 def stage_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
@@ -302,10 +296,7 @@ def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[st
     values = dict(obj)
     name = values.pop("method", None)
     by_name = {getattr(method, "method", None): method for method in methods}
-    if name not in by_name:
-        raise RecipeError(
-            f"method of {stage} must be one of {', '.join(map(str, by_name))}, got {name!r}. Choose one of these."
-        )
+    require_one_of(f"method of {stage}", name, by_name, RecipeError)
     return _build(by_name[name], values, stage)
 
 

@@ -22,11 +22,12 @@ from daptq.calibration.observers import check_mask
 from daptq.interfaces.contract import Interface
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.taps import watch_taps
+from daptq.progress import Progress
 from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile
-from daptq.quantization.profiling import Calibration, Progress, evaluating
+from daptq.quantization.profiling import Calibration, evaluating
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.workspace import StageContent
 from daptq.rounding.gptq import GptqConfig

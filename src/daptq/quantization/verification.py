@@ -19,9 +19,10 @@ from daptq.allocation.plan import BitPlan
 from daptq.allocation.verification import Verification, VerificationConfig, promote
 from daptq.calibration.contract import batch_size
 from daptq.policies.contract import Batch, Policy
+from daptq.progress import Progress
 from daptq.quantization.allocation import budget_of, candidate_bits, layer_resources
 from daptq.quantization.assembly import assemble
-from daptq.quantization.profiling import Calibration, Progress, evaluating
+from daptq.quantization.profiling import Calibration, evaluating
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.rounding import RoundedLayers
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import DRIFT_MODELS
 from daptq.compensation.csrc import CsrcConfig
-from daptq.errors import RecipeError
+from daptq.errors import RecipeError, require_one_of
 from daptq.quantization.recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
@@ -60,11 +60,7 @@ def da_ptq(
         UnknownNameError: There is no such drift model; the message suggests near names.
         RecipeError: A setting is outside its range.
     """
-    if compensation not in get_args(Compensation):
-        raise RecipeError(
-            f"compensation must be one of {', '.join(get_args(Compensation))}, got {compensation!r}. "
-            "Choose one of these."
-        )
+    require_one_of("compensation", compensation, get_args(Compensation), RecipeError)
     return Recipe(
         name="da-ptq",
         weight_bits=RoleBits(language=weight_bits, action_head=weight_bits),

@@ -7,7 +7,7 @@ against the result: weights by their hash, and the outcome, which may differ on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, zip_longest
@@ -30,13 +30,13 @@ from daptq.evaluation.result import EvaluationResult, PolicyResult
 from daptq.evaluation.worker_context import PolicySource, one_thread, open_policy, picture_sizes
 from daptq.metrics.pairs import Discordant, Paired
 from daptq.policies.contract import Policy
+from daptq.progress import Progress
 
 EDGE = 160
 MOST_FRAMES = 64
 MOST_BYTES = 3_400_000  # base64 makes 4.5 MB of it, and the page stays below 5
 _QUALITY = 75
 
-Progress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "edge edge 3"]
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.errors import InvalidInputError, RecipeError, require_one_of
 from daptq.numerics.quantized_matrix import GROUP_SIZES, group_columns
 from daptq.numerics.scales import absmax_scale, range_grid, searched_range_grid, searched_scale
 
@@ -26,8 +26,7 @@ def check_grid(rule: str, group_size: int, asymmetric: bool) -> None:
     Raises:
         RecipeError: `rule` is no `ScaleRule`, there are no groups of `group_size`, or `asymmetric` is no bool.
     """
-    if rule not in get_args(ScaleRule):
-        raise RecipeError(f"scale must be one of {', '.join(get_args(ScaleRule))}, got {rule!r}. Choose one of these.")
+    require_one_of("scale", rule, get_args(ScaleRule), RecipeError)
     if type(group_size) is not int or group_size not in GROUP_SIZES:
         raise RecipeError(
             f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}. "

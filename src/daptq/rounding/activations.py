@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.errors import InvalidInputError, RecipeError, require_one_of
 from daptq.numerics.grid import largest_integer
 
 __all__ = ["ActivationConfig", "Scaling", "static_scale"]
@@ -35,11 +35,7 @@ class ActivationConfig:
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        if self.scaling not in get_args(Scaling):
-            raise RecipeError(
-                f"scaling of activations must be one of {', '.join(get_args(Scaling))}, got {self.scaling!r}. "
-                "Choose one of these."
-            )
+        require_one_of("scaling of activations", self.scaling, get_args(Scaling), RecipeError)
         if not 0 < self.percentile <= 100:
             raise RecipeError(f"percentile must lie in (0, 100], got {self.percentile}. Choose for example 99.9.")
 

@@ -142,8 +142,7 @@ def _inverse_factor(hessian: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
             "calibrate with more states."
         )
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return factor
+    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
 
 
 def _round_columns(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.numerics.rotation import fits, rotate
+from daptq.numerics.symmetric import symmetric_part
 from daptq.rounding.smoothing import smoothing_scale
 
 __all__ = ["TransformConfig", "transform_gram"]
@@ -90,4 +91,4 @@ def transform_gram(
         result = factor[:, None] * result * factor
     if rotation_block:
         result = rotate(rotate(result, rotation_block).mT, rotation_block)
-    return (result + result.mT) / 2
+    return symmetric_part(result)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError, require_one_of
 
 __all__ = ["Reduction", "Sensitivity", "SensitivityConfig", "gradient_magnitude", "only_gradients_of"]
 
@@ -43,11 +43,7 @@ class SensitivityConfig:
     reduction: Reduction = "l2"
 
     def __post_init__(self) -> None:
-        if self.reduction not in get_args(Reduction):
-            raise RecipeError(
-                f"reduction of the sensitivity must be one of {', '.join(get_args(Reduction))}, got "
-                f"{self.reduction!r}. Choose one of these."
-            )
+        require_one_of("reduction of the sensitivity", self.reduction, get_args(Reduction), RecipeError)
 
 
 def gradient_magnitude(gradient: Float[Tensor, "out in"], reduction: Reduction) -> float:

@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
+from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError, require_one_of
+from daptq.numerics.symmetric import symmetric_part
 
 __all__ = ["Estimate", "RoundingSensitivity", "RoundingSensitivityConfig", "metric_root", "probe"]
 
@@ -55,14 +56,13 @@ def metric_root(metric: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     largest = float(values.abs().max())
     if float((values - values.mT).abs().max()) > _ROUNDING * largest:
         raise InvalidInputError("metric must be symmetric, got a matrix that is not. Pass a drift model's metric.")
-    eigenvalues, vectors = torch.linalg.eigh((values + values.mT) / 2)
+    eigenvalues, vectors = torch.linalg.eigh(symmetric_part(values))
     if float(eigenvalues[0]) < -_ROUNDING * len(values) * largest:
         raise InvalidInputError(
             f"metric must be positive semi-definite, got the eigenvalue {float(eigenvalues[0])}. Pass a drift model's "
             "metric."
         )
-    root: Tensor = vectors * eigenvalues.clamp(min=0.0).sqrt()
-    return root
+    return vectors * eigenvalues.clamp(min=0.0).sqrt()
 
 
 def probe(
@@ -112,10 +112,7 @@ class RoundingSensitivityConfig:
     states: int = 256
 
     def __post_init__(self) -> None:
-        if self.estimate not in get_args(Estimate):
-            raise RecipeError(
-                f"estimate must be one of {', '.join(get_args(Estimate))}, got {self.estimate!r}. Choose one of these."
-            )
+        require_one_of("estimate", self.estimate, get_args(Estimate), RecipeError)
         if type(self.states) is not int or self.states < 1:
             raise RecipeError(f"states of the sensitivity must be at least 1, got {self.states}. 256 are usual.")
 

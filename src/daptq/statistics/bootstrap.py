@@ -74,17 +74,14 @@ def bootstrap_estimate(
 
 def mean(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
     """Mean over the last axis."""
-    result: Float[np.ndarray, "..."] = np.mean(values, axis=-1)
-    return result
+    return np.mean(values, axis=-1)
 
 
 def median(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
     """Median over the last axis."""
-    result: Float[np.ndarray, "..."] = np.median(values, axis=-1)
-    return result
+    return np.median(values, axis=-1)
 
 
 def root_mean_square(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
     """Root of the mean of the squares over the last axis."""
-    result: Float[np.ndarray, "..."] = np.sqrt(np.mean(np.square(values), axis=-1))
-    return result
+    return np.sqrt(np.mean(np.square(values), axis=-1))

@@ -239,8 +239,7 @@ class Sealed(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.layer(x)
-        return answer
+        return self.layer(x)
 
 
 def test_every_channel_gets_the_mean_and_spread_of_the_reference_or_stays() -> None:

@@ -199,8 +199,7 @@ def test_a_layer_that_is_replaced_during_the_step_is_found(checkpoint: Path) -> 
         if getattr(self, "steps", 0) == 10:
             self.fc1 = quantized(LAYER)
         self.steps = getattr(self, "steps", 0) + 1
-        hidden: Tensor = self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
-        return hidden
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
 
     around(parent, swap)
     assert found(policy, checkpoint) == {"replaced", "not called"}

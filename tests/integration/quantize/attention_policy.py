@@ -84,8 +84,7 @@ class AttentionPolicy(Policy):
 
     def head(self, keys: Tensor, values: Tensor, noisy: Tensor) -> Tensor:
         hidden = self.embed(noisy)
-        answer: Tensor = self.out(hidden + self.expert(hidden, keys, values))
-        return answer
+        return self.out(hidden + self.expert(hidden, keys, values))
 
     def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
         keys, values = condition

@@ -28,8 +28,7 @@ CONSUMER = "action_model.net.z_embedder.linear"
 
 
 def metadata(folder: Path) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["metadata"]
-    return described
+    return json.loads((folder / "manifest.json").read_text())["metadata"]
 
 
 def reasons(folder: Path) -> dict[str, tuple[int, str]]:

@@ -67,10 +67,7 @@ def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Pa
     change = (rounded.weight(name, 2) - float_linear(chain, name).weight).detach()
 
     def chunks(batch: Any, generator: torch.Generator, weight: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(
-            _Denoised(chain, batch, generator), {f"policy.{name}.weight": weight}, ()
-        )
-        return result
+        return torch.func.functional_call(_Denoised(chain, batch, generator), {f"policy.{name}.weight": weight}, ())
 
     total, count = 0.0, 0
     for batch, generator in list(calibration)[:12]:

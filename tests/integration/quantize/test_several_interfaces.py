@@ -141,8 +141,7 @@ def test_sensitivity_counts_states_and_adds_rows_and_uses(
     direction = torch.randn(14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def projected(chunk: Tensor, *_: Any) -> Tensor:
-        value: Tensor = (chunk.flatten(1).double() @ direction).sum() / len(chunk) ** 0.5
-        return value
+        return (chunk.flatten(1).double() @ direction).sum() / len(chunk) ** 0.5
 
     monkeypatch.setattr("daptq.quantization.statistics.probe", projected)
     recipe = replace(da_ptq_plus(), calibration_states=18)

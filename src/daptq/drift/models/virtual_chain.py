@@ -145,8 +145,7 @@ def drift_weights(
         [translation_weight, translation_weight, rotation_weight], dtype=torch.float64, device=chain.device
     )
     raw = (pseudo_inverse.abs() @ axes).mean(dim=0)
-    weights: Tensor = raw / raw.mean()
-    return weights
+    return raw / raw.mean()
 
 
 DRIFT_MODEL = VirtualChainConfig

@@ -44,8 +44,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
     """
     turn = Rotation.from_matrix(matrix_from_euler(action[3:6])).as_rotvec()
     scaled = np.clip(np.concatenate([action[:3], turn]) / _MAX_DELTA, -1.0, 1.0)
-    native: NDArray[np.float64] = np.append(scaled, -1.0 if action[6] > 0 else 1.0)
-    return native
+    return np.append(scaled, -1.0 if action[6] > 0 else 1.0)
 
 
 class LiberoEnvironment(TaskEnvironment):

@@ -162,14 +162,12 @@ class LiberoWorld:
     @property
     def joint_positions(self) -> Float[np.ndarray, "7"]:
         """Measured joint positions [rad]."""
-        joints: NDArray[np.float64] = self.data.qpos[self._arm].copy()
-        return joints
+        return self.data.qpos[self._arm].copy()
 
     @property
     def finger_positions(self) -> Float[np.ndarray, "2"]:
         """Measured finger positions [m]: 0.04 and -0.04 open, 0 closed."""
-        fingers: NDArray[np.float64] = self.data.qpos[self._fingers].copy()
-        return fingers
+        return self.data.qpos[self._fingers].copy()
 
     @property
     def gripper_opening(self) -> float:
@@ -178,8 +176,7 @@ class LiberoWorld:
 
     def in_base(self, position: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
         """Returns a point of the world in the base frame [m]."""
-        moved: NDArray[np.float64] = self._base_rotation.T @ (position - self._base_position)
-        return moved
+        return self._base_rotation.T @ (position - self._base_position)
 
     def forward_kinematics(
         self, joint_positions: Float[np.ndarray, "7"]
@@ -191,8 +188,7 @@ class LiberoWorld:
     def jacobian(self) -> Float[np.ndarray, "6 7"]:
         """Returns the Jacobian at the present joints in the base frame: rows 0-2 [m/rad], rows 3-5 [rad/rad]."""
         jacobian = self._kinematics.jacobian(self.joint_positions)
-        turned: NDArray[np.float64] = np.kron(np.eye(2), self._base_rotation.T) @ jacobian
-        return turned
+        return np.kron(np.eye(2), self._base_rotation.T) @ jacobian
 
     def end_effector(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
         """Measured end-effector position [m] and rotation matrix in the base frame."""
@@ -204,8 +200,7 @@ class LiberoWorld:
         """Returns what LIBERO's policies are given: hand position in the *world* [m], axis-angle [rad], fingers [m]."""
         hand = self.model.body(self._robot.robot_model.eef_name).id
         turn = self._axis_angle(self._quaternion(self.data.xmat[hand].reshape(3, 3)))
-        state: NDArray[np.float64] = np.concatenate([self.data.site_xpos[self._site], turn, self.finger_positions])
-        return state
+        return np.concatenate([self.data.site_xpos[self._site], turn, self.finger_positions])
 
     def position(self, name: str) -> Float[np.ndarray, "3"]:
         """Position of an object's origin in the base frame [m]."""
@@ -221,8 +216,7 @@ class LiberoWorld:
             local = box[:3] + corners * box[3:]
             found.append(local @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom])
         world = np.concatenate(found)
-        moved: NDArray[np.float64] = (world - self._base_position) @ self._base_rotation
-        return moved
+        return (world - self._base_position) @ self._base_rotation
 
     def held(self) -> str | None:
         """Name of the object that both fingers touch, or None."""

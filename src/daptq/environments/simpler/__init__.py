@@ -40,8 +40,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float32[np.ndarray, "7"]:
         The same changes within SimplerEnv's bounds of 1 m and a quarter turn, and the gripper: +1 opens, -1 closes.
     """
     moved = np.clip(action[:6], -_LIMIT, _LIMIT)
-    native: NDArray[np.float32] = np.append(moved, 1.0 if action[6] > 0 else -1.0).astype(np.float32)
-    return native
+    return np.append(moved, 1.0 if action[6] > 0 else -1.0).astype(np.float32)
 
 
 class SimplerEnvironment(TaskEnvironment):

@@ -166,5 +166,4 @@ def towards(
     if angle > 0.01:
         turn *= min(_GAIN, _MAX_TURN / angle)
     angles = euler_from_matrix(Rotation.from_rotvec(turn).as_matrix())
-    action: NDArray[np.float32] = np.concatenate([move, angles, [1.0 if open_gripper else -1.0]], dtype=np.float32)
-    return action
+    return np.concatenate([move, angles, [1.0 if open_gripper else -1.0]], dtype=np.float32)

@@ -178,8 +178,7 @@ class SimplerWorld:
         return float(np.clip((finger - _FINGER_CLOSED) / (_FINGER_OPEN - _FINGER_CLOSED), 0.0, 1.0))
 
     def _joints(self) -> Float[np.ndarray, "8"]:
-        joints: NDArray[np.float64] = self._env.agent.robot.get_qpos()[0].numpy().astype(np.float64)
-        return joints
+        return self._env.agent.robot.get_qpos()[0].numpy().astype(np.float64)
 
     def forward_kinematics(
         self, joint_positions: Float[np.ndarray, "6"]
@@ -227,8 +226,7 @@ class SimplerWorld:
         kept = [self._env.objs[name] for name in self._env.objects_excluded_from_greenscreening]
         numbers = np.concatenate([one.per_scene_id.numpy() for one in (*kept, *self._env.agent.robot.get_links())])
         drawn = np.isin(seen["segmentation"][0].numpy(), numbers)
-        picture: NDArray[np.uint8] = np.where(drawn, seen["rgb"][0].numpy(), self._overlay(size)).astype(np.uint8)
-        return picture
+        return np.where(drawn, seen["rgb"][0].numpy(), self._overlay(size)).astype(np.uint8)
 
     def _new_camera(self, size: CameraSize) -> Any:
         from mani_skill.sensors.camera import Camera, CameraConfig

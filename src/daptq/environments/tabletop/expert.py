@@ -135,5 +135,4 @@ def _towards(
     angle = float(np.linalg.norm(turn))
     if angle > 0.01:
         turn *= min(_GAIN, _MAX_TURN / angle)
-    action: NDArray[np.float32] = np.concatenate([move, turn, [1.0 if open_gripper else -1.0]], dtype=np.float32)
-    return action
+    return np.concatenate([move, turn, [1.0 if open_gripper else -1.0]], dtype=np.float32)

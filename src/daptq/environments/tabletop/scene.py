@@ -14,7 +14,6 @@ from typing import Final
 import mujoco
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from daptq.environments.tabletop.objects import DISTRACTORS, ObjectSpec
 from daptq.environments.tabletop.sizes import resized_objects
@@ -58,8 +57,7 @@ def look_at(position: tuple[float, float, float], target: tuple[float, float, fl
     forward /= np.linalg.norm(forward)
     right = np.cross(forward, np.array([0.0, 0.0, 1.0]))
     right /= np.linalg.norm(right)
-    axes: NDArray[np.float64] = np.concatenate([right, np.cross(right, forward)])
-    return axes
+    return np.concatenate([right, np.cross(right, forward)])
 
 
 def _camera(

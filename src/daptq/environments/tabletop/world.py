@@ -159,8 +159,7 @@ class TabletopWorld:
             gaps = np.linalg.norm(places[:, :, None] - places[:, None, :], axis=-1)
             apart = np.flatnonzero((gaps >= needed).all(axis=(1, 2)))
             if apart.size:
-                first: NDArray[np.float64] = places[apart[0]]
-                return first
+                return places[apart[0]]
         raise RuntimeError(
             f"objects must fit on the table within {_MAX_BATCHES * _BATCH} draws, got none. Make them smaller."
         )
@@ -200,14 +199,12 @@ class TabletopWorld:
     @property
     def joint_positions(self) -> Float[np.ndarray, "6"]:
         """Measured joint positions [rad]."""
-        joints: NDArray[np.float64] = self.data.qpos[self._arm].copy()
-        return joints
+        return self.data.qpos[self._arm].copy()
 
     @property
     def joint_targets(self) -> Float[np.ndarray, "6"]:
         """Joint positions that the actuators hold [rad]."""
-        joints: NDArray[np.float64] = self.data.ctrl[self._arm].copy()
-        return joints
+        return self.data.ctrl[self._arm].copy()
 
     @property
     def gripper_opening(self) -> float:
@@ -223,8 +220,7 @@ class TabletopWorld:
 
     def position(self, name: str) -> Float[np.ndarray, "3"]:
         """Position of an object's origin [m]."""
-        position: NDArray[np.float64] = self.data.xpos[self._body[name]].copy()
-        return position
+        return self.data.xpos[self._body[name]].copy()
 
     def yaw(self, name: str) -> float:
         """Yaw of an object [rad], within half its symmetry angle either side of zero.

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from daptq.errors import InvalidInputError
+from daptq.errors import InvalidInputError, require_one_of
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS
 from daptq.numerics.pack import pack, packed_length, unpack
 from daptq.numerics.quantized_matrix import QuantizedMatrix, group_count
@@ -48,11 +48,7 @@ class PackedWeight:
     zero_point: UInt8[Tensor, "out zero_bytes"] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_bits not in WEIGHT_BITS:
-            raise InvalidInputError(
-                f"num_bits of a quantized layer must be one of {', '.join(map(str, WEIGHT_BITS))}, "
-                f"got {self.num_bits!r}. Choose one of these."
-            )
+        require_one_of("num_bits of a quantized layer", self.num_bits, WEIGHT_BITS)
         row = packed_length(self.in_features, self.num_bits)
         if self.packed.dtype != torch.uint8 or self.packed.dim() != 2 or self.packed.shape[1] != row:
             raise InvalidInputError(

@@ -113,10 +113,9 @@ class Avx2Linear(PreparedLinear):
         activation_scale: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`; goes through torch's dispatcher, where it can be seen."""
-        result: Tensor = torch.ops.daptq.linear_w4a8_avx2.default(
+        return torch.ops.daptq.linear_w4a8_avx2.default(
             x, self.tiles, weight_scale, bias, self.stored_bits, activation_bits, activation_scale
         )
-        return result
 
     def weight(self) -> PackedWeight:
         """See `PreparedLinear.weight`."""

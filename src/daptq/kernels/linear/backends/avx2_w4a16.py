@@ -81,10 +81,9 @@ class Avx2W4A16Linear(PreparedLinear):
         activation_scale: Float[Tensor, ""] | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`; goes through torch's dispatcher, where it can be seen."""
-        result: Tensor = torch.ops.daptq.linear_w4a16_avx2.default(
+        return torch.ops.daptq.linear_w4a16_avx2.default(
             x.to(torch.float32), self._stored, weight_scale, self._zero_point, bias, self._stored_bits, self._group_size
         )
-        return result
 
     def weight(self) -> PackedWeight:
         """See `PreparedLinear.weight`."""

@@ -58,10 +58,9 @@ class TritonW4A16Linear(TritonLinear):
     ) -> Float[Tensor, "m out"]:
         """See `PreparedLinear.run`; goes through torch's dispatcher, where it can be seen."""
         weight = self._weight
-        result: Tensor = torch.ops.daptq.linear_w4a16_triton(
+        return torch.ops.daptq.linear_w4a16_triton(
             x, weight.packed, weight_scale, self._zero_point, bias, weight.num_bits, weight.group_size
         )
-        return result
 
 
 def unsupported(weight: PackedWeight, activation_bits: int) -> str | None:
