@@ -1,6 +1,6 @@
-"""How bytes get under a final name: complete or not at all, whatever kills the writer.
+"""Atomic file writes: complete or not at all, whatever kills the writer.
 
-Writers work under a hidden temporary name beside the final one and rename when everything is on the disk. This module
+Writers work under a hidden temporary name in the same folder and rename when everything is on the disk. This module
 knows nothing of what is written.
 """
 

@@ -36,7 +36,7 @@ def camera_key(camera: str) -> str:
 
 
 def camera_name(key: str) -> str:
-    """Short name of a camera; of a full key the part behind ``observation.images.``."""
+    """Short name of a camera; of a full key the part after ``observation.images.``."""
     return key.removeprefix(_IMAGES)
 
 

@@ -134,7 +134,7 @@ def read_torch_directory(path: Path) -> dict[str, StoredTensor]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        # Without memory behind them tensors still know where their storage lies in the file.
+        # Tensors without memory still know where their storage lies in the file.
         with FakeTensorMode():
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip reader and unpickler raise.
@@ -173,7 +173,7 @@ def _stored(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTensor:
 
 
 def _leaves(tree: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested dictionaries; plain values beside them are left out."""
+    """The tensors of nested dictionaries; other values are left out."""
     if isinstance(tree, Tensor):
         yield ".".join(keys), tree
     elif isinstance(tree, Mapping):

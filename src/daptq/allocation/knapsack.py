@@ -38,7 +38,7 @@ _ROUNDING = 1e-12
 # of layers it prints `_STRAY_LINE`, whatever these units are.
 _COST_UNIT = 1e4
 _RESOURCE_UNIT = 1e4
-# Cost of using the whole budget beside _COST_UNIT: decides between plans of equal cost, and nothing else.
+# Cost of using the whole budget, relative to _COST_UNIT: decides between plans of equal cost, and nothing else.
 _THRIFT = 1e-5
 _STRAY_LINE = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
 # One thread at a time puts a file in the place of the standard output.
@@ -198,7 +198,7 @@ def _columns(
     options: Mapping[str, list[int]],
     limit: float,
 ) -> list[_Column]:
-    """The options that fit into the budget beside the smallest of all other layers, layer by layer, smallest first."""
+    """The options that fit into the budget with the smallest of all other layers, layer by layer, smallest first."""
     free = limit - math.fsum(resources[name][bits[0]] for name, bits in options.items())
     columns: list[_Column] = []
     for name, bits in options.items():
@@ -252,7 +252,7 @@ def _choose(
 def _without_the_solvers_line() -> Iterator[None]:
     """Within the block the solver's stray line is kept from the process's standard output.
 
-    HiGHS prints it from C++ whatever it is told: SciPy's option ``disp`` is off already. Everything else that is
+    HiGHS prints it from C++ whatever its options: SciPy's ``disp`` is off already. Everything else that is
     written meanwhile, by other threads too, is written when the block ends.
     """
     with _standard_output, tempfile.TemporaryFile() as written:

@@ -28,7 +28,7 @@ def weight_bytes(
         in_features: Columns of the weight.
         num_bits: 2 to 8 for packed integers with one float32 scale per group, 16 for bfloat16.
         group_size: Columns that share a scale, 0 for one scale per row.
-        asymmetric: Whether a zero point of `num_bits` bits stands beside each scale.
+        asymmetric: Whether each scale has a zero point of `num_bits` bits.
 
     Raises:
         InvalidInputError: There is no grid of `num_bits` bits, or no group of `group_size`.

@@ -1,7 +1,7 @@
 """What a quantized checkpoint says of each of its linear layers: the plan that an audit compares with.
 
 Everything is read from the folder and nothing from the loaded policy, so that a policy that was changed after it was
-loaded cannot vouch for itself.
+loaded is not compared with itself.
 """
 
 from __future__ import annotations

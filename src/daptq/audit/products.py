@@ -1,4 +1,4 @@
-"""What the matrix product of a linear layer multiplied, told from the operation and the values of its operands.
+"""What the matrix product of a linear layer multiplied, derived from the operation and the values of its operands.
 
 An operation counts by what it was given, not by the name of the layer that called it: floating-point numbers that are
 all integers of 8 bits are integers, carried in floating point, and a product of anything else is a floating-point

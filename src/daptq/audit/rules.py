@@ -25,7 +25,7 @@ __all__ = ["Difference", "Kind", "differences_of", "plan_differences"]
 
 Kind = Literal["plan", "not called", "bypassed", "replaced", "arithmetic", "input", "result", "weight", "float copy"]
 
-# Floating-point tensors that a quantized layer has beside its weight, and what they may be no larger than.
+# Floating-point tensors that a quantized layer has in addition to its weight, and what they may be no larger than.
 _SMALL = ("weight_scale", "bias", "activation_scale", "input_scale", "_hadamard")
 # Relative distance below which a tensor is a copy of a weight; one that has nothing to do with it is at 1 or more.
 _COPY = 0.5
@@ -40,7 +40,7 @@ class Difference:
         kind: What differs: ``plan`` (the checkpoint contradicts itself or the policy), ``not called``, ``bypassed``
             (its memory was read while it was not running), ``replaced`` (another module took its place during the
             step), ``arithmetic`` (the product), ``input`` (precision of the activations), ``result`` (not the
-            reference's), ``weight`` (what is resident), ``float copy`` (of the weight, beside it).
+            reference's), ``weight`` (what is resident), ``float copy`` (of the weight).
         reason: A sentence.
     """
 

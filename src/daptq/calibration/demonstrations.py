@@ -31,11 +31,11 @@ LeadIn = Callable[[Mapping[str, Any], int], NDArray[np.float32]]
 
 
 class Task(Protocol):
-    """What is told of a task."""
+    """A task as a recording describes it."""
 
     @property
     def instruction(self) -> str:
-        """What the policy is told."""
+        """The instruction that the policy reads."""
 
     @property
     def source(self) -> str:
@@ -68,7 +68,7 @@ class Course:
         shards: Number of shards of each split.
         episodes_per_shard: Episodes of a shard.
         episodes_per_seed: Successive episodes with the same seed.
-        options: Options of every reset beside the task.
+        options: Options of every reset except the task.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Calibration states from scripted demonstrations of SimplerEnv's WidowX tasks, splits `train` and `validation`.
 
-Demonstrations begin beside the official initial states, never in one: what is calibrated or trained on them can be
+Demonstrations begin near the official initial states, never in one: what is calibrated or trained on them can be
 judged in all of those. Recording needs the extra `simpler`; reading what is recorded does not.
 """
 

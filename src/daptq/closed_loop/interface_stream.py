@@ -28,7 +28,7 @@ class EpisodeStream:
     """The representations over one episode.
 
     Attributes:
-        instruction: What the policy was told.
+        instruction: The instruction that the policy read.
         moments: Mean and covariance over the predictions of the episode, by the interface's name.
     """
 
@@ -41,7 +41,7 @@ class Reading:
     """What is kept of an episode's stream, measured against a reference.
 
     Attributes:
-        instruction: What the policy was told.
+        instruction: The instruction that the policy read.
         score: How unusual the episode is.
         interface: The interface of the channel whose mean moved most.
         channel: That channel.

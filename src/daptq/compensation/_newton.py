@@ -16,7 +16,7 @@ __all__ = ["Array", "Problem", "stationary_point"]
 
 Array = NDArray[np.float64]
 
-# Converged when the gradient is this small beside its own scale.
+# Converged when the gradient is this small relative to its own scale.
 GRADIENT_TOLERANCE = 1e-10
 # A start this close to stationary is the answer: where a second term only chooses among matrices that fit equally well,
 # sliding along their valley would take very many iterations.

@@ -10,7 +10,7 @@ from daptq.numerics import symmetric as numerics
 
 __all__ = ["NEGLIGIBLE", "symmetric_part"]
 
-# An eigenvalue this small beside the largest is rounding: there are no data, or no effect, along its direction.
+# An eigenvalue this small relative to the largest is rounding: there are no data, or no effect, along its direction.
 NEGLIGIBLE = 1e-12
 
 

@@ -1,7 +1,7 @@
 """Compensation from pairs: the affine map that turns quantized into full-precision representations best.
 
-Both representations come from the same inputs, so beside mean and covariance of each there is the covariance between
-them, and the least-squares map exists. Its residual is weighed by what it does to the robot: with A the Jacobian of the
+Both representations come from the same inputs, so their covariance is known as well as mean and covariance of each, and
+the least-squares map exists. Its residual is weighed by what it does to the robot: with A the Jacobian of the
 executed motion with respect to the representation, H = A^T A in mm^2 per squared unit of it,
 
     min_{M, d} E ||A (z_F - M z_Q - d)||^2 + lambda ||M - I||_F^2

@@ -86,7 +86,7 @@ def compose(
         deltas: float64, [m] and [rad].
         position: Position before the first delta [m].
         rotation: Rotation matrix of the gripper before the first delta.
-        frame: Frame that deltas are told in.
+        frame: Frame of the deltas.
 
     Returns:
         Positions [m] and rotation matrices in the base frame, chunk + 1 of each.
@@ -113,7 +113,7 @@ def displacements(
         deltas: float64, as given to `compose`.
         positions: Positions of `compose`.
         rotations: Rotation matrices of `compose`.
-        frame: Frame that deltas are told in.
+        frame: Frame of the deltas.
 
     Returns:
         Entry [:, k, :, j] belongs to the pose after action k and the delta of action j: rows 0-2 its position [m],

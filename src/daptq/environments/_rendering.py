@@ -59,7 +59,7 @@ class CameraRenderer:
         return np.ascontiguousarray(pixels[::-1])
 
     def close(self) -> None:
-        """Frees the graphics context; errors of a driver that is already gone are of no use to anyone."""
+        """Frees the graphics context; errors of a driver that is already closed are ignored."""
         context, self._context = self._context, None
         window, self._window = self._window, None
         with contextlib.suppress(Exception):

@@ -65,7 +65,7 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
     @property
     @abstractmethod
     def instruction(self) -> str:
-        """What the policy is told to do."""
+        """The instruction that the policy reads."""
 
     @property
     @abstractmethod

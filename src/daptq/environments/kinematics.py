@@ -1,6 +1,6 @@
 """Rotations in the WidowX convention, and damped least squares inverse kinematics on MuJoCo's Jacobian.
 
-Orientations are told relative to a gripper that points straight down, as intrinsic XYZ Euler angles, so that zero is
+Orientations are given relative to a gripper that points straight down, as intrinsic XYZ Euler angles, so that zero is
 the usual grasp and the angles' singularity (a pitch of a quarter turn) is far away. Bridge's data does the same.
 """
 

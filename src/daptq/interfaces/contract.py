@@ -35,7 +35,7 @@ class Tap:
         module: Module path.
         side: Whether the module's first input or its output is the representation.
         heads: 0: the tensor is (batch, …, channels), and its last axis is one vector of the representation. Otherwise
-            the tensor is (batch, heads, rows, channels), and a vector is what stands at one row, the heads side by
+            the tensor is (batch, heads, rows, channels), and a vector is what one row holds, the heads side by
             side.
     """
 

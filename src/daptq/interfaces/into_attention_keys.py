@@ -1,4 +1,4 @@
-"""Into the weights around the keys of an attention that reads the representation beside rows of its own.
+"""Into the weights around the keys of an attention that reads the representation and rows of its own.
 
 Rotary position embeddings multiply every pair of channels, read as a complex number, by exp(i theta) at each position.
 What commutes with them is a scaled rotation of every pair, C. With keys k of the prefix as the representation, before
@@ -32,7 +32,7 @@ __all__ = ["FOLD", "IntoAttentionKeys"]
 class IntoAttentionKeys(Fold):
     """Queries and counterpart take in a scaled rotation of every pair of channels.
 
-    Declare it only where nothing but the rotary embedding stands between these layers and the scores (no norm of
+    Declare it only where nothing but the rotary embedding is between these layers and the scores (no norm of
     queries or keys).
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Into the weights around the values of an attention that reads the representation beside rows of its own.
+"""Into the weights around the values of an attention that reads the representation and rows of its own.
 
 The values v of the prefix are the representation; the suffix adds its own v' = W_v x + b_v (the counterpart). Attention
 weights sum to 1, so for every kv head h an affine map of the prefix's values alone equals
@@ -32,7 +32,7 @@ class IntoAttentionValues(Fold):
     """Output layer and counterpart take in an affine map of every kv head.
 
     Attributes:
-        output: Module path of the linear layer behind the attention; it reads the query heads side by side.
+        output: Module path of the linear layer after the attention; it reads the query heads side by side.
         counterpart: Module path of the linear layer that writes the suffix's own values, kv heads side by side.
         heads: Number of query heads.
         kv_heads: Number of kv heads; each serves heads / kv_heads query heads in turn.

@@ -75,7 +75,7 @@ def block_diagonal(blocks: Float[Tensor, "heads size size"]) -> Float[Tensor, "d
 def rotary_pairs(
     matrix: Float[Tensor, "d d"], heads: int
 ) -> tuple[Float[Tensor, "heads pairs"], Float[Tensor, "heads pairs"]]:
-    """A and b of every head and pair of channels, as they stand in the first row of each pair.
+    """A and b of every head and pair of channels, from the first row of each pair.
 
     Raises:
         InvalidInputError: The channels cannot be shared by so many heads, or a head's number of channels is odd.

@@ -41,7 +41,7 @@ def load_source(source: Path, flags: tuple[str, ...] = ()) -> str | None:
 
     Args:
         source: A C++ file that registers implementations of torch operations.
-        flags: Compiler options beside those of every source.
+        flags: Compiler options in addition to those of every source.
 
     Returns:
         Why the operations are not there, or None.

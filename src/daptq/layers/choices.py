@@ -1,6 +1,6 @@
 """What earlier processes on this machine measured to be the fastest backend, one JSON file for each shape.
 
-The times of all candidates and of bfloat16 are kept with the choice: whoever recalls it can tell what it costs.
+The times of all candidates and of bfloat16 are kept with the choice: a later process knows what it costs.
 
 A choice that is kept stays: of processes that measure a shape side by side the first to finish decides for all, so that
 they multiply with the same kernel.
@@ -100,7 +100,7 @@ def recall(shape: str) -> Choice | None:
 
 
 def remember(shape: str, choice: Choice) -> Choice:
-    """Keeps a choice and the times behind it for later processes, unless another process was quicker.
+    """Keeps a choice and its times for later processes, unless another process was quicker.
 
     Args:
         shape: As in `recall`.

@@ -1,9 +1,9 @@
 """Watching modules while a policy runs, and switching off the fusing of the stacks that hold them.
 
 A fused stack (`daptq.layers.transformer_stack`) runs its layers without calling their modules, so hooks on them would
-never be called. Whoever needs the calls says so: `unfused` lets every stack of a policy call its modules, `watch` and
-`watch_outputs` do it for the stacks that hold what they watch, and `watch_beginnings` is told of a fused stack without
-switching it off. A hook from elsewhere on a module of a fused stack is refused, never skipped.
+never be called. Code that needs the calls must say so: `unfused` lets every stack of a policy call its modules, `watch`
+and `watch_outputs` do it for the stacks that hold what they watch, and `watch_beginnings` hears of a fused stack
+without switching it off. A hook from elsewhere on a module of a fused stack is refused, never skipped.
 
 A declaration concerns modules, as a hook does: it holds in all threads, may be nested, and ends with its block whether
 that ends well or not.
@@ -36,7 +36,7 @@ __all__ = [
 _lock = threading.Lock()
 # How many declarations say that a module must be called.
 _called: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-# Who is told that a module begins, also where it is fused.
+# Functions to call when a module begins, also where it is fused.
 _listeners: WeakKeyDictionary[nn.Module, tuple[Callable[[], None], ...]] = WeakKeyDictionary()
 # Ids of the hooks that a fused stack may skip.
 _skippable: set[int] = set()

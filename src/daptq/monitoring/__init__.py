@@ -1,1 +1,1 @@
-"""What runs beside a policy on a robot: the drift monitor, and the refresh of interface statistics."""
+"""What runs with a policy on a robot: the drift monitor, and the refresh of interface statistics."""

@@ -106,7 +106,7 @@ class InterfaceReference:
         """Refuses a policy with other interfaces.
 
         Raises:
-            InvalidInputError: It is such a one.
+            InvalidInputError: The policy has other interfaces.
         """
         names = [interface.name for interface in policy.interfaces()]
         if names != list(self.interfaces):
@@ -119,7 +119,7 @@ class InterfaceReference:
         """Refuses an instruction that no episode of the reference had.
 
         Raises:
-            InvalidInputError: It is such a one.
+            InvalidInputError: The reference does not hold the instruction.
         """
         if instruction not in self.scores:
             known = ", ".join(map(repr, self.scores))

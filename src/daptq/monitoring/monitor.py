@@ -78,7 +78,7 @@ class InterfaceMonitor:
 
     @property
     def refreshed(self) -> Refreshed | None:
-        """The correction that is in force."""
+        """The correction that is applied now."""
         return self._refreshed
 
     @contextmanager
@@ -120,7 +120,7 @@ class InterfaceMonitor:
             episodes: How many of the last episodes to take; all of them after the change.
 
         Returns:
-            The maps that are in force, from the unchanged policy's representations on, by interface.
+            The maps that are applied now, from the unchanged policy's representations on, by interface.
 
         Raises:
             InvalidInputError: Fewer episodes have been watched since the last refresh, or an interface cannot be

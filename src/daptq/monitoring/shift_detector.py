@@ -26,7 +26,7 @@ class Assessment:
 
     Attributes:
         episode: Number of the episode among those that were assessed, from 0.
-        instruction: What the policy was told.
+        instruction: The instruction that the policy read.
         score: How unusual the episode is.
         p_value: Share of normal episodes at least as unusual; uniform when nothing has changed.
         statistic: Evidence of a shift so far; the flag is raised at `threshold`.

@@ -1,6 +1,6 @@
 """Streaming mean and covariance in float64 that merge exactly (Chan, Golub and LeVeque 1979; Welford 1962).
 
-Sums of squares are taken around the mean of what was seen so far, never around zero, so a mean of 1e6 beside a standard
+Sums of squares are taken around the mean of what was seen so far, never around zero, so a mean of 1e6 with a standard
 deviation of 1e-3 costs no digits. Merging two streams gives what one pass over both would have given, up to the last
 few bits of float64. The module does not know where the samples come from.
 """

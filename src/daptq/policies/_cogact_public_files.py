@@ -163,7 +163,7 @@ def _sizes(public: Shapes) -> dict[str, Any]:
     if action_width not in _ACTION_HEADS:
         raise ForeignArtifactError(
             f"width of the action model must be that of DiT-S, B or L ({', '.join(map(str, _ACTION_HEADS))}), got "
-            f"{action_width}. Its number of heads cannot be told."
+            f"{action_width}. Its number of heads is unknown: pass files of a public size."
         )
     return {
         "cameras": {"primary": patch_size * round(patches**0.5)},

@@ -74,7 +74,7 @@ class ViT(nn.Module):
         image_size: Edge length [px] of the square image, a multiple of `patch_size`.
         patch_size: Edge length [px] of a patch.
         width, depth, num_heads, mlp: Size of the public model; depth - 1 blocks are built and run.
-        registers: Register tokens behind a class token, with layer scale in the blocks (DINOv2); None for neither
+        registers: Register tokens after a class token, with layer scale in the blocks (DINOv2); None for neither
             (SigLIP).
     """
 

@@ -3,7 +3,7 @@
 At one observation a step of the loop launches hundreds of small kernels, and launching them takes longer than running
 them; a graph is launched at once. It is recorded the first time that the loop sees tensors of a shape and replays what
 was recorded then: Python does not run again, so neither do hooks, and a layer that is replaced meanwhile is not seen.
-Whoever watches or changes layers must not capture. Replaying was not run on a GPU yet, and no time of it was measured.
+Do not capture while layers are watched or changed. Replaying was not run on a GPU yet, and no time of it was measured.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CapturedFunction:
     """A function of tensors that is recorded once for each combination of shapes, and replayed from then on.
 
     Args:
-        function: The function; beside its arguments it depends on nothing that changes.
+        function: The function; it depends on its arguments and on nothing else that changes.
         make: Makes an empty recording.
     """
 

@@ -301,7 +301,7 @@ class CogACTFamily(Policy):
         return torch.where(self.action_mask, scaled, torch.where(actions >= 0.5, 1.0, -1.0).to(actions))
 
     def prompt_ids(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids int64 (b, length), padded behind, and the index of the last real token of each row."""
+        """Token ids int64 (b, length), padded at the end, and the index of the last real token of each row."""
         settings = self.settings
         rows = [
             [*settings.prompt_prefix, *self.tokenizer.encode(prompt(text)).ids, *settings.prompt_suffix]

@@ -1,7 +1,7 @@
 """The CogACT family as published: DINOv2 and SigLIP towers, Llama-2, and a DiT on the cognition feature.
 
 Features of both towers at the same patch are joined and projected to one token each; the language model reads them
-behind its first token, then the prompt, and its last hidden state at the last token is the cognition feature. Modules
+after its first token, then the prompt, and its last hidden state at the last token is the cognition feature. Modules
 carry the public checkpoints' names, so that a checkpoint is read by names alone (see `_cogact_public_files`). There is
 no proprioception. This module knows nothing of quantization; it only names the layers and the interface.
 """
@@ -192,7 +192,7 @@ class PublicCogACTPolicy(CogACTFamily):
         embedded = self.llm_backbone.embed_tokens(ids)
         start = len(self.settings.prompt_prefix)
         inputs = torch.cat([embedded[:, :start], image_tokens, embedded[:, start:]], dim=1)
-        # Padding stands behind the last token, where causal attention cannot see it: no mask is needed.
+        # Padding follows the last token, where causal attention cannot see it: no mask is needed.
         hidden: Tensor = self.llm_backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state
         positions = last + image_tokens.shape[1]
         return hidden[torch.arange(len(positions), device=hidden.device), positions]
@@ -236,7 +236,7 @@ class PublicCogACTPolicy(CogACTFamily):
             torch.manual_seed(seed)
             policy = cls(config, tokenizer)
             policy._initialize()
-            # A trained head's last layer is not zero: give the random one something to say.
+            # A trained head's last layer is not zero: make the output of the random one non-trivial.
             nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
         return policy
 

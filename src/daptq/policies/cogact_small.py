@@ -159,7 +159,7 @@ class SmallCogACTPolicy(CogACTFamily):
         parts.append(embedded[:, start:])
         inputs = torch.cat(parts, dim=1)
         rows = torch.arange(len(last), device=inputs.device), last + inputs.shape[1] - ids.shape[1]
-        # Padding stands behind the last token, where causal attention cannot see it: no mask is needed.
+        # Padding follows the last token, where causal attention cannot see it: no mask is needed.
         fused = self._language_stack.run(inputs, self._rotary(inputs))
         if fused is not None:
             return self.llm_backbone.norm(fused[rows]), image_tokens
@@ -233,7 +233,7 @@ class SmallCogACTPolicy(CogACTFamily):
             torch.manual_seed(seed)
             policy = cls(config, tokenizer)
             policy._initialize()
-            # A trained head's last layer is not zero: give the random one something to say.
+            # A trained head's last layer is not zero: make the output of the random one non-trivial.
             nn.init.normal_(policy.action_model.net.final_layer.linear.weight, std=0.2)
         return policy
 

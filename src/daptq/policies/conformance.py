@@ -84,7 +84,7 @@ def _check_structure(policy: Policy) -> None:
 
 
 def _check_head_stack(policy: Policy) -> None:
-    """The stack's modules hold layers of the action head alone, and stand in the order in which these run."""
+    """The stack's modules hold layers of the action head alone, in the order in which these run."""
     layers = policy.linear_layers()
     inside: list[str] = []
     for path in policy.head_stack():

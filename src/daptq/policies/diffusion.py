@@ -65,7 +65,7 @@ class DDIMStep:
     Attributes:
         timestep: Training timestep t.
         factors: sqrt(1 - alpha_bar_t) and sqrt(alpha_bar_t), then sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the next
-            timestep, where alpha_bar is 1 behind the last one.
+            timestep, where alpha_bar is 1 after the last one.
     """
 
     timestep: int

@@ -38,7 +38,7 @@ __all__ = ["COSTS_KIND", "costs_content", "read_costs"]
 
 COSTS_KIND = "rounding-costs"
 
-# States of one backward pass: it yields one random number, so a few states each give more of them.
+# States of one backward pass, which gives one sample: several samples with few states each reduce the variance.
 STATES_PER_PROBE = 4
 
 BYTES_PER_WEIGHT = 8  # its gradient and what the error of its input adds to it, float32

@@ -238,7 +238,7 @@ class _Run:
             times = layer_times(self.policy, self.recipe, options)
             return {}, {"milliseconds": {name: {str(b): t for b, t in row.items()} for name, row in times.items()}}
 
-        # Kept with the run: one that is continued decides as it began, on however busy a machine.
+        # Saved, so that a resumed run makes the same choice even if the machine is busier.
         times = self.workspace.stage("times", TIMES_KIND, compute).metadata["milliseconds"]
         kept = faster_in_float({name: {int(b): t for b, t in row.items()} for name, row in times.items()})
         LOG.info("%d of %d layers stay bfloat16 because that is faster: %s", len(kept), len(times), ", ".join(kept))

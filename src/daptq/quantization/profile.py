@@ -31,7 +31,7 @@ class DriftProfile:
         drift_weights: float64 (action_dim,), weight of every action dimension, mean 1.
         metric: float64 (k, k), G of the drift model in mm^2, k = chunk_size * action_dim; None when nothing reads it.
         scores: Sensitivity phi of each layer in scope.
-        steps: Number of calibration steps R behind the scores.
+        steps: Number of calibration steps R of the scores.
         states: Number of calibration states.
         moments: Mean and covariance of the representation over the states that maps are fitted to.
         fitted: float32 (n, d) representations of those states, in order, one or several rows to a state.

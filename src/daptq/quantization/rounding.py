@@ -182,7 +182,7 @@ class RoundedLayers:
         return self._rounder.layer(name, self._rounded(name, num_bits), self._tensors.get(f"{name}.bias"))
 
     def planned(self, plan: BitPlan) -> Mapping[str, QuantizedLinear]:
-        """The packed layers of a plan; one is built each time it is asked for, so none stays in memory by itself."""
+        """The packed layers of a plan; one is built each time it is asked for, so none stays in memory."""
         return _PlannedLayers(self, plan)
 
     def weight(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:

@@ -50,7 +50,7 @@ def da_ptq(
         folding: Where the compensating map goes, see `Recipe`.
         scale: How scales are chosen.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
-        asymmetric: Whether each scale of a weight has a zero point beside it.
+        asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
         drift_model: A name of ``daptq list drift-models``: ``"virtual-chain"`` is the paper's, others know more of the
             robot.

@@ -51,7 +51,7 @@ def da_ptq_plus(
         gate_mm: Largest root mean square drift of an executed chunk [mm]; layers are promoted, within the budget, until
             it holds. By default it is measured and nothing is promoted.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
-        asymmetric: Whether each scale of a weight has a zero point beside it.
+        asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
         drift_model: A name of ``daptq list drift-models``.
         calibration_states: Number of demonstration states.

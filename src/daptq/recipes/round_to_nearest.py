@@ -27,7 +27,7 @@ def round_to_nearest(
         activation_bits: Bits of the activations, 4 or 8, or 16 for floating point.
         scale: How scales are chosen; the default is the one `da_ptq` uses.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
-        asymmetric: Whether each scale of a weight has a zero point beside it.
+        asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
 
     Raises:

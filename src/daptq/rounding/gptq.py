@@ -40,7 +40,7 @@ class GptqConfig:
             the diagonal of the Gram matrix; ``"absmax"``: the largest weight falls on the end of the grid, or, of an
             asymmetric grid, the smallest and the largest on its two ends.
         group_size: Inputs that share a scale: 32, 64 or 128, or 0 for one scale per output channel.
-        asymmetric: Whether each scale has a zero point beside it.
+        asymmetric: Whether each scale has a zero point.
         act_order: Round the columns with the largest diagonal of the Gram matrix first.
         damping: Part of the mean diagonal of the Gram matrix that is added to its diagonal.
         drift_weighted: Take a Gram matrix in which every token counts by how much the drift depends on it.

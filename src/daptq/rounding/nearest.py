@@ -26,7 +26,7 @@ class NearestConfig:
         scale: ``"searched"``: the scale with the least squared error; ``"absmax"``: the largest weight falls on the end
             of the grid, or, of an asymmetric grid, the smallest and the largest on its two ends.
         group_size: Inputs that share a scale: 32, 64 or 128, or 0 for one scale per output channel.
-        asymmetric: Whether each scale has a zero point beside it.
+        asymmetric: Whether each scale has a zero point.
     """
 
     method: ClassVar[str] = "nearest"

@@ -10,7 +10,7 @@ joint capital R grows by one unit a score on average, so by Doob's inequality
 (Shiryaev-Roberts statistic; Roberts 1966; Volkhonskiy et al. 2017). Scores of different groups are compared within
 their group only: a stream may mix the groups as it likes.
 
-The module does not know what is scored; larger is taken to be stranger.
+The module does not know what is scored; larger means more unusual.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> I
     shrink = 1.0 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(rate * (1.0 - rate) / n + z * z / (4.0 * n * n))
-    # At the ends the limit is 0 or 1 exactly; floating point would leave 1e-17 beside it.
+    # At the ends the limit is 0 or 1 exactly; floating point would leave an error of 1e-17.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return Interval(low, high)

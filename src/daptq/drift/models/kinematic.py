@@ -7,11 +7,11 @@ where the joints go to: an error lasts until the next action, and the chunk alon
 ``"cartesian-delta"`` reads an action as [dx, dy, dz, droll, dpitch, dyaw, gripper] in the base frame: the error of the
 commanded pose goes through one step of damped least squares to the joints and through the Jacobian to the arm, which
 moves by J J^+ times the error. Where the arm moves freely that is the error itself (the se3 model); near a singularity
-the arm does less than it is told.
+the arm moves less than it was commanded to.
 
 Tool point and fingertips are those of the se3 model: `lever` metres along the end-effector's x axis, and `half_gap` to
 either side of it along the y axis.
-The model does not know how motors lag behind their commands or what the workspace's limits clip, and takes the measured
+The model does not know how motors lag their commands or what the workspace's limits clip, and takes the measured
 state for the commanded one.
 """
 

@@ -1,9 +1,9 @@
-"""Drift of a gripper that is told Cartesian delta poses: exact composition, for any arm that reaches every pose.
+"""Drift of a gripper whose actions are Cartesian delta poses: exact composition, for any arm that reaches every pose.
 
 An action is [dx, dy, dz, droll, dpitch, dyaw, gripper]: a change of position [m], a rotation as intrinsic XYZ Euler
 angles [rad], and a gripper command. Translation errors add up. A rotation error turns everything that is rigidly behind
 it: the tool point, which lies `lever` along the approach axis from the end-effector (where a held object is), and, when
-actions are told in the tool frame, every later translation too. A gripper command is absolute, its error does not add
+actions are in the tool frame, every later translation too. A gripper command is absolute, its error does not add
 up.
 
 A rotation about the approach axis moves no point of that axis: it costs nothing unless `half_gap` puts the two
@@ -46,7 +46,7 @@ class Se3Config(DriftModel):
     """Settings of the composition.
 
     Attributes:
-        frame: Frame that actions are told in: ``"base"`` (tabletop, SimplerEnv's WidowX) or ``"tool"``.
+        frame: Frame of the actions: ``"base"`` (tabletop, SimplerEnv's WidowX) or ``"tool"``.
         lever: Distance from the end-effector to the tool point along the approach axis [m], not negative.
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m], positive. The default is the
             tabletop gripper's: 22 mm between -1 and +1.
@@ -67,7 +67,7 @@ class Se3Config(DriftModel):
         if self.frame not in get_args(Frame):
             raise RecipeError(
                 f"frame of the se3 drift model must be one of {', '.join(get_args(Frame))}, got {self.frame!r}. "
-                "Choose the frame that actions are told in."
+                "Choose the frame of the actions."
             )
         if self.state not in get_args(State):
             raise RecipeError(
@@ -143,7 +143,7 @@ def displacement_jacobian(
     Args:
         chunks: float64 action chunks.
         angles: Intrinsic XYZ Euler angles before the chunk, relative to pointing straight down [rad].
-        frame: Frame that actions are told in.
+        frame: Frame of the actions.
         lever: Distance from the end-effector to the tool point along the approach axis [m].
         gripper_travel: Travel of each fingertip per unit of the gripper's action [m].
         half_gap: Distance from the tool point to each fingertip [m].

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from daptq.environments._rendering import CameraRenderer
-from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment, refused_state, state_numbers
 from daptq.environments.contract import Info, Observation
 from daptq.environments.kinematics import matrix_from_euler
 from daptq.environments.libero.tasks import TASKS
 from daptq.environments.libero.world import CONTROL_FREQUENCY, MAX_IMAGE_SIZE, LiberoWorld, require_libero
-from daptq.errors import InvalidInputError
 from daptq.observations import STATE, CameraSize, ImageSizes, camera_key
 
 __all__ = ["TASKS", "LiberoEnvironment", "make", "native_action"]
@@ -48,7 +47,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
 
 
 class LiberoEnvironment(TaskEnvironment):
-    """LIBERO behind the contract of `Environment`.
+    """LIBERO with the contract of `Environment`.
 
     Actions (float32, 7) are position change [m], rotation change as intrinsic XYZ Euler angles [rad], both in the base
     frame and added to the *measured* pose, as LIBERO's controller does, and the gripper's sign (+1 open, -1 closed).
@@ -98,19 +97,13 @@ class LiberoEnvironment(TaskEnvironment):
         self._step = 0
         self._ever = False
 
-    @staticmethod
-    def _check_task(task: str) -> str:
-        if task not in TASKS:
-            raise InvalidInputError(f"task must be a task of libero, got {task!r}. See docs/reference/libero.md.")
-        return task
-
     def initial_states_of(self, task: str) -> int:
         """Returns the number of official initial states of `task`."""
         return TASKS[task].initial_states
 
     @property
     def instruction(self) -> str:
-        """What the policy is told to do."""
+        """The instruction that the policy reads."""
         return TASKS[self._task].instruction
 
     @property
@@ -120,21 +113,6 @@ class LiberoEnvironment(TaskEnvironment):
             self.close()
             self._built = (self._task, LiberoWorld(TASKS[self._task]))
         return self._built[1]
-
-    @property
-    def joint_positions(self) -> Float[np.ndarray, "7"]:
-        """Measured joint positions [rad], float64."""
-        return self.world.joint_positions
-
-    def forward_kinematics(
-        self, joint_positions: Float[np.ndarray, "7"]
-    ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
-        """Returns the end-effector's position [m] and rotation matrix in the base frame at `joint_positions` [rad]."""
-        return self.world.forward_kinematics(joint_positions)
-
-    def jacobian(self) -> Float[np.ndarray, "6 7"]:
-        """Returns the manipulator Jacobian at the present joints: rows 0-2 [m/rad], rows 3-5 [rad/rad], base frame."""
-        return self.world.jacobian()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Starts an episode.
@@ -204,7 +182,7 @@ class LiberoEnvironment(TaskEnvironment):
         return state
 
     def _info(self) -> Info:
-        return self._told(self._step, self.world.end_effector(), {self._task: self.world.succeeds()}, self._ever)
+        return self._info_after(self._step, self.world.end_effector(), {self._task: self.world.succeeds()}, self._ever)
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, step, success flag, and the world's state."""
@@ -217,13 +195,11 @@ class LiberoEnvironment(TaskEnvironment):
         Raises:
             InvalidInputError: If `state` is not such an array.
         """
-        values: NDArray[np.float64] = np.asarray(state, dtype=np.float64)
-        if values.ndim != 1 or values.size <= _HEADER or values[0] not in range(len(self.tasks)):
-            raise InvalidInputError(f"state must be an array of get_state, got shape {values.shape}.")
+        values = state_numbers(state, _HEADER, self.tasks)
         previous, self._task = self._task, self.tasks[int(values[0])]
         if values.size - _HEADER != self.world.get_state().size:
             self._task = previous
-            raise InvalidInputError(f"state must be an array of get_state, got {values.size} numbers.")
+            raise refused_state(f"{values.size} numbers")
         self._seed, self._step, self._ever = int(values[1]), int(values[2]), bool(values[3])
         self._ready = True
         self.world.set_state(values[_HEADER:])

@@ -36,7 +36,7 @@ class LiberoTask:
 
     @property
     def instruction(self) -> str:
-        """What the policy is told, as LIBERO says it."""
+        """The instruction that the policy reads, in LIBERO's words."""
         return self.name.replace("_", " ")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment, refused_state
 from daptq.environments.contract import Info, Observation
 from daptq.environments.kinematics import POINTING_DOWN, euler_from_matrix
 from daptq.environments.simpler.tasks import TASKS
@@ -44,7 +44,7 @@ def native_action(action: Float[np.ndarray, "7"]) -> Float32[np.ndarray, "7"]:
 
 
 class SimplerEnvironment(TaskEnvironment):
-    """SimplerEnv's WidowX tasks behind the contract of `Environment`.
+    """SimplerEnv's WidowX tasks with the contract of `Environment`.
 
     Actions (float32, 7) change the *commanded* end-effector pose, not the measured one: position [m] and intrinsic XYZ
     Euler angles [rad] in the base frame, and the gripper's sign (+1 open, -1 closed). Where inverse kinematics finds no
@@ -55,7 +55,7 @@ class SimplerEnvironment(TaskEnvironment):
     `3rd_view_camera`.
 
     The seed chooses the initial state: row `seed` modulo their number, which is 24, and 64 for the eggplant. Scattered
-    episodes start beside that state, by an offset that the seed decides: they are there to learn from.
+    episodes start near that state, by an offset that the seed decides: they are there to learn from.
 
     Args:
         task: Task asked when `reset` names none.
@@ -95,12 +95,6 @@ class SimplerEnvironment(TaskEnvironment):
         self._actions: list[NDArray[np.float32]] = []
         self._ever = False
 
-    @staticmethod
-    def _check_task(task: str) -> str:
-        if task not in TASKS:
-            raise InvalidInputError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-        return task
-
     def horizon_of(self, task: str) -> int:
         """Returns SimplerEnv's horizon of `task`, unless another was asked for."""
         return TASKS[task].horizon if self._asked_horizon is None else self._asked_horizon
@@ -111,7 +105,7 @@ class SimplerEnvironment(TaskEnvironment):
 
     @property
     def instruction(self) -> str:
-        """What the policy is told to do."""
+        """The instruction that the policy reads."""
         return TASKS[self._task].instruction
 
     @property
@@ -126,21 +120,6 @@ class SimplerEnvironment(TaskEnvironment):
         """Commanded end-effector position [m] and rotation relative to pointing straight down."""
         position, rotation = self.world.commanded()
         return position, rotation @ POINTING_DOWN.T
-
-    @property
-    def joint_positions(self) -> Float[np.ndarray, "6"]:
-        """Measured joint positions [rad], float64."""
-        return self.world.joint_positions
-
-    def forward_kinematics(
-        self, joint_positions: Float[np.ndarray, "6"]
-    ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
-        """Returns the end-effector's position [m] and rotation matrix in the base frame at `joint_positions` [rad]."""
-        return self.world.forward_kinematics(joint_positions)
-
-    def jacobian(self) -> Float[np.ndarray, "6 6"]:
-        """Returns the manipulator Jacobian at the present joints: rows 0-2 [m/rad], rows 3-5 [rad/rad], base frame."""
-        return self.world.jacobian()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Starts an episode.
@@ -203,7 +182,7 @@ class SimplerEnvironment(TaskEnvironment):
         """
         if not self.image_size:
             raise InvalidInputError(
-                "render needs a camera, got image_size={}. Make one with image_size={'front': 224}."
+                "environment must have a camera to render, got image_size={}. Make one with image_size={'front': 224}."
             )
         return self.world.picture(PICTURE_SIZE)
 
@@ -228,7 +207,7 @@ class SimplerEnvironment(TaskEnvironment):
 
     def _info(self) -> Info:
         by_task = {self._task: self.world.succeeds()}
-        return self._told(len(self._actions), self.world.end_effector(), by_task, self._ever)
+        return self._info_after(len(self._actions), self.world.end_effector(), by_task, self._ever)
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, whether scattered, and every action since the episode began."""
@@ -243,11 +222,9 @@ class SimplerEnvironment(TaskEnvironment):
         """
         values: NDArray[np.float64] = np.asarray(state, dtype=np.float64)
         if values.ndim != 1 or values.size < _HEADER or (values.size - _HEADER) % 7:
-            raise InvalidInputError(f"state must be an array of get_state, got shape {values.shape}.")
+            raise refused_state(f"shape {values.shape}")
         if values[0] not in range(len(self.tasks)) or values[1] < 0 or values[2] not in (0, 1):
-            raise InvalidInputError(
-                f"state must be an array of get_state, got one that begins with {values[:_HEADER]}."
-            )
+            raise refused_state(f"one that begins with {values[:_HEADER]}")
         self._task = self.tasks[int(values[0])]
         self._begin(int(values[1]), scattered=bool(values[2]))
         for action in values[_HEADER:].reshape(-1, 7).astype(np.float32):

@@ -20,7 +20,7 @@ class SimplerTask:
     Attributes:
         name: Name of the task here.
         environment: ManiSkill's name of the task.
-        instruction: What the policy is told, as SimplerEnv says it.
+        instruction: The instruction that the policy reads, in SimplerEnv's words.
         source: Object to move, by ManiSkill's name.
         target: Object that receives it, by ManiSkill's name.
         initial_states: Number of official initial states.

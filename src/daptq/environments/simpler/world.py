@@ -39,7 +39,7 @@ _DOWNLOAD: Final = (
     "MS_ASSET_DIR to a folder that holds them."
 )
 _CAMERA: Final = "3rd_view_camera"
-_NATIVE_SIZE: Final = np.array([640.0, 480.0])  # what the camera's intrinsics are told for
+_NATIVE_SIZE: Final = np.array([640.0, 480.0])  # the picture size of the camera's intrinsics
 _END_EFFECTOR: Final = "ee_gripper_link"
 _FINGER_OPEN: Final = 0.037  # m, each finger
 _FINGER_CLOSED: Final = 0.015

@@ -19,14 +19,13 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from daptq.environments._rendering import CameraRenderer
-from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment
+from daptq.environments._task_environment import PICTURE_SIZE, TaskEnvironment, refused_state, state_numbers
 from daptq.environments.contract import Info, Observation
 from daptq.environments.kinematics import POINTING_DOWN, euler_from_matrix, matrix_from_euler
 from daptq.environments.tabletop.objects import SCENES, TASKS, scene_of, tasks_of
 from daptq.environments.tabletop.scene import FINGER_OPEN, MAX_IMAGE_SIZE
 from daptq.environments.tabletop.variants import VARIANTS, find_variant
 from daptq.environments.tabletop.world import HOME_POSITION, PushedBody, TabletopWorld
-from daptq.errors import InvalidInputError
 from daptq.observations import STATE, CameraSize, ImageSizes, camera_key
 
 __all__ = ["TASKS", "VARIANTS", "TabletopEnvironment", "make"]
@@ -95,12 +94,6 @@ class TabletopEnvironment(TaskEnvironment):
         self._gripper_open = True
         self._ever: dict[str, bool] = {}
 
-    @staticmethod
-    def _check_task(task: str) -> str:
-        if task not in TASKS:
-            raise InvalidInputError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-        return task
-
     @property
     def scene(self) -> str:
         """Name of the scene of the asked task."""
@@ -108,7 +101,7 @@ class TabletopEnvironment(TaskEnvironment):
 
     @property
     def instruction(self) -> str:
-        """What the policy is told to do."""
+        """The instruction that the policy reads."""
         return TASKS[self._task].instruction
 
     @property
@@ -122,21 +115,6 @@ class TabletopEnvironment(TaskEnvironment):
     def commanded_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
         """Commanded end-effector position [m] and rotation relative to pointing straight down."""
         return self._position.copy(), matrix_from_euler(self._angles)
-
-    @property
-    def joint_positions(self) -> Float[np.ndarray, "6"]:
-        """Measured joint positions [rad], float64."""
-        return self.world.joint_positions
-
-    def forward_kinematics(
-        self, joint_positions: Float[np.ndarray, "6"]
-    ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
-        """Returns the end-effector's position [m] and rotation matrix in the base frame at `joint_positions` [rad]."""
-        return self.world.kinematics.forward(joint_positions)
-
-    def jacobian(self) -> Float[np.ndarray, "6 6"]:
-        """Returns the manipulator Jacobian at the present joints: rows 0-2 [m/rad], rows 3-5 [rad/rad], base frame."""
-        return self.world.kinematics.jacobian(self.world.joint_positions)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Starts an episode.
@@ -269,7 +247,7 @@ class TabletopEnvironment(TaskEnvironment):
     def _info(self) -> Info:
         world = self.world
         by_task = {name: world.succeeds(world.tasks[name]) for name in self._ever}
-        return self._told(self._step, world.end_effector(), by_task, self._ever[self._task])
+        return self._info_after(self._step, world.end_effector(), by_task, self._ever[self._task])
 
     def get_state(self) -> Float[np.ndarray, " state"]:
         """Returns the full state: task, seed, step, success flags, commanded pose, and MuJoCo's integration state."""
@@ -286,13 +264,11 @@ class TabletopEnvironment(TaskEnvironment):
         Raises:
             InvalidInputError: If `state` is not such an array.
         """
-        values: NDArray[np.float64] = np.asarray(state, dtype=np.float64)
-        if values.ndim != 1 or values.size <= _HEADER or values[0] not in range(len(self.tasks)):
-            raise InvalidInputError(f"state must be an array of get_state, got shape {values.shape}.")
+        values = state_numbers(state, _HEADER, self.tasks)
         previous, self._task = self._task, self.tasks[int(values[0])]
         if values.size - _HEADER != self.world.get_state().size:
             self._task = previous
-            raise InvalidInputError(f"state must be an array of get_state, got {values.size} numbers.")
+            raise refused_state(f"{values.size} numbers")
         self._seed, self._step = int(values[1]), int(values[2])
         self._gripper_open = bool(values[3])
         self._ever = {name: bool(values[4 + i]) for i, name in enumerate(tasks_of(self.scene))}

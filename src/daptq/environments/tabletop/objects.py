@@ -62,7 +62,7 @@ class TaskSpec:
 
     Attributes:
         name: Name of the task.
-        instruction: What the policy is told.
+        instruction: The instruction that the policy reads.
         source: Object to move.
         target: Object that receives it.
         height: Height of the source's origin above the target's origin once it rests there [m].

@@ -201,6 +201,16 @@ class TabletopWorld:
         """Measured joint positions [rad]."""
         return self.data.qpos[self._arm].copy()
 
+    def forward_kinematics(
+        self, joint_positions: Float[np.ndarray, "6"]
+    ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
+        """Position [m] and rotation matrix of the end-effector in the base frame at `joint_positions` [rad]."""
+        return self.kinematics.forward(joint_positions)
+
+    def jacobian(self) -> Float[np.ndarray, "6 6"]:
+        """Jacobian at the present joints: rows 0-2 [m/rad], rows 3-5 [rad/rad], base frame."""
+        return self.kinematics.jacobian(self.joint_positions)
+
     @property
     def joint_targets(self) -> Float[np.ndarray, "6"]:
         """Joint positions that the actuators hold [rad]."""

@@ -5,7 +5,7 @@
     gelu_tanh      GELU in its tanh form
     swish_product  gate sigmoid(gate) x
     layer          a linear layer: `daptq::linear_bfloat16`, or the input's transform and `daptq::linear_w4a8_avx2`
-    transformer    blocks of all these, without the norm behind the last one
+    transformer    blocks of all these, without the norm after the last one
     join_tokens    the tokens of a diffusion transformer: the condition's, then the embedded actions
     ddim_step      one step of DDIM with classifier-free guidance
     denoise        a diffusion transformer's whole denoising loop

@@ -166,7 +166,7 @@ at::Tensor swish_product(const at::Tensor& gate, const at::Tensor& x) {
   return elementwise(gate, x, [](Floats value, Floats other) { return value / (1.0f + exponential(-value)) * other; });
 }
 
-// Where the rows of query, key and value stand, and what turns query and key.
+// Where the rows of query, key and value begin, and what turns query and key.
 struct Heads {
   const float *query, *key, *value;
   int64_t query_stride, key_stride, value_stride;  // from row to row

@@ -3,7 +3,7 @@
 The weight stays in 4 bits (2 for 2-bit weights, 8 for 8-bit ones) and is unpacked in registers, so a product reads an
 eighth of the bytes of float32; quantization, product, scales and bias are one call. Inputs are padded to multiples of
 32 and outputs to multiples of 16. Compiling takes a few seconds, once on each machine, and needs g++ and torch's
-headers; how the integers are multiplied stands in `avx2.cpp`. Processors with AVX-512 VNNI get another compilation of
+headers; `avx2.cpp` says how the integers are multiplied. Processors with AVX-512 VNNI get another compilation of
 the same source.
 """
 
