@@ -21,13 +21,13 @@ from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.se3 import displacement_jacobian as se3_jacobian
 from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights
 from daptq.drift.serial_chain import damped_inverse
-from daptq.drift.widowx_250 import JOINTS, SITE
 from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics, euler_from_matrix
 from daptq.environments.tabletop.objects import SCENES
 from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
 from daptq.environments.tabletop.world import HOME_POSITION
 from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
 from daptq.policies.action_space import ActionDimension, ActionSpace
+from daptq.robots.widowx_250 import JOINTS, SITE
 
 Array = NDArray[np.float64]
 

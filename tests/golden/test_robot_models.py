@@ -11,8 +11,8 @@ import torch
 
 from daptq.drift.mjcf import read_chain
 from daptq.drift.models.kinematic import KinematicConfig
-from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
 from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension
+from daptq.robots.widowx_250 import JOINTS, MJCF, SITE
 
 CHUNK = 4
 

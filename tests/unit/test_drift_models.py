@@ -16,10 +16,10 @@ from daptq.drift.models.action import ActionConfig
 from daptq.drift.models.kinematic import KinematicConfig
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
-from daptq.drift.widowx_250 import JOINTS, MJCF, SITE
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
 from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
 from daptq.policies.action_space import ActionDimension, ActionSpace
+from daptq.robots.widowx_250 import JOINTS, MJCF, SITE
 from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
 
 MODELS: list[DriftModel] = [VirtualChainConfig(), Se3Config(), KinematicConfig(), ActionConfig()]
@@ -192,7 +192,7 @@ def test_a_robot_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ('name="waist"', 'name="waist" type="slide"', "joint 'waist' must be a hinge .* got type slide"),
         ('name="waist"', 'name="waist" ref="0.1"', "joint 'waist' must be a hinge whose reference is 0"),
         (
-            '<joint name="waist" axis="0 0 1" range="-3.14158 3.14158"/>',
+            '<joint name="waist" axis="0 0 1" range="-3.14158 3.14158" armature="0.05"/>',
             '<freejoint name="waist"/>',
             "must be a hinge .* got type free",
         ),

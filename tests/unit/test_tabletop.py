@@ -15,9 +15,10 @@ from daptq.environments.tabletop import TabletopEnvironment
 from daptq.environments.tabletop.expert import TabletopExpert
 from daptq.environments.tabletop.grasps import choose_grasp
 from daptq.environments.tabletop.objects import EGGPLANT, GREEN_BLOCK, SCENES, TASKS, YELLOW_BLOCK
-from daptq.environments.tabletop.scene import ARM_JOINTS, END_EFFECTOR_SITE, build_model
+from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
 from daptq.errors import InvalidInputError
 from daptq.observations import CameraSize, ImageSizes
+from daptq.robots.widowx_250 import JOINTS, SITE
 
 OPEN, CLOSED = 1.0, -1.0
 
@@ -31,7 +32,7 @@ def environment() -> Iterator[TabletopEnvironment]:
 
 @pytest.fixture(scope="module")
 def arm() -> ArmKinematics:
-    return ArmKinematics(build_model("kitchen"), ARM_JOINTS, END_EFFECTOR_SITE)
+    return ArmKinematics(build_model("kitchen"), JOINTS, SITE)
 
 
 def act(
@@ -57,9 +58,15 @@ def test_stretched_arm_reaches_where_the_manufacturer_says(arm: ArmKinematics) -
     np.testing.assert_allclose(rotation, np.eye(3), atol=1e-12)
 
 
+def test_the_fingers_travel_is_that_of_the_robots_file() -> None:
+    model = build_model("kitchen")
+    assert model.joint("left_finger").range.tolist() == [FINGER_CLOSED, FINGER_OPEN]
+    assert model.joint("right_finger").range.tolist() == [-FINGER_OPEN, -FINGER_CLOSED]
+
+
 def test_joint_limits_are_the_manufacturers() -> None:
     model = build_model("kitchen")
-    limits = [model.joint(name).range for name in ARM_JOINTS]
+    limits = [model.joint(name).range for name in JOINTS]
     np.testing.assert_allclose(
         limits,
         [

@@ -27,6 +27,7 @@ from daptq.environments.simpler.driver import offer_driver, render_device
 from daptq.environments.simpler.tasks import SimplerTask
 from daptq.errors import MissingDependencyError
 from daptq.observations import CameraSize
+from daptq.robots.widowx_250 import JOINTS
 
 __all__ = ["CONTROL_FREQUENCY", "SimplerWorld", "asset_folder", "require_simpler"]
 
@@ -43,7 +44,6 @@ _NATIVE_SIZE: Final = np.array([640.0, 480.0])  # the picture size of the camera
 _END_EFFECTOR: Final = "ee_gripper_link"
 _FINGER_OPEN: Final = 0.037  # m, each finger
 _FINGER_CLOSED: Final = 0.015
-_ARM_JOINTS: Final = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 _SCATTER: Final = 0.03  # m
 _SCATTER_IN_SINK: Final = 0.01  # m; its walls slope
 _SCATTER_TURN: Final = 0.5  # rad
@@ -169,12 +169,12 @@ class SimplerWorld:
     @property
     def joint_positions(self) -> Float[np.ndarray, "6"]:
         """Measured joint positions of the arm [rad]."""
-        return self._joints()[: len(_ARM_JOINTS)]
+        return self._joints()[: len(JOINTS)]
 
     @property
     def gripper_opening(self) -> float:
         """Measured opening in [0, 1]; 1 is fully open."""
-        finger = float(self._joints()[len(_ARM_JOINTS) :].mean())
+        finger = float(self._joints()[len(JOINTS) :].mean())
         return float(np.clip((finger - _FINGER_CLOSED) / (_FINGER_OPEN - _FINGER_CLOSED), 0.0, 1.0))
 
     def _joints(self) -> Float[np.ndarray, "8"]:
@@ -279,4 +279,4 @@ def _arm_kinematics(description: Path) -> ArmKinematics:
     compiler.set("fusestatic", "false")
     specification = mujoco.MjSpec.from_string(ET.tostring(tree, encoding="unicode"))
     specification.body(_END_EFFECTOR).add_site(name=_END_EFFECTOR)
-    return ArmKinematics(specification.compile(), _ARM_JOINTS, _END_EFFECTOR)
+    return ArmKinematics(specification.compile(), JOINTS, _END_EFFECTOR)

@@ -1,14 +1,17 @@
 """What lies on the table: the objects, the two scenes and the four tasks of the tabletop benchmark.
 
-Every shape is drawn from primitive geoms with the body's origin at the place to grasp and the body's x axis along the
-object. Lengths are metres, masses kilograms. The module knows shapes and names only: no simulator, no success rule.
+`assets/objects.xml` draws every shape from primitive geoms with the body's origin at the place to grasp and the body's
+x axis along the object; the numbers here describe these shapes. Lengths are metres, masses kilograms. The module knows
+shapes and names only: no simulator, no success rule.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +20,13 @@ BLOCK_EDGE = 0.04
 BASKET_INNER_HALF_SIZE = 0.058
 BASKET_WALL_HEIGHT = 0.030
 
-_SOLID = 'contype="1" conaffinity="1" condim="4" friction="1.2 0.02 0.001" solref="0.01 1" solimp="0.95 0.99 0.001"'
-_VISUAL = 'contype="0" conaffinity="0" mass="0"'
+OBJECTS_MJCF = (Path(__file__).parent / "assets" / "objects.xml").read_text(encoding="utf-8")
+"""Shapes of all objects, one body each, with the classes of their geoms."""
+
+_GEOMS = {
+    str(body.get("name")): "".join(ET.tostring(geom, encoding="unicode") for geom in body)
+    for body in ET.fromstring(OBJECTS_MJCF).iterfind("worldbody/body")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,45 +91,18 @@ class TaskSpec:
     aim_tolerance: float
 
 
-def _box(size: str, pos: str, rgba: str, *, mass: float | None = None, euler: str = "0 0 0") -> str:
-    role = _VISUAL if mass is None else f'{_SOLID} mass="{mass}"'
-    return f'<geom type="box" size="{size}" pos="{pos}" euler="{euler}" rgba="{rgba}" {role}/>'
-
-
-def _capsule(radius: float, start: str, end: str, rgba: str, *, mass: float | None = None) -> str:
-    role = _VISUAL if mass is None else f'{_SOLID} mass="{mass}"'
-    return f'<geom type="capsule" size="{radius}" fromto="{start} {end}" rgba="{rgba}" {role}/>'
-
-
-def _ellipsoid(size: str, pos: str, rgba: str) -> str:
-    return f'<geom type="ellipsoid" size="{size}" pos="{pos}" rgba="{rgba}" {_VISUAL}/>'
-
-
-def _cylinder(radius: float, half_height: float, pos: str, rgba: str) -> str:
-    return f'<geom type="cylinder" size="{radius} {half_height}" pos="{pos}" rgba="{rgba}" {_VISUAL}/>'
-
-
 def _row(start: float, stop: float, y: float, radius: float) -> tuple[tuple[float, float, float], ...]:
     """Discs of one radius along x, a radius apart."""
     count = max(2, 1 + round((stop - start) / radius))
     return tuple((start + (stop - start) * i / (count - 1), y, radius) for i in range(count))
 
 
-def _hidden(geom: str) -> str:
-    return geom.replace("/>", ' group="4"/>')
-
-
-_INVISIBLE = "0 0 0 0"
 _WALL = 0.004
 _SIDE = BASKET_INNER_HALF_SIZE + _WALL
-_BASKET_COLOUR = "0.15 0.65 0.85 1"
 
 SPOON = ObjectSpec(
     name="spoon",
-    geoms=_box("0.036 0.013 0.009", "-0.004 0 0", "0.10 0.62 0.25 1", mass=0.04)
-    + _hidden(_box("0.019 0.018 0.009", "0.050 0 0", _INVISIBLE, mass=0.015))
-    + _ellipsoid("0.026 0.021 0.010", "0.050 0 0", "0.10 0.62 0.25 1")
-    + _ellipsoid("0.018 0.014 0.004", "0.051 0 0.0075", "0.05 0.36 0.14 1"),
+    geoms=_GEOMS["spoon"],
     movable=True,
     rest_height=0.009,
     radius=0.050,
@@ -134,12 +115,7 @@ SPOON = ObjectSpec(
 
 CARROT = ObjectSpec(
     name="carrot",
-    geoms=_hidden(_box("0.044 0.0145 0.0145", "0 0 0", _INVISIBLE, mass=0.06))
-    + _capsule(0.0155, "-0.026 0 0", "-0.002 0 0", "0.98 0.45 0.05 1")
-    + _capsule(0.0125, "0 0 -0.002", "0.020 0 -0.002", "0.98 0.45 0.05 1")
-    + _capsule(0.0085, "0.020 0 -0.005", "0.040 0 -0.005", "0.98 0.45 0.05 1")
-    + _capsule(0.0055, "-0.040 0 0.002", "-0.060 0.008 0.006", "0.15 0.60 0.15 1")
-    + _capsule(0.0055, "-0.040 0 0.002", "-0.060 -0.008 0.006", "0.15 0.60 0.15 1"),
+    geoms=_GEOMS["carrot"],
     movable=True,
     rest_height=0.0145,
     radius=0.050,
@@ -152,9 +128,7 @@ CARROT = ObjectSpec(
 
 TOWEL = ObjectSpec(
     name="towel",
-    geoms=_box("0.056 0.056 0.003", "0 0 0", "0.20 0.30 0.85 1", mass=0.2)
-    + _box("0.056 0.005 0.0002", "0 0.036 0.003", "0.85 0.88 0.98 1")
-    + _box("0.056 0.005 0.0002", "0 -0.036 0.003", "0.85 0.88 0.98 1"),
+    geoms=_GEOMS["towel"],
     movable=False,
     rest_height=0.003,
     radius=0.060,
@@ -167,9 +141,7 @@ TOWEL = ObjectSpec(
 
 PLATE = ObjectSpec(
     name="plate",
-    geoms=_hidden(_box("0.050 0.050 0.004", "0 0 0", _INVISIBLE, mass=0.2))
-    + _cylinder(0.060, 0.0037, "0 0 0", "0.90 0.20 0.45 1")
-    + _cylinder(0.045, 0.0042, "0 0 0", "0.99 0.93 0.95 1"),
+    geoms=_GEOMS["plate"],
     movable=False,
     rest_height=0.004,
     radius=0.060,
@@ -181,11 +153,11 @@ PLATE = ObjectSpec(
 )
 
 
-def _block(name: str, rgba: str) -> ObjectSpec:
+def _block(name: str) -> ObjectSpec:
     half = BLOCK_EDGE / 2
     return ObjectSpec(
         name=name,
-        geoms=_box(f"{half} {half} {half}", "0 0 0", rgba, mass=0.06),
+        geoms=_GEOMS[name],
         movable=True,
         rest_height=half,
         radius=0.045,
@@ -199,15 +171,12 @@ def _block(name: str, rgba: str) -> ObjectSpec:
     )
 
 
-GREEN_BLOCK = _block("green_block", "0.05 0.60 0.15 1")
-YELLOW_BLOCK = _block("yellow_block", "0.98 0.85 0.05 1")
+GREEN_BLOCK = _block("green_block")
+YELLOW_BLOCK = _block("yellow_block")
 
 EGGPLANT = ObjectSpec(
     name="eggplant",
-    geoms=_hidden(_box("0.036 0.016 0.016", "0 0 0", _INVISIBLE, mass=0.06))
-    + _capsule(0.0155, "-0.022 0 0", "0.008 0 0", "0.42 0.10 0.55 1")
-    + _ellipsoid("0.024 0.0185 0.0175", "0.018 0 0", "0.42 0.10 0.55 1")
-    + _capsule(0.0065, "-0.038 0 0.003", "-0.048 0 0.006", "0.20 0.55 0.15 1"),
+    geoms=_GEOMS["eggplant"],
     movable=True,
     rest_height=0.016,
     radius=0.051,
@@ -220,16 +189,7 @@ EGGPLANT = ObjectSpec(
 
 BASKET = ObjectSpec(
     name="basket",
-    geoms=_box(f"{_SIDE} {_SIDE} 0.003", "0 0 0", "0.10 0.40 0.60 1", mass=0.2)
-    + "".join(
-        _box(size, pos, _BASKET_COLOUR, mass=0.05)
-        for size, pos in (
-            (f"{_SIDE} {_WALL / 2} {BASKET_WALL_HEIGHT / 2}", f"0 {_SIDE} {BASKET_WALL_HEIGHT / 2}"),
-            (f"{_SIDE} {_WALL / 2} {BASKET_WALL_HEIGHT / 2}", f"0 -{_SIDE} {BASKET_WALL_HEIGHT / 2}"),
-            (f"{_WALL / 2} {_SIDE} {BASKET_WALL_HEIGHT / 2}", f"{_SIDE} 0 {BASKET_WALL_HEIGHT / 2}"),
-            (f"{_WALL / 2} {_SIDE} {BASKET_WALL_HEIGHT / 2}", f"-{_SIDE} 0 {BASKET_WALL_HEIGHT / 2}"),
-        )
-    ),
+    geoms=_GEOMS["basket"],
     movable=False,
     rest_height=0.003,
     radius=0.083,
@@ -246,14 +206,10 @@ BASKET = ObjectSpec(
 )
 
 
-def _ball(radius: float, rgba: str, *, mass: float) -> str:
-    return f'<geom type="sphere" size="{radius}" rgba="{rgba}" {_SOLID} mass="{mass}"/>'
-
-
-def _distractor(name: str, geoms: str, height: float, radius: float) -> ObjectSpec:
+def _distractor(name: str, height: float, radius: float) -> ObjectSpec:
     return ObjectSpec(
         name=name,
-        geoms=geoms,
+        geoms=_GEOMS[name],
         movable=False,
         rest_height=height / 2,
         radius=radius,
@@ -265,11 +221,9 @@ def _distractor(name: str, geoms: str, height: float, radius: float) -> ObjectSp
 
 # What no task names; nothing moves it.
 DISTRACTORS: tuple[ObjectSpec, ...] = (
-    _distractor("ball", _ball(0.020, "0.85 0.12 0.10 1", mass=0.05), 0.040, 0.02),
-    _distractor(
-        "can", f'<geom type="cylinder" size="0.018 0.028" rgba="0.55 0.75 0.90 1" {_SOLID} mass="0.1"/>', 0.056, 0.018
-    ),
-    _distractor("box", _box("0.026 0.018 0.012", "0 0 0", "0.30 0.22 0.16 1", mass=0.1), 0.024, 0.032),
+    _distractor("ball", 0.040, 0.02),
+    _distractor("can", 0.056, 0.018),
+    _distractor("box", 0.024, 0.032),
 )
 
 SCENES: Mapping[str, tuple[ObjectSpec, ...]] = MappingProxyType(

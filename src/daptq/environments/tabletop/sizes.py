@@ -51,7 +51,8 @@ def _resized(spec: ObjectSpec, factor: float) -> ObjectSpec:
         for length in ("size", "pos", "fromto"):
             if length in geom.attrib:
                 geom.set(length, " ".join(f"{float(value) * factor:.9g}" for value in geom.attrib[length].split()))
-        geom.set("mass", f"{float(geom.attrib['mass']) * factor**3:.9g}")
+        if "mass" in geom.attrib:
+            geom.set("mass", f"{float(geom.attrib['mass']) * factor**3:.9g}")
     return replace(
         spec,
         geoms="".join(ET.tostring(geom, encoding="unicode") for geom in geoms),

@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 
 from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics
 from daptq.environments.tabletop.objects import DISTRACTORS, ObjectSpec, TaskSpec
-from daptq.environments.tabletop.scene import (
-    ARM_JOINTS,
-    END_EFFECTOR_SITE,
-    FINGER_CLOSED,
-    FINGER_OPEN,
-    PHYSICS_TIMESTEP,
-    build_model,
-)
+from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
 from daptq.environments.tabletop.sizes import resized_objects, resized_tasks
 from daptq.environments.tabletop.variants import NOMINAL, Variant
+from daptq.robots.widowx_250 import JOINTS, REST, SITE
 
 HOME_POSITION: Final = (0.24, 0.0, 0.17)
-_HOME_GUESS: Final = (0.0, -0.22, 0.37, 0.0, 1.42, 0.0)
 _PLACEMENT_LOW: Final = (0.20, -0.15)
 _PLACEMENT_HIGH: Final = (0.36, 0.15)
 _DISTRACTOR_LOW: Final = (0.14, -0.27)
@@ -72,16 +65,16 @@ class TabletopWorld:
         self.tasks: Final[dict[str, TaskSpec]] = resized_tasks(scene, variant.object_size)
         self.model = build_model(scene, variant)
         self.data = mujoco.MjData(self.model)
-        self.kinematics = ArmKinematics(self.model, ARM_JOINTS, END_EFFECTOR_SITE)
+        self.kinematics = ArmKinematics(self.model, JOINTS, SITE)
         self.home_joints = self.kinematics.inverse(
-            np.array(_HOME_GUESS), np.array(HOME_POSITION), POINTING_DOWN, iterations=100, tolerance=1e-10
+            np.array(REST), np.array(HOME_POSITION), POINTING_DOWN, iterations=100, tolerance=1e-10
         )
         self._distractors = DISTRACTORS if variant.distractors else ()
         # Objects of any size start where those of nominal size would, which takes their contacts to tell.
         self._layout = self if variant.object_size == 1.0 else TabletopWorld(scene, control_period)
-        self._substeps = round(control_period / PHYSICS_TIMESTEP / _CHUNKS)
-        self._site: int = self.model.site(END_EFFECTOR_SITE).id
-        self._arm: slice = slice(0, len(ARM_JOINTS))
+        self._substeps = round(control_period / self.model.opt.timestep / _CHUNKS)
+        self._site: int = self.model.site(SITE).id
+        self._arm: slice = slice(0, len(JOINTS))
         self._finger: int = int(self.model.joint("left_finger").qposadr[0])
         self._body = {spec.name: int(self.model.body(spec.name).id) for spec in (*self.objects, *self._distractors)}
         self._specs = {spec.name: spec for spec in self.objects}
@@ -112,7 +105,7 @@ class TabletopWorld:
         self.data.ctrl[self._arm] = self.home_joints
         self.data.qpos[self._finger] = FINGER_OPEN
         self.data.qpos[self._finger + 1] = -FINGER_OPEN
-        self.data.ctrl[len(ARM_JOINTS)] = FINGER_OPEN
+        self.data.ctrl[len(JOINTS)] = FINGER_OPEN
 
     def _draw_poses(self, generator: np.random.Generator) -> Float[np.ndarray, "objects 3"]:
         """Draws x, y [m] and yaw [rad] of every object until nothing touches, and puts the objects there."""
@@ -176,7 +169,7 @@ class TabletopWorld:
         """
         ctrl = self.data.ctrl
         start = ctrl[self._arm].copy()
-        ctrl[len(ARM_JOINTS)] = finger_target
+        ctrl[len(JOINTS)] = finger_target
         for chunk in range(1, _CHUNKS + 1):
             share = min(1.0, chunk / (_RAMP * _CHUNKS))
             ctrl[self._arm] = start + share * (joint_targets - start)
