@@ -10,17 +10,24 @@ beside this file. Quantized policies and finished episodes are kept under runs/a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _page import (
+    add_policy_arguments,
+    add_results_argument,
+    add_work_argument,
+    add_worker_arguments,
+    run_benchmark,
+    write_table,
+)
 from ablation_arms import MATCHED, SETTINGS, arms, choices, match
 from scipy.stats import wilcoxon
 
 import daptq
-from daptq.artifacts import hash_tensors, read_artifact, read_json, write_bytes, write_json
+from daptq.artifacts import hash_tensors, read_artifact, read_json, write_json
 from daptq.calibration.contract import open_named_source
 from daptq.cli.console import reported_progress
 from daptq.cli.policy_folder import describe
@@ -31,7 +38,6 @@ from daptq.evaluation.run import run_evaluation
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe
 
-RESULTS = Path(__file__).resolve().parent / "results"
 NEAREST, PAPER, PLUS = "nearest, whole", "DA-PTQ", "plus"
 
 
@@ -42,21 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(description="Drift of every arm of the ablation.")
-    parser.add_argument("--policy", default="reference", help="policy to quantize: name or folder")
-    parser.add_argument("--data", default="tabletop:train", help="calibration data, as source:split")
+    add_policy_arguments(parser)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--choices", action="store_true", help="the arms are what the paper leaves open, one by one")
     parser.add_argument("--arms", nargs="+", help="names of the arms; all by default")
     parser.add_argument("--calibration-states", type=int, default=512)
     parser.add_argument("--states", type=int, default=200, help="states that every arm continues from")
     parser.add_argument("--episodes", type=int, default=0, help="paired episodes that every arm drives")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--batch", type=int, default=8, help="episodes that share one call of the policy")
+    add_worker_arguments(parser)
     parser.add_argument(
         "--extend", type=Path, help="earlier table (JSON) of the setting: its other arms stay in the new one"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder for what a rerun continues")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
+    add_work_argument(parser, "ablation")
+    add_results_argument(parser)
     options = parser.parse_args(arguments)
     if options.extend and len(options.settings) != 1:
         parser.error("--extend continues one table: name one setting")
@@ -82,9 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
             result = run_evaluation(request, progress)
         summary = summarised(result, folders, twins, setting, earlier)
         stem = f"{result.provenance.time[:10]}-{'choices' if options.choices else 'ablation'}-{setting}"
-        write_json(options.results / f"{stem}.json", summary)
-        write_bytes(options.results / f"{stem}.md", page(summary, stem).encode())
-        print(options.results / f"{stem}.md")
+        write_table(options.results, stem, summary, page(summary, stem))
 
 
 def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict[str, Path]:
@@ -252,8 +254,4 @@ arms and those of *plus* quantize every linear layer; the others leave vision an
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from _page import run_benchmark
 from matplotlib.figure import Figure
 
 import daptq
@@ -130,8 +130,4 @@ def figure(curves: Mapping[str, Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

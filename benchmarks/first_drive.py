@@ -9,19 +9,24 @@ kept under runs/first-drive, so that a killed run continues; remove that folder 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from _page import (
+    add_policy_arguments,
+    add_results_argument,
+    add_work_argument,
+    add_worker_arguments,
+    run_benchmark,
+    write_table,
+)
 from markdown_tables import result_markdown, task_markdown
 
 import daptq
-from daptq.artifacts import write_bytes, write_json
 from daptq.cli.console import reported_progress
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.run import run_evaluation
 
-RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}
 
 
@@ -32,12 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(description="Success and drift of the quantized reference policy.")
-    parser.add_argument("--policy", default="reference", help="policy to quantize: name or folder")
-    parser.add_argument("--data", default="tabletop:train", help="calibration data, as source:split")
+    add_policy_arguments(parser)
     parser.add_argument("--episodes", type=int, default=400, help="paired episodes over all tasks")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--work", type=Path, default=Path("runs/first-drive"), help="folder for what a rerun continues")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    add_worker_arguments(parser, batch=False)
+    add_work_argument(parser, "first-drive")
+    add_results_argument(parser)
     options = parser.parse_args(arguments)
     policy = daptq.load_policy(options.policy)
     recipes = {"round-to-nearest": daptq.recipes.round_to_nearest(), "da-ptq": daptq.recipes.da_ptq()}
@@ -56,9 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         result = run_evaluation(request, progress)
     stem = f"{result.provenance.time[:10]}-first-drive"
-    write_json(options.results / f"{stem}.json", result.to_json())
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
-    print(options.results / f"{stem}.md")
+    write_table(options.results, stem, result.to_json(), page(result, stem))
 
 
 def page(result: EvaluationResult, stem: str) -> str:
@@ -110,8 +112,4 @@ def pairs_text(result: EvaluationResult) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

@@ -12,16 +12,16 @@ changed. Writes results/<date>-online-calibration.json and .md beside this file.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _page import add_results_argument, add_work_argument, run_benchmark, write_table
 
 import daptq
-from daptq.artifacts import provenance, read_artifact, write_artifact, write_bytes, write_json
+from daptq.artifacts import provenance, read_artifact, write_artifact
 from daptq.closed_loop.interface_stream import EpisodeStream, watch_episodes
 from daptq.closed_loop.rollout import EpisodeRecord
 from daptq.evaluation.request import Evaluation
@@ -38,7 +38,6 @@ from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
 from daptq.report.wording import rate_text
 
-RESULTS = Path(__file__).resolve().parent / "results"
 REFERENCE_SEED, JUDGED_SEED, REFRESH_SEED = 1000, 0, 2000
 
 
@@ -57,14 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.set_defaults(significance={"significant channels": 3.0, "every channel": 0.0})
     parser.add_argument("--refresh-episodes", type=int, default=16, help="episodes that a refresh is taken from")
     parser.add_argument("--batch", type=int, default=8, help="episodes that share one call of the policy")
-    parser.add_argument("--work", type=Path, default=Path("runs/online"), help="folder for what a rerun continues")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    add_work_argument(parser, "online")
+    add_results_argument(parser)
     options = parser.parse_args(arguments)
     result = measured(options)
     stem = f"{result['provenance']['time'][:10]}-online-calibration"
-    write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
-    print(options.results / f"{stem}.md")
+    write_table(options.results, stem, result, page(result, stem))
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -269,8 +266,4 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

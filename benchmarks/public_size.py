@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _page import RESULTS, write_table
 from torch import Tensor, nn
 
-from daptq.artifacts import provenance, read_json, write_artifact, write_bytes, write_json
+from daptq.artifacts import provenance, read_json, write_artifact, write_json
 from daptq.benchmarking.device import DEVICES, device_name, find_device
 from daptq.calibration.contract import CalibrationSource
 from daptq.evaluation.describe import single_observation
@@ -46,7 +47,6 @@ from daptq.policies.execution import noise_generator
 from daptq.policies.tokenizer import train_tokenizer
 from daptq.recipes import da_ptq, quantize
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STATES = 4
 KILL_AFTER = 5.0  # seconds
 GIB = 2**30
@@ -239,9 +239,7 @@ def report(folder: Path) -> None:
         "identical": straight == killed,
     }
     name = f"{now:%Y-%m-%d}-public-size"
-    write_json(RESULTS / f"{name}.json", data)
-    write_bytes(RESULTS / f"{name}.md", page(data, name).encode())
-    print(RESULTS / f"{name}.md")
+    write_table(RESULTS, name, data, page(data, name))
 
 
 def page(data: dict[str, Any], name: str) -> str:

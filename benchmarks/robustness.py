@@ -10,22 +10,26 @@ kept under runs/robustness, so that a killed run continues; remove that folder a
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from _page import (
+    add_policy_arguments,
+    add_results_argument,
+    add_work_argument,
+    add_worker_arguments,
+    run_benchmark,
+    write_table,
+)
 from markdown_tables import variant_markdown
 
 import daptq
-from daptq.artifacts import write_bytes, write_json
 from daptq.cli.console import reported_progress
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.run import run_evaluation
 from daptq.report.table import gap_text
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,14 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(description="Success of quantized policies on variants of the scene.")
-    parser.add_argument("--policy", default="reference", help="policy to quantize: name or folder")
-    parser.add_argument("--data", default="tabletop:train", help="calibration data, as source:split")
+    add_policy_arguments(parser)
     parser.add_argument("--variants", nargs="+", default=["all"], help="variants to run beside the nominal scene")
     parser.add_argument("--episodes", type=int, default=40, help="episodes per policy and condition")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--batch", type=int, default=8, help="episodes that share one call of the policy")
-    parser.add_argument("--work", type=Path, default=Path("runs/robustness"), help="folder for what a rerun continues")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    add_worker_arguments(parser)
+    add_work_argument(parser, "robustness")
+    add_results_argument(parser)
     options = parser.parse_args(arguments)
     with reported_progress() as progress:
         request = Evaluation(
@@ -57,9 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         result = run_evaluation(request, progress)
     stem = f"{result.provenance.time[:10]}-robustness"
-    write_json(options.results / f"{stem}.json", shortened(result.to_json()))
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
-    print(options.results / f"{stem}.md")
+    write_table(options.results, stem, shortened(result.to_json()), page(result, stem))
 
 
 def quantized(name: str, data: str, work: Path) -> dict[str, Path]:
@@ -131,8 +131,4 @@ Python {provenance.python}, {versions}.
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

@@ -10,15 +10,15 @@ file; quantized policies and finished episodes are kept under runs/simpler-drive
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _page import add_results_argument, run_benchmark, write_table
 from simpler_expert import stage_hashes
 
 import daptq
-from daptq.artifacts import provenance, write_bytes, write_json
+from daptq.artifacts import provenance
 from daptq.cli.console import reported_progress
 from daptq.environments.simpler.tasks import TASKS
 from daptq.evaluation.request import Evaluation
@@ -26,7 +26,6 @@ from daptq.evaluation.run import run_evaluation
 from daptq.statistics.paired_proportions import mcnemar_exact, paired_difference_interval
 from daptq.statistics.proportion import wilson_interval
 
-RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {"round-to-nearest": "round-to-nearest W4A8", "da-ptq": "DA-PTQ W4A8"}
 DRIFT_STATES = 12  # of each task: a state is reached again by repeating the actions that led to it
 RULES = ("at any step", "at the last step")
@@ -114,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/simpler-drive"), help="folder for what a rerun continues"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    add_results_argument(parser)
     parser.add_argument("--note", default="", help="sentence for the page, for example about policy and assets")
     options = parser.parse_args(arguments)
     policy = daptq.load_policy(options.policy)
@@ -157,14 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "provenance": described,
     }
     stem = f"{described['time'][:10]}-simpler"
-    write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
-    print(options.results / f"{stem}.md")
+    write_table(options.results, stem, result, page(result, stem))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from daptq.artifacts import provenance, write_bytes, write_json
+from _page import RESULTS, write_table
+
+from daptq.artifacts import provenance
 from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
 from daptq.environments.simpler.tasks import TASKS
 from daptq.environments.simpler.world import asset_folder
 from daptq.statistics.proportion import wilson_interval
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STAGES = "tasks/bridge_v2_real2sim_dataset/stages"
 
 
@@ -119,9 +120,7 @@ def main() -> None:
         "provenance": described,
     }
     stem = f"{described['time'][:10]}-simpler-expert"
-    write_json(RESULTS / f"{stem}.json", result)
-    write_bytes(RESULTS / f"{stem}.md", page(result, stem).encode())
-    print(RESULTS / f"{stem}.md")
+    write_table(RESULTS, stem, result, page(result, stem))
 
 
 if __name__ == "__main__":

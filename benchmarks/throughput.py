@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
-import daptq
-from daptq.artifacts import provenance, write_bytes, write_json
+from _page import add_results_argument, run_benchmark, write_table
+
+from daptq.artifacts import provenance
 from daptq.catalog import ENVIRONMENTS
 from daptq.closed_loop.episodes import Episode, schedule_episodes
 from daptq.errors import InvalidInputError
@@ -27,7 +26,6 @@ from daptq.evaluation.jobs import EpisodeJob
 from daptq.evaluation.worker_context import WorkerContext, open_policy
 from daptq.evaluation.workers import Workers, start_workers
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ALONE, WORKERS, CLUSTER = "one process", "two processes", "Ray, two machines of one CPU"
 
 
@@ -43,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=8, help="episodes of every measurement")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of every arrangement")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="episodes that share a call")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    add_results_argument(parser)
     options = parser.parse_args(arguments)
     if options.episodes < 2 * max(options.batches):
         message = f"episodes must be at least {2 * max(options.batches)}, a call for each of two workers,"
@@ -72,9 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         "provenance": provenance(seed=0),
     }
     stem = f"{result['provenance']['time'][:10]}-throughput"
-    write_json(options.results / f"{stem}.json", result)
-    write_bytes(options.results / f"{stem}.md", page(result, stem).encode())
-    print(options.results / f"{stem}.md")
+    write_table(options.results, stem, result, page(result, stem))
 
 
 @contextmanager
@@ -159,8 +155,4 @@ def cell(values: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except daptq.DaptqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_benchmark(main)

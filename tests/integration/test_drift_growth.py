@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,19 +12,14 @@ import pytest
 
 from daptq.closed_loop.rollout import BranchRecord, Motion
 from daptq.errors import InvalidInputError
+from tests.integration.test_evaluation_scripts import load
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/drift_growth.py"
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("drift_growth", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/drift_growth.py")
 
 
 @pytest.fixture

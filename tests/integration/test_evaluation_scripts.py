@@ -17,11 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(path: str) -> ModuleType:
+    """A script as a module; it may import the files beside it."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend((ROOT / path).parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -69,10 +72,7 @@ def result() -> dict[str, Any]:
     return made
 
 
-def test_the_page_of_the_first_drive_states_its_conditions(
-    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_the_page_of_the_first_drive_states_its_conditions(result: dict[str, Any]) -> None:
     page = load("benchmarks/first_drive.py").page(typed(result), "2026-01-02-first-drive")
     for text in (
         "40 paired episodes",
