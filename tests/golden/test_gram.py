@@ -137,6 +137,17 @@ def test_an_output_without_a_gradient_cannot_weigh() -> None:
         net(BATCHES[0])
 
 
+def test_calls_without_gradients_do_not_weigh() -> None:
+    net = Net()
+    with observe_grams(net, ["first"], weighted=True) as statistics:
+        with torch.no_grad():
+            net(BATCHES[0])
+        net(BATCHES[1]).sum().backward()
+    with observe_grams(net, ["first"], weighted=True) as alone:
+        net(BATCHES[1]).sum().backward()
+    assert torch.equal(statistics.gram("first"), alone.gram("first"))
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     statistics = GramStatistics()
     statistics.add("x", torch.ones(2, 3))

@@ -90,7 +90,8 @@ def observe_grams(policy: nn.Module, names: Sequence[str], *, weighted: bool) ->
         names: Module paths of linear layers.
         weighted: Weigh every token by the squared gradient at the layer's output. A token is then taken in when the
             caller's backward pass reaches it: run forward and backward with gradients enabled, and with parameters
-            that require gradients in or before each layer.
+            that require gradients in or before each layer. Calls that the policy makes without gradients (greedy
+            decoding of tokens) decide nothing that is differentiated and are left out.
 
     Raises:
         InvalidInputError: With weights, a layer ran whose output has no gradient (raised out of the forward).
@@ -101,6 +102,8 @@ def observe_grams(policy: nn.Module, names: Sequence[str], *, weighted: bool) ->
         statistics.add(name, _rows(x))
 
     def with_gradient(name: str, x: Tensor, output: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
         if not output.requires_grad:
             raise InvalidInputError(
                 f"output of layer {name} must require a gradient to weigh its inputs, got one without. Enable "

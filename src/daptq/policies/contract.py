@@ -233,6 +233,9 @@ class Policy(nn.Module, ABC):
     def denoise(self, condition: Condition, noise: Float[Tensor, "b ..."]) -> Float[Tensor, "b chunk action"]:
         """The normalised action chunk; depends on nothing but its arguments and the weights.
 
+        A family that decodes tokens returns the centres of the bins that it chose, with the gradient of the expected
+        centres under the distribution of each token.
+
         Args:
             condition: What `condition` returned.
             noise: What `noise` returned; a deterministic policy does not read it.
