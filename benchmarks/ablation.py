@@ -106,7 +106,7 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
                 {**recipe.to_json(), "calibration_states": options.calibration_states}
             )
             data = (
-                open_named_source(options.data, limit=options.calibration_states, seed=0) if recipe.needs_data else None
+                open_named_source(options.data, limit=options.calibration_states, seed=0) if recipe.needs.data else None
             )
             with reported_progress() as progress:
                 daptq.quantize(policy, limited, data=data, output=output, progress=progress)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from daptq.activation_scaling.per_step import PerStepConfig
+from daptq.activation_scaling.static import StaticConfig
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.compensation.csrc import CsrcConfig
 from daptq.quantization.recipe import RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
-from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
 from daptq.rounding.transform import TransformConfig
@@ -126,8 +127,8 @@ def choices(setting: Setting) -> dict[str, Recipe]:
         "rotated by 16": replace(paper, transform=TransformConfig(rotation_block=16)),
         "smoothed": replace(paper, transform=TransformConfig(smoothing=0.15)),
         "rotated and smoothed": replace(paper, transform=TransformConfig(rotation_block=16, smoothing=0.15)),
-        "static activations": replace(paper, activations=ActivationConfig(scaling="static")),
-        "activations per step": replace(paper, activations=ActivationConfig(scaling="per-step")),
+        "static activations": replace(paper, activation_scaling=StaticConfig()),
+        "activations per step": replace(paper, activation_scaling=PerStepConfig()),
     }
     varied = {name: replace(paper, compensation=config) for name, config in compensations.items()} | others
     table = {"nearest, whole": arms(setting)["nearest, whole"], "DA-PTQ": paper}

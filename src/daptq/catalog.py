@@ -27,6 +27,8 @@ from typing import Any
 from daptq.errors import InvalidInputError, UnknownNameError
 
 __all__ = [
+    "ACTIVATION_SCALINGS",
+    "ALLOCATIONS",
     "COMPENSATIONS",
     "DRIFT_MODELS",
     "ENVIRONMENTS",
@@ -34,6 +36,8 @@ __all__ = [
     "KERNELS",
     "METHODS",
     "POLICIES",
+    "ROUNDINGS",
+    "SENSITIVITIES",
     "SOURCES",
     "Catalog",
 ]
@@ -175,6 +179,10 @@ ENVIRONMENTS = Catalog("environment", "daptq.environments", provides="make")
 SOURCES = Catalog("source", "daptq.calibration", provides="open_source")
 METHODS = Catalog("method", "daptq.recipes", provides="{module}")
 DRIFT_MODELS = Catalog("drift model", "daptq.drift.models", provides="DRIFT_MODEL")
+ROUNDINGS = Catalog("rounding", "daptq.rounding", provides="ROUNDING")
+ACTIVATION_SCALINGS = Catalog("activation scaling", "daptq.activation_scaling", provides="ACTIVATION_SCALING")
+SENSITIVITIES = Catalog("sensitivity", "daptq.sensitivity", provides="SENSITIVITY")
+ALLOCATIONS = Catalog("allocation", "daptq.allocation", provides="ALLOCATION")
 COMPENSATIONS = Catalog("compensation", "daptq.compensation", provides="COMPENSATION")
 FOLDS = Catalog("fold", "daptq.interfaces", provides="FOLD")
 KERNELS = Catalog("kernel", "daptq.kernels.linear.backends", provides="unavailable")

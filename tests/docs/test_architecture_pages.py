@@ -52,12 +52,14 @@ def described_layers(text: str) -> list[set[str]]:
 
 
 def artifact_kinds() -> Iterator[str]:
-    """The string of every constant of the package whose name ends in KIND."""
+    """The string of every constant of the package whose name ends in KIND, and of every stage's kind."""
     for path in SOURCE.rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        stages = [node for node in body if isinstance(node, ast.ClassDef) and node.name.endswith("Stage")]
+        for node in [*body, *(entry for stage in stages for entry in stage.body)]:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-                if any(name.endswith("KIND") for name in names) and isinstance(node.value.value, str):
+                if any(name.endswith("KIND") or name == "kind" for name in names) and isinstance(node.value.value, str):
                     yield node.value.value
 
 

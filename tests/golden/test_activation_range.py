@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from daptq.activation_scaling.percentile import static_scale
+from daptq.activation_scaling.static import StaticConfig
 from daptq.calibration.activation_range import Histogram, observe_ranges
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
 from daptq.kernels.linear.arithmetic import quantize_activations
 from daptq.policies.contract import DenoisingStep
-from daptq.rounding.activations import ActivationConfig, static_scale
 
 magnitudes = st.floats(2.0**-40, 2.0**100, width=32)
 
@@ -62,11 +63,7 @@ def test_percentiles_that_cannot_be_are_refused() -> None:
         with pytest.raises(InvalidInputError, match=r"percentile must lie in \(0, 100\]"):
             histogram.percentile(percent)
         with pytest.raises(RecipeError, match=r"percentile must lie in \(0, 100\]"):
-            ActivationConfig(percentile=percent)
-    with pytest.raises(
-        RecipeError, match="scaling of activations must be one of dynamic, static, per-step, got 'fixed'"
-    ):
-        ActivationConfig(scaling="fixed")  # type: ignore[arg-type]
+            StaticConfig(percentile=percent)
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.rotation import fits, hadamard, rotate
 from daptq.rounding.nearest import round_weight
 from daptq.rounding.smoothing import smoothing_scale
-from daptq.rounding.transform import TransformConfig, transform_gram
+from daptq.rounding.transform import TransformConfig
 
 blocks = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
 
@@ -96,7 +96,7 @@ def test_ranges_that_cannot_be_are_refused() -> None:
         with pytest.raises(InvalidInputError, match="activation_absmax must be finite and not negative"):
             smoothing_scale(torch.randn(6, 8), torch.full((8,), wrong))
     with pytest.raises(InvalidInputError, match="absmax must be given for smoothing"):
-        TransformConfig(smoothing=0.15).apply(torch.randn(6, 8), None)
+        TransformConfig(smoothing=0.15).of_layer(torch.randn(6, 8), None)
     with pytest.raises(RecipeError, match="rotation_block must be 0 or a power of two, got 12"):
         TransformConfig(rotation_block=12)
     with pytest.raises(RecipeError, match="smoothing must lie between 0 and 1, got 1.5"):
@@ -108,9 +108,8 @@ def test_transforms_preserve_the_product_and_the_gram_matrix(block: int, smoothi
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, 48, generator=generator)
     x = torch.randn(30, 48, generator=generator) * torch.exp(torch.randn(48, generator=generator))
-    transformed, input_scale, rotation = TransformConfig(rotation_block=block, smoothing=smoothing).apply(
-        weight, x.abs().amax(dim=0)
-    )
+    transform = TransformConfig(rotation_block=block, smoothing=smoothing).of_layer(weight, x.abs().amax(dim=0))
+    transformed, input_scale, rotation = transform.weight(weight), transform.input_scale, transform.rotation_block
     assert (input_scale is None, rotation) == (smoothing == 0, block)
     given = x.double() if input_scale is None else x.double() * input_scale.double()
     given = rotate(given, rotation) if rotation else given
@@ -120,7 +119,11 @@ def test_transforms_preserve_the_product_and_the_gram_matrix(block: int, smoothi
     assert bool(((given @ transformed.double().mT - exact).abs() <= bound).all())
     gram = x.double().mT @ x.double()
     expected = given.mT @ given
-    torch.testing.assert_close(transform_gram(gram, input_scale, rotation), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(transform.gram(gram), expected, rtol=1e-6, atol=1e-6)
+    # The input is transformed in float32, as the layer does it; both ways back undo it.
+    torch.testing.assert_close(transform.input(x).double(), given, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(transform.restored_input(transform.input(x)), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(transform.restored_weight(transformed), weight, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_undoes_the_transform_of_its_weight() -> None:
@@ -128,10 +131,9 @@ def test_a_layer_undoes_the_transform_of_its_weight() -> None:
     weight = torch.randn(24, 64, generator=generator)
     x = torch.randn(10, 64, generator=generator) * torch.exp(1.5 * torch.randn(64, generator=generator))
     bias = torch.randn(24, generator=generator)
-    transformed, input_scale, block = TransformConfig(rotation_block=16, smoothing=0.15).apply(
-        weight, x.abs().amax(dim=0)
-    )
-    rounded = round_weight(transformed, 8)
+    transform = TransformConfig(rotation_block=16, smoothing=0.15).of_layer(weight, x.abs().amax(dim=0))
+    input_scale, block = transform.input_scale, transform.rotation_block
+    rounded = round_weight(transform.weight(weight), 8)
     integers, scale = rounded.integers, rounded.scale
     layer = QuantizedLinear.from_integers(
         integers, scale, bias, num_bits=8, input_scale=input_scale, rotation_block=block
@@ -149,10 +151,10 @@ def test_a_layer_undoes_the_transform_of_its_weight() -> None:
 
 def test_block_is_dropped_where_it_does_not_fit() -> None:
     weight = torch.randn(4, 40)
-    transformed, input_scale, block = TransformConfig(rotation_block=16).apply(weight, None)
-    assert block == 0
-    assert input_scale is None
-    assert torch.equal(transformed, weight)
+    transform = TransformConfig(rotation_block=16).of_layer(weight, None)
+    assert transform.rotation_block == 0
+    assert transform.input_scale is None
+    assert torch.equal(transform.weight(weight), weight)
 
 
 @pytest.mark.parametrize("block", [0, 8])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
+from daptq.sensitivity.probe import metric_root, probe
+from daptq.sensitivity.rounding import RoundingSensitivity
 
 BATCH, CHUNK, ACTION = 3, 2, 2
 SIZE = CHUNK * ACTION

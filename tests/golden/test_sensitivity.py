@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
-from daptq.sensitivity.phi import Reduction, Sensitivity, SensitivityConfig, gradient_magnitude, only_gradients_of
+from daptq.sensitivity.gradients import only_gradients_of
+from daptq.sensitivity.phi import Reduction, Sensitivity, SensitivityConfig, gradient_magnitude
 
 GRADIENT = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daptq.allocation import top_fraction
 from daptq.allocation.plan import BitPlan, LayerBits
-from daptq.allocation.top_fraction import TopFractionConfig, allocate
+from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.errors import InvalidInputError, RecipeError
 
 SCORES = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=4), st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=30
 )
 FRACTIONS = st.fractions(0, 1, max_denominator=1000)
+
+
+def allocate(scores: dict[str, float], fraction: float, *, num_bits: int = 4, **settings: Any) -> BitPlan:
+    """The allocation with the same bits for every layer that is not kept."""
+    return top_fraction.allocate(scores, fraction, bits=dict.fromkeys(scores, num_bits), **settings)
 
 
 @given(SCORES, FRACTIONS)
@@ -73,6 +80,11 @@ def test_fractions_without_exact_binary_form(fraction: float, count: int) -> Non
     assert allocate(scores, fraction).kept == tuple(f"layer{i}" for i in range(100 - count, 100))
 
 
+def test_each_layer_gets_its_own_bits() -> None:
+    plan = top_fraction.allocate({"a": 3.0, "b": 2.0, "c": 1.0}, 0.4, bits={"a": 2, "b": 3, "c": 8})
+    assert [layer.num_bits for layer in plan.layers] == [16, 3, 8]
+
+
 def test_reasons_and_bits() -> None:
     plan = allocate({"a": 3.0, "b": 2.0, "c": 1.0}, 0.4, keep={"c": "folding"}, num_bits=3)
     assert plan.layers == (
@@ -108,10 +120,10 @@ def test_plan_survives_json(scores: dict[str, float], fraction: Fraction) -> Non
     ],
 )
 def test_bad_arguments_are_refused(
-    scores: dict[str, float], fraction: float, settings: dict[str, object], message: str
+    scores: dict[str, float], fraction: float, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        allocate(scores, fraction, **settings)  # type: ignore[arg-type]
+        allocate(scores, fraction, **settings)
 
 
 def test_a_layer_is_decided_once() -> None:

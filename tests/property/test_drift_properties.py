@@ -18,7 +18,8 @@ from daptq.drift.models.kinematic import KinematicConfig
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionKind, ActionSpace, ActionUnit
-from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
+from daptq.sensitivity.probe import metric_root, probe
+from daptq.sensitivity.rounding import RoundingSensitivity
 
 SEEDS = st.integers(0, 10_000)
 CHUNK = 3

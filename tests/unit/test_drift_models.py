@@ -20,7 +20,8 @@ from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
 from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
 from daptq.policies.action_space import ActionDimension, ActionSpace
 from daptq.robots.widowx_250 import JOINTS, MJCF, SITE
-from daptq.sensitivity.rounding import RoundingSensitivity, metric_root, probe
+from daptq.sensitivity.probe import metric_root, probe
+from daptq.sensitivity.rounding import RoundingSensitivity
 
 MODELS: list[DriftModel] = [VirtualChainConfig(), Se3Config(), KinematicConfig(), ActionConfig()]
 READ_POSES: list[DriftModel] = [Se3Config(), KinematicConfig()]

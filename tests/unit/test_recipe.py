@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from daptq.activation_scaling.dynamic import DynamicConfig
+from daptq.activation_scaling.per_step import PerStepConfig
+from daptq.activation_scaling.static import StaticConfig
 from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
@@ -19,10 +22,12 @@ from daptq.interfaces.into_attention_values import IntoAttentionValues
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_norm import IntoNorm
 from daptq.interfaces.into_producer import IntoProducer
-from daptq.quantization.recipe import RoleActivationBits, RoleBits
-from daptq.recipes import Recipe, da_ptq, round_to_nearest
+from daptq.methods import Needs
+from daptq.quantization.recipe import METHOD_STAGES, RoleActivationBits, RoleBits
+from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
 from daptq.rounding.nearest import NearestConfig
 from daptq.sensitivity.phi import SensitivityConfig
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
 RECIPES = {
     "paper": da_ptq(),
@@ -73,14 +78,14 @@ def test_the_papers_defaults() -> None:
     assert recipe.order == "compensation-first"
     assert recipe.calibration_states == 512
     assert recipe.drift == VirtualChainConfig(damping=3e-4, translation_weight=1.8, rotation_weight=0.15)
-    assert recipe.needs_data
+    assert recipe.needs.data
 
 
 def test_round_to_nearest_does_nothing_but_round() -> None:
     recipe = round_to_nearest()
     assert recipe.compensation is None
     assert recipe.allocation is None
-    assert not recipe.needs_data
+    assert not recipe.needs.data
     assert recipe.rounding == da_ptq().rounding
 
 
@@ -122,13 +127,11 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any], mess
     ("change", "message"),
     [
         ({"colour": 1}, "recipe must have known settings only, got .'colour'"),
-        ({"compensation": {"rank": 3}}, "method of a compensation must be one of csrc, paired, got None"),
-        (
-            {"compensation": {"method": "csrc", "rang": 3}},
-            "compensation csrc must have known settings only",
-        ),
-        ({"rounding": {"scale": "searched"}}, "method of rounding must be one of nearest, gptq, got None"),
-        ({"allocation": {"method": "top-fraction", "fraction": "much"}}, "allocation must be complete"),
+        ({"compensation": {"rank": 3}}, "method of the compensation must be one of csrc, paired, got None"),
+        ({"compensation": {"method": "csrc", "rang": 3}}, "compensation csrc must have known settings only, .*'rang'"),
+        ({"rounding": {"scale": "searched"}}, "method of the rounding must be one of gptq, nearest, got None"),
+        ({"activation_scaling": {"method": "dynamic", "percentile": 1}}, "activation scaling dynamic .* It has none"),
+        ({"allocation": {"method": "top-fraction", "fraction": "much"}}, "allocation top-fraction must be complete"),
         ({"weight_bits": {"language": 5}}, "weight_bits of language"),
     ],
 )
@@ -155,14 +158,47 @@ def test_an_unknown_drift_model_is_refused_with_near_names() -> None:
 @pytest.mark.parametrize(
     ("drift", "message"),
     [
-        ({"damping": 1.0}, "method of a drift model must be one of .*se3.*, got None"),
+        ({"damping": 1.0}, "method of the drift model must be one of .*se3.*, got None"),
         ({"method": "virtual-chain", "links": 3}, "drift model virtual-chain must have known settings only"),
-        ("se3", "drift must be the settings of a drift model, got 'se3'"),
+        ("se3", "drift must be the settings of one of .*se3.*, got 'se3'"),
     ],
 )
 def test_a_drift_stage_of_something_else_is_refused(drift: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json({**da_ptq().to_json(), "drift": drift})
+
+
+@pytest.mark.parametrize("stage", list(METHOD_STAGES))
+def test_an_unknown_method_is_refused_by_name(stage: str) -> None:
+    with pytest.raises(UnknownNameError, match="must be one of .*, got 'magic'"):
+        Recipe.from_json({**da_ptq().to_json(), stage: {"method": "magic"}})
+
+
+def test_activations_of_older_checkpoints_become_a_scaling() -> None:
+    now = round_to_nearest().to_json()
+    del now["activation_scaling"]
+    for scaling, expected in (
+        ("dynamic", DynamicConfig()),
+        ("static", StaticConfig(percentile=99.0)),
+        ("per-step", PerStepConfig(percentile=99.0)),
+    ):
+        recipe = Recipe.from_json({**now, "activations": {"scaling": scaling, "percentile": 99.0}})
+        assert recipe.activation_scaling == expected
+    with pytest.raises(UnknownNameError, match="activation scaling must be one of dynamic, per-step, static"):
+        Recipe.from_json({**now, "activations": {"scaling": "fixed", "percentile": 99.0}})
+
+
+def test_a_recipe_needs_what_its_methods_need() -> None:
+    assert round_to_nearest().needs == Needs()
+    assert da_ptq().needs == Needs(data=True, scores=True)
+    plus = da_ptq_plus().needs
+    assert plus == Needs(weighted_grams=True, interface_sensitivities=True, costs=True)
+    assert plus.data
+    assert plus.metric
+    assert not plus.ranges
+    assert replace(round_to_nearest(), activation_scaling=StaticConfig()).needs == Needs(ranges=True)
+    # A sensitivity that nobody asks for needs nothing.
+    assert replace(round_to_nearest(), sensitivity=RoundingSensitivityConfig()).needs == Needs()
 
 
 def test_json_without_a_name_is_refused() -> None:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from daptq.artifacts import Artifact
 from daptq.errors import OutputWriteError
-from daptq.quantization.workspace import StageContent, Workspace, digest
+from daptq.quantization.stage import Stage, StageContent
+from daptq.quantization.workspace import Workspace, digest
 
 
-def content(value: float, calls: list[float]) -> Any:
-    def compute() -> StageContent:
-        calls.append(value)
-        return {"x": torch.tensor([value])}, {"value": value}
+@dataclass(frozen=True, kw_only=True)
+class One(Stage[Artifact]):
+    """A stage that writes one number, and notes that it was computed."""
 
-    return compute
+    name = "profile"
+    kind = "profile"
+
+    value: float
+    calls: list[float]
+
+    def compute(self) -> StageContent:
+        self.calls.append(self.value)
+        return {"x": torch.tensor([self.value])}, {"value": self.value}
+
+    def read(self, artifact: Artifact) -> Artifact:
+        return artifact
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path: Path) -> None:
     calls: list[float] = []
     for _ in range(2):
         workspace = Workspace(tmp_path / "out", "inputs", {"time": "now"})
-        artifact = workspace.stage("profile", "profile", content(1.0, calls))
+        artifact = workspace.run(One(value=1.0, calls=calls))
         assert artifact.tensor("x").tolist() == [1.0]
         assert artifact.metadata == {"value": 1.0}
     assert calls == [1.0]
@@ -32,8 +44,8 @@ def test_a_finished_stage_is_not_computed_again(tmp_path: Path) -> None:
 
 def test_other_inputs_start_over(tmp_path: Path) -> None:
     calls: list[float] = []
-    Workspace(tmp_path / "out", "first", {}).stage("profile", "profile", content(1.0, calls))
-    artifact = Workspace(tmp_path / "out", "second", {}).stage("profile", "profile", content(2.0, calls))
+    Workspace(tmp_path / "out", "first", {}).run(One(value=1.0, calls=calls))
+    artifact = Workspace(tmp_path / "out", "second", {}).run(One(value=2.0, calls=calls))
     assert artifact.tensor("x").tolist() == [2.0]
     assert calls == [1.0, 2.0]
 
@@ -41,10 +53,10 @@ def test_other_inputs_start_over(tmp_path: Path) -> None:
 def test_a_damaged_stage_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[float] = []
     workspace = Workspace(tmp_path / "out", "inputs", {})
-    workspace.stage("profile", "profile", content(1.0, calls))
+    workspace.run(One(value=1.0, calls=calls))
     shard = next((workspace.path / "profile").glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert workspace.stage("profile", "profile", content(1.0, calls)).tensor("x").tolist() == [1.0]
+    assert workspace.run(One(value=1.0, calls=calls)).tensor("x").tolist() == [1.0]
     assert calls == [1.0, 1.0]
     assert "computing stage profile again" in caplog.text
 

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from daptq.allocation.plan import BitPlan, LayerBits
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.allocation.budget import Budget
+from daptq.allocation.contract import AllocationMethod, Layers
+from daptq.allocation.plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
+from daptq.errors import InvalidInputError
 
-__all__ = ["EvenConfig", "allocate"]
+__all__ = ["ALLOCATION", "EvenConfig", "allocate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvenConfig:
+class EvenConfig(AllocationMethod):
     """Settings of the even spread.
 
     Attributes:
@@ -25,12 +27,36 @@ class EvenConfig:
     """
 
     method: ClassVar[str] = "even"
+    keeps_layers: ClassVar[bool] = False
 
     budget_bits: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget_bits < math.inf:
-            raise RecipeError(f"budget_bits must be positive and finite, got {self.budget_bits}. Choose for example 3.")
+        Budget("budget_bits", self.budget_bits)  # refuses what is none
+
+    @property
+    def candidate_bits(self) -> tuple[int, ...]:
+        """All there are."""
+        return (*WEIGHT_BITS, BFLOAT16)
+
+    @property
+    def budget(self) -> Budget:
+        """The mean bits per weight."""
+        return Budget("budget_bits", self.budget_bits)
+
+    def allocate(
+        self,
+        layers: Layers,
+        scores: Mapping[str, Mapping[int, float]],  # noqa: ARG002  (it looks at none)
+        keep: Mapping[str, str],  # noqa: ARG002  (it keeps no layer)
+    ) -> dict[str, LayerBits]:
+        """Spreads the budget, see the function `allocate`."""
+        sizes = layers.measure(layers.options(self.candidate_bits), self.budget.resource)
+        plan = allocate(sizes, self.budget.amount(layers.total_weights))
+        return {decision.name: decision for decision in plan.layers}
+
+
+ALLOCATION = EvenConfig
 
 
 def allocate(resources: Mapping[str, Mapping[int, float]], budget: float) -> BitPlan:

@@ -18,17 +18,20 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from daptq.allocation.budget import Budget
+from daptq.allocation.contract import AllocationMethod, Layers
 from daptq.allocation.plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.methods import Needs
 
-__all__ = ["PRECISION", "KnapsackConfig", "allocate"]
+__all__ = ["ALLOCATION", "PRECISION", "KnapsackConfig", "allocate"]
 
 PRECISION = 1e-8
 
@@ -44,9 +47,11 @@ _STRAY_LINE = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
 # One thread at a time puts a file in the place of the standard output.
 _standard_output = threading.Lock()
 
+_BUDGETS = ("budget_mib", "budget_ms", "budget_bits")
+
 
 @dataclass(frozen=True, kw_only=True)
-class KnapsackConfig:
+class KnapsackConfig(AllocationMethod):
     """Settings of the budgeted allocation; exactly one budget is given, over the layers that are allocated.
 
     Attributes:
@@ -72,16 +77,50 @@ class KnapsackConfig:
                 f"bits of the knapsack must be ascending numbers of {', '.join(map(str, allowed))}, got "
                 f"{list(self.bits)}. Choose for example 2, 3, 4, 8, 16."
             )
-        budgets = {"budget_mib": self.budget_mib, "budget_ms": self.budget_ms, "budget_bits": self.budget_bits}
-        given = {label: budget for label, budget in budgets.items() if budget is not None}
+        given = self._budgets()
         if len(given) != 1:
             raise RecipeError(
-                f"budget of the knapsack must be exactly one of {', '.join(budgets)}, got {', '.join(given) or 'none'}."
-                " Give one."
+                f"budget of the knapsack must be exactly one of {', '.join(_BUDGETS)}, got "
+                f"{', '.join(budget.label for budget in given) or 'none'}. Give one."
             )
-        for label, budget in given.items():
-            if not 0 < budget < math.inf:
-                raise RecipeError(f"{label} must be positive and finite, got {budget}. Choose a larger budget.")
+
+    @property
+    def needs(self) -> Needs:
+        """A budget is spent by what rounding to each number of bits costs."""
+        return Needs(costs=True)
+
+    @property
+    def candidate_bits(self) -> tuple[int, ...]:
+        """Those of the settings."""
+        return self.bits
+
+    @property
+    def budget(self) -> Budget:
+        """The one that is given."""
+        return self._budgets()[0]
+
+    def allocate(
+        self, layers: Layers, scores: Mapping[str, Mapping[int, float]], keep: Mapping[str, str]
+    ) -> dict[str, LayerBits]:
+        """Spends the budget, see the function `allocate`; idle layers and layers to keep use it up, too."""
+        idle = dict.fromkeys((*self.bits, *layers.idle.values(), BFLOAT16), 0.0)
+        scored = {name: scores.get(name, idle) for name in layers.role_bits}
+        options = {
+            name: (BFLOAT16,) if name in keep else tuple(bits for bits in several if bits in scored[name])
+            for name, several in layers.options(self.bits).items()
+        }
+        resources = layers.measure(options, self.budget.resource)
+        costs = {name: {bits: scored[name][bits] for bits in several} for name, several in options.items()}
+        plan = allocate(costs, resources, self.budget.amount(layers.total_weights))
+        return {layer.name: replace(layer, reason=keep.get(layer.name, layer.reason)) for layer in plan.layers}
+
+    def _budgets(self) -> tuple[Budget, ...]:
+        """The budgets that are given."""
+        values = {label: getattr(self, label) for label in _BUDGETS}
+        return tuple(Budget(label, value) for label, value in values.items() if value is not None)
+
+
+ALLOCATION = KnapsackConfig
 
 
 def allocate(

@@ -15,10 +15,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from daptq.allocation.contract import AllocationMethod, Layers
 from daptq.allocation.plan import BFLOAT16, BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError, require_one_of
+from daptq.methods import Needs
 
-__all__ = ["TopFractionConfig", "allocate"]
+__all__ = ["ALLOCATION", "TopFractionConfig", "allocate"]
 
 By = Literal["count", "parameters"]
 Scope = Literal["action_head", "all"]
@@ -28,7 +30,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopFractionConfig:
+class TopFractionConfig(AllocationMethod):
     """Settings of eq. 20.
 
     Attributes:
@@ -53,28 +55,59 @@ class TopFractionConfig:
             raise RecipeError(f"keep_last_blocks must be at least 0, got {self.keep_last_blocks}. The paper keeps 2.")
         require_one_of("scope", self.scope, get_args(Scope), RecipeError)
 
+    @property
+    def needs(self) -> Needs:
+        """A score of every layer."""
+        return Needs(scores=True)
+
+    @property
+    def head_only(self) -> bool:
+        """As the scope says."""
+        return self.scope == "action_head"
+
+    def allocate(
+        self, layers: Layers, scores: Mapping[str, Mapping[int, float]], keep: Mapping[str, str]
+    ) -> dict[str, LayerBits]:
+        """Ranks the layers by their score at the bits of their role, see the function `allocate`."""
+        names = layers.scored
+        kept_blocks = layers.head_blocks[max(len(layers.head_blocks) - self.keep_last_blocks, 0) :]
+        last = [n for n in names if any(n == block or n.startswith(f"{block}.") for block in kept_blocks)]
+        reasons = {**dict.fromkeys(last, "last block"), **{n: keep[n] for n in names if n in keep}}
+        plan = allocate(
+            {name: scores[name][layers.role_bits[name]] for name in names},
+            self.fraction,
+            bits=layers.role_bits,
+            keep=reasons,
+            by=self.by,
+            sizes=layers.weights,
+        )
+        return {decision.name: decision for decision in plan.layers}
+
+
+ALLOCATION = TopFractionConfig
+
 
 def allocate(
     scores: Mapping[str, float],
     fraction: float,
     *,
+    bits: Mapping[str, int],
     keep: Mapping[str, str] | Collection[str] = (),
     by: By = "count",
     sizes: Mapping[str, int] | None = None,
-    num_bits: int = 4,
 ) -> BitPlan:
-    """Keeps the top `fraction` of the layers by score in BF16, eq. 20; the rest gets `num_bits`.
+    """Keeps the top `fraction` of the layers by score in BF16, eq. 20; each of the rest gets its bits.
 
     Ties are broken by name, so the plan does not depend on the order of `scores`.
 
     Args:
         scores: Sensitivity phi of each layer, finite.
         fraction: Largest fraction that is kept for its score, in [0, 1].
+        bits: Bits of each layer if it is not kept.
         keep: Layers that are kept whatever their score; a mapping gives the reason for each, otherwise ``"always"``.
         by: ``"count"`` keeps the first floor(fraction * n) layers of the ranking; ``"parameters"`` the longest prefix
             of the ranking whose sizes sum up to at most the fraction of all sizes.
         sizes: Number of weights of each layer; needed for ``"parameters"``.
-        num_bits: Bits of the layers that are not kept.
 
     Returns:
         A plan for the layers of `scores`, in their order; reasons are ``"score"``, ``"rest"`` and those of `keep`.
@@ -99,7 +132,7 @@ def allocate(
             return LayerBits(name=name, num_bits=BFLOAT16, reason=reasons[name], score=scores[name])
         if name in top:
             return LayerBits(name=name, num_bits=BFLOAT16, reason="score", score=scores[name])
-        return LayerBits(name=name, num_bits=num_bits, reason="rest", score=scores[name])
+        return LayerBits(name=name, num_bits=bits[name], reason="rest", score=scores[name])
 
     return BitPlan(tuple(decide(name) for name in scores))
 

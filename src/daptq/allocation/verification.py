@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from daptq.allocation.plan import BitPlan, LayerBits
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.methods import Method, Needs
 
 __all__ = ["Step", "Verification", "VerificationConfig", "promote"]
 
@@ -26,7 +27,7 @@ PROMOTED = "verification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerificationConfig:
+class VerificationConfig(Method):
     """How a plan is verified.
 
     Attributes:
@@ -49,6 +50,11 @@ class VerificationConfig:
                 f"states must be at least 1 and max_rounds not negative, got {self.states} and {self.max_rounds}. "
                 "Choose for example 64 and 50."
             )
+
+    @property
+    def needs(self) -> Needs:
+        """Layers are promoted by what rounding costs, until the drift under the metric is small enough."""
+        return Needs(costs=True, metric=True)
 
 
 # As in the allocation: a sum that exceeds the budget by this fraction of it does so by rounding.

@@ -7,9 +7,9 @@ any, is not its business.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from daptq.errors import RecipeError, require_one_of
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
+from daptq.methods import Method, Needs
 from daptq.numerics.moments import Moments
 
 __all__ = ["CompensationMethod", "InterfaceSample"]
@@ -38,7 +39,7 @@ class InterfaceSample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompensationMethod(ABC):
+class CompensationMethod(Method):
     """Settings of one compensation.
 
     Attributes:
@@ -46,8 +47,6 @@ class CompensationMethod(ABC):
         selection: ``"held-out"`` applies whichever of no map and the offered maps has the least error on held-out
             states and says so in log and plan; ``"always"`` applies the last one offered.
     """
-
-    method: ClassVar[str]
 
     max_condition: float = 1e3
     selection: Selection = "held-out"
@@ -60,9 +59,9 @@ class CompensationMethod(ABC):
         require_one_of("selection of a compensation", self.selection, get_args(Selection), RecipeError)
 
     @property
-    def weighs_by_drift(self) -> bool:
-        """Whether the matrix H of every interface is measured for it, for which the policy is differentiated."""
-        return False
+    def needs(self) -> Needs:
+        """Calibration data; a method that weighs by drift needs the sensitivities of the interfaces as well."""
+        return Needs(data=True)
 
     @abstractmethod
     def solve(
@@ -79,7 +78,7 @@ class CompensationMethod(ABC):
             full: Its representation in full precision.
             quantized: Its representation after quantization, of the same states with the same noise.
             sensitivity: H, float64 (d, d), symmetric positive semi-definite, in mm^2 per squared unit: what an error of
-                the representation does to the robot; None unless the method weighs by drift.
+                the representation does to the robot; None unless the method needs the sensitivities of the interfaces.
             map_class: The class that every map must be of.
             heads: Number of heads that share the channels, where the class has heads.
 

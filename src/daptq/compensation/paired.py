@@ -29,6 +29,7 @@ from daptq.compensation.within_class import block_matrix, diagonal_matrix, rotar
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
+from daptq.methods import Needs
 from daptq.numerics.moments import Moments
 
 __all__ = ["COMPENSATION", "PairedConfig", "solve", "split"]
@@ -57,9 +58,9 @@ class PairedConfig(CompensationMethod):
         super().__post_init__()
 
     @property
-    def weighs_by_drift(self) -> bool:
-        """Whether residuals are weighed."""
-        return self.weighted
+    def needs(self) -> Needs:
+        """Calibration data, and H of every interface where residuals are weighed."""
+        return Needs(data=True, interface_sensitivities=self.weighted)
 
     def solve(
         self,

@@ -11,15 +11,15 @@ error did to its next picture.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from daptq.errors import InvalidInputError
+from daptq.methods import Method
 from daptq.numerics.symmetric import symmetric_part
 from daptq.policies.action_space import ActionSpace, described
 
@@ -48,14 +48,8 @@ orthogonal to u, the mean of the two squares is |d|^2 + t^2 + |h w x u|^2: rows 
 """
 
 
-class DriftModel(ABC):
-    """Settings of one drift model; a frozen keyword-only dataclass.
-
-    Attributes:
-        method: Name of the model in the catalog and in a recipe.
-    """
-
-    method: ClassVar[str]
+class DriftModel(Method):
+    """Settings of one drift model; a frozen keyword-only dataclass."""
 
     @abstractmethod
     def refuses(self, space: ActionSpace) -> str | None:

@@ -1,37 +1,31 @@
-"""The allocation stage: one decision for every linear layer of a policy."""
+"""One decision for every linear layer of a policy: what the allocation of the recipe says, or the bits of its role."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Mapping
+from functools import partial
 
 from torch import nn
 
-from daptq.allocation import even, knapsack, top_fraction
-from daptq.allocation.even import EvenConfig
-from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.budget import Resource
+from daptq.allocation.contract import Layers
 from daptq.allocation.plan import BFLOAT16, WEIGHT_BITS, BitPlan, LayerBits
 from daptq.allocation.resources import layer_bytes, weight_bytes
-from daptq.allocation.top_fraction import TopFractionConfig
-from daptq.errors import InvalidInputError, RecipeError
+from daptq.errors import InvalidInputError
 from daptq.policies.contract import Policy
 from daptq.quantization.layer_times import layer_times
 from daptq.quantization.recipe import Recipe
 
 __all__ = [
     "bit_plan",
-    "budget_of",
     "calibrated_layers",
     "candidate_bits",
-    "check_budget",
+    "check_allocation",
     "float_linear",
     "layer_resources",
     "layers_in_scope",
+    "layers_to_allocate",
 ]
-
-Resource = Literal["bytes", "weight bytes", "ms"]
 
 ALL_BITS: tuple[int, ...] = (*WEIGHT_BITS, BFLOAT16)
 
@@ -44,37 +38,29 @@ def bit_plan(
     Args:
         policy: Says which layers there are, with their roles and sizes.
         recipe: Bits by role, and the allocation.
-        scores: What each layer in scope scores at each of its bits; empty where nothing is allocated yet.
+        scores: What each layer in scope scores at each of its bits; empty where nothing is scored yet, so that an
+            allocation that needs scores does not decide yet.
         keep: Reason by name of layers that stay bfloat16 whatever their score.
     """
-    allocated: dict[str, LayerBits] = {}
-    config = recipe.allocation
-    if isinstance(config, TopFractionConfig) and scores:
-        allocated = {layer.name: layer for layer in _top_fraction(policy, recipe, config, scores, keep).layers}
-    elif isinstance(config, KnapsackConfig) and scores:
-        allocated = {layer.name: layer for layer in _knapsack(policy, recipe, config, scores, keep).layers}
-    elif isinstance(config, EvenConfig):
-        sizes = layer_resources(policy, recipe, _budgeted(policy, recipe, ALL_BITS), per="weight bytes")
-        weights = sum(float_linear(policy, name).weight.numel() for name in sizes)
-        allocated = {layer.name: layer for layer in even.allocate(sizes, config.budget_bits * weights / 8).layers}
+    allocation = recipe.allocation
+    allocated: Mapping[str, LayerBits] = {}
+    if allocation is not None and (scores or not allocation.needs.scores):
+        allocated = allocation.allocate(layers_to_allocate(policy, recipe), scores, keep)
 
     candidates, idle = candidate_bits(policy, recipe), policy.idle_layers()
 
     def decide(name: str, bits: int | None) -> LayerBits:
-        ranked = allocated.get(name)
-        score = None if ranked is None else ranked.score
         if bits is None:
             return LayerBits(name=name, num_bits=BFLOAT16, reason="role")
         if name in idle and name not in keep:
             return LayerBits(name=name, num_bits=min(candidates[name]), reason="idle")
-        if ranked is not None and (ranked.kept or not isinstance(config, TopFractionConfig)):
-            return ranked
+        if name in allocated:
+            return allocated[name]
         if name in keep:
-            return LayerBits(name=name, num_bits=BFLOAT16, reason=keep[name], score=score)
-        return LayerBits(name=name, num_bits=bits, reason="role" if ranked is None else ranked.reason, score=score)
+            return LayerBits(name=name, num_bits=BFLOAT16, reason=keep[name])
+        return LayerBits(name=name, num_bits=bits, reason="role")
 
-    layers = policy.linear_layers()
-    return BitPlan(tuple(decide(name, recipe.weight_bits.of(role)) for name, role in layers.items()))
+    return BitPlan(tuple(decide(name, recipe.weight_bits.of(role)) for name, role in policy.linear_layers().items()))
 
 
 def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -83,12 +69,9 @@ def candidate_bits(policy: Policy, recipe: Recipe) -> dict[str, tuple[int, ...]]
     A chunk does not depend on an idle layer: it needs no score to be rounded as far as the recipe rounds any.
     """
     scope, idle = set(_in_scope(policy, recipe)), policy.idle_layers()
-    config = recipe.allocation
-    several: tuple[int, ...] = ()
-    if isinstance(config, KnapsackConfig):
-        several = config.bits
-    elif isinstance(config, EvenConfig) or recipe.verification is not None:
-        several = ALL_BITS
+    several = () if recipe.allocation is None else recipe.allocation.candidate_bits
+    if recipe.verification is not None:
+        several = several or ALL_BITS
     options: dict[str, tuple[int, ...]] = {}
     for name, role in policy.linear_layers().items():
         bits = recipe.weight_bits.of(role)
@@ -105,29 +88,14 @@ def calibrated_layers(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in candidate_bits(policy, recipe) if name not in idle)
 
 
-def check_budget(policy: Policy, recipe: Recipe) -> None:
-    """Refuses a budget that no plan can keep, before any long work. A budget in milliseconds is not measured here.
+def check_allocation(policy: Policy, recipe: Recipe) -> None:
+    """Refuses an allocation that no plan can fulfil, before any long work.
 
     Raises:
         RecipeError: The budget is smaller than the layers are at their fewest bits.
     """
-    config = recipe.allocation
-    if isinstance(config, EvenConfig):
-        given, options = {"budget_bits": config.budget_bits}, _budgeted(policy, recipe, ALL_BITS)
-        per, budget = budget_of(policy, KnapsackConfig(budget_bits=config.budget_bits), options)
-    elif isinstance(config, KnapsackConfig) and config.budget_ms is None:
-        given = {"budget_bits": config.budget_bits or 0.0, "budget_mib": config.budget_mib or 0.0}
-        options = _budgeted(policy, recipe, config.bits)
-        per, budget = budget_of(policy, config, options)
-    else:
-        return
-    smallest = math.fsum(min(sizes.values()) for sizes in layer_resources(policy, recipe, options, per=per).values())
-    if smallest > budget:
-        label, value = next((label, value) for label, value in given.items() if value)
-        least = value * smallest / budget
-        raise RecipeError(
-            f"{label} must be at least {least:.4g} for this policy, got {value:.4g}. Raise it, or allow fewer bits."
-        )
+    if recipe.allocation is not None:
+        recipe.allocation.check(layers_to_allocate(policy, recipe))
 
 
 def layers_in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
@@ -140,7 +108,7 @@ def _in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
     """Like `layers_in_scope`, with idle layers, which use up a budget, too."""
     if recipe.allocation is None and recipe.verification is None:
         return ()
-    head_only = isinstance(recipe.allocation, TopFractionConfig) and recipe.allocation.scope == "action_head"
+    head_only = recipe.allocation is not None and recipe.allocation.head_only
     return tuple(
         name
         for name, role in policy.linear_layers().items()
@@ -148,14 +116,22 @@ def _in_scope(policy: Policy, recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _budgeted(policy: Policy, recipe: Recipe, bits: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Bits of every layer that a budget limits: `bits`, of idle layers the fewest that they may get."""
+def layers_to_allocate(policy: Policy, recipe: Recipe) -> Layers:
+    """What the allocation is told about the layers in scope, idle ones included."""
+    roles, names = policy.linear_layers(), _in_scope(policy, recipe)
     candidates, idle = candidate_bits(policy, recipe), policy.idle_layers()
-    return {name: candidates[name] if name in idle else bits for name in _in_scope(policy, recipe)}
+    bits = {name: recipe.weight_bits.of(roles[name]) for name in names}
+    return Layers(
+        role_bits={name: several for name, several in bits.items() if several is not None},
+        idle={name: min(candidates[name]) for name in names if name in idle},
+        weights={name: float_linear(policy, name).weight.numel() for name in names},
+        head_blocks=policy.head_stack(),
+        measure=partial(layer_resources, policy, recipe),
+    )
 
 
 def layer_resources(
-    policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]], *, per: Resource
+    policy: Policy, recipe: Recipe, options: Mapping[str, tuple[int, ...]], per: Resource
 ) -> dict[str, dict[int, float]]:
     """What each layer needs at each of its bits.
 
@@ -179,17 +155,6 @@ def layer_resources(
     return {name: {b: size(float_linear(policy, name), b) for b in bits} for name, bits in options.items()}
 
 
-def budget_of(policy: Policy, config: KnapsackConfig, names: Iterable[str]) -> tuple[Resource, float]:
-    """The resource that a budget limits, and its amount for the layers `names`."""
-    if config.budget_ms is not None:
-        return "ms", config.budget_ms
-    if config.budget_mib is not None:
-        return "bytes", config.budget_mib * 2**20
-    assert config.budget_bits is not None
-    weights = sum(float_linear(policy, name).weight.numel() for name in names)
-    return "weight bytes", config.budget_bits * weights / 8
-
-
 def float_linear(policy: Policy, name: str) -> nn.Linear:
     """A linear layer of a full-precision policy.
 
@@ -200,53 +165,3 @@ def float_linear(policy: Policy, name: str) -> nn.Linear:
     if not isinstance(layer, nn.Linear):
         raise InvalidInputError(f"layer {name} must be an nn.Linear, got a {type(layer).__name__}. Correct its block.")
     return layer
-
-
-def _top_fraction(
-    policy: Policy,
-    recipe: Recipe,
-    config: TopFractionConfig,
-    scores: Mapping[str, Mapping[int, float]],
-    keep: Mapping[str, str],
-) -> BitPlan:
-    """Ranks the layers by their score at the bits of their role."""
-    roles = policy.linear_layers()
-    bits = {name: recipe.weight_bits.of(roles[name]) for name in scores}
-    ranked = {name: by_bits[bits[name] or BFLOAT16] for name, by_bits in scores.items()}
-    reasons = {**dict.fromkeys(_last_blocks(policy, config, ranked), "last block"), **keep}
-    return top_fraction.allocate(
-        ranked,
-        config.fraction,
-        keep={name: reason for name, reason in reasons.items() if name in ranked},
-        by=config.by,
-        sizes={name: float_linear(policy, name).weight.numel() for name in ranked},
-    )
-
-
-def _knapsack(
-    policy: Policy,
-    recipe: Recipe,
-    config: KnapsackConfig,
-    scores: Mapping[str, Mapping[int, float]],
-    keep: Mapping[str, str],
-) -> BitPlan:
-    """Spends the budget on the layers in scope; layers to keep use it up, too."""
-    options = {
-        name: (BFLOAT16,) if name in keep else tuple(b for b in config.bits if b in by_bits)
-        for name, by_bits in scores.items()
-    }
-    budgeted = _budgeted(policy, recipe, config.bits)
-    idle = {name: (BFLOAT16,) if name in keep else budgeted[name] for name in policy.idle_layers() if name in budgeted}
-    per, budget = budget_of(policy, config, options | idle)
-    resources = layer_resources(policy, recipe, options | idle, per=per)
-    costs = {name: {b: scores[name][b] for b in bits} for name, bits in options.items()}
-    costs |= {name: dict.fromkeys(bits, 0.0) for name, bits in idle.items()}
-    plan = knapsack.allocate(costs, resources, budget)
-    return BitPlan(tuple(replace(layer, reason=keep.get(layer.name, layer.reason)) for layer in plan.layers))
-
-
-def _last_blocks(policy: Policy, config: TopFractionConfig, scores: Iterable[str]) -> list[str]:
-    """Layers of the last blocks of the action head."""
-    blocks = policy.head_stack()
-    kept = blocks[max(len(blocks) - config.keep_last_blocks, 0) :]
-    return [name for name in scores if any(name == block or name.startswith(f"{block}.") for block in kept)]

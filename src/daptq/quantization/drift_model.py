@@ -18,7 +18,7 @@ def check_drift_model(policy: Policy, recipe: Recipe) -> None:
     Raises:
         RecipeError: It does not; the message names the models that do.
     """
-    reason = recipe.drift.refuses(policy.action_space) if recipe.needs_data else None
+    reason = recipe.drift.refuses(policy.action_space) if recipe.needs.data else None
     if reason is not None:
         raise RecipeError(
             f"drift model {recipe.drift.method} must read the actions of policy {policy.name}, got a refusal: {reason}"

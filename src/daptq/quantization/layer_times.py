@@ -20,9 +20,8 @@ from daptq.observations import ACTION
 from daptq.policies.contract import Policy
 from daptq.quantization.recipe import Recipe
 
-__all__ = ["FASTER", "TIMES_KIND", "faster_in_float", "layer_times", "rows_of_layers"]
+__all__ = ["FASTER", "faster_in_float", "layer_times", "rows_of_layers"]
 
-TIMES_KIND = "layer-times"
 FASTER = "faster"
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from daptq.allocation.plan import BFLOAT16, BitPlan
+from daptq.allocation.plan import BitPlan
 from daptq.artifacts import Artifact, hash_tensors, provenance, read_artifact, require_new_output, write_json
 from daptq.calibration.contract import CalibrationSource, open_named_source, source_name
 from daptq.errors import ArtifactError, CalibrationDataError, InvalidInputError, RecipeError
@@ -30,27 +30,26 @@ from daptq.quantization.allocation import (
     bit_plan,
     calibrated_layers,
     candidate_bits,
-    check_budget,
+    check_allocation,
     float_linear,
     layers_in_scope,
 )
-from daptq.quantization.assembly import assemble, share_tensors
-from daptq.quantization.compensation import COMPENSATION_KIND, compensation_content, read_maps
-from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
+from daptq.quantization.assembly import share_tensors
+from daptq.quantization.compensation import CompensationStage
 from daptq.quantization.drift_model import check_drift_model
+from daptq.quantization.faster_layers import FasterLayersStage
 from daptq.quantization.folding import Folder, check_folding, layers_to_keep
 from daptq.quantization.interfaces import check_interfaces, interfaces_of
-from daptq.quantization.layer_times import TIMES_KIND, faster_in_float, layer_times
-from daptq.quantization.profile import PROFILE_KIND, DriftProfile
-from daptq.quantization.profiling import Calibration, profile_policy
-from daptq.quantization.ranges import RANGES_KIND, ranges_content
+from daptq.quantization.profile import ProfileStage
+from daptq.quantization.profiling import Calibration
+from daptq.quantization.ranges import RangesStage
 from daptq.quantization.recipe import Recipe
-from daptq.quantization.rounding import ROUNDED_KIND, RoundedLayers, Rounder
-from daptq.quantization.statistics import STATISTICS_KIND, interface_sensitivities, needs_statistics, statistics_content
-from daptq.quantization.verification import VERIFICATION_KIND, Replay, verification_json, verify
-from daptq.quantization.workspace import StageContent, Workspace, digest
-from daptq.rounding.gptq import GptqConfig
-from daptq.sensitivity.rounding import RoundingSensitivityConfig
+from daptq.quantization.rounding import RoundedLayers, Rounder, RoundingStage
+from daptq.quantization.scores import ScoresStage
+from daptq.quantization.stage import Inputs
+from daptq.quantization.statistics import StatisticsStage
+from daptq.quantization.verification import VerificationStage
+from daptq.quantization.workspace import Workspace, digest
 
 __all__ = ["quantize"]
 
@@ -97,63 +96,89 @@ def quantize(
     check_drift_model(policy, recipe)
     check_interfaces(policy, recipe)
     check_folding(policy, recipe)
-    check_budget(policy, recipe)
+    check_allocation(policy, recipe)
     _require_gradients(policy, recipe)
     source = _source(data, recipe, seed)
     described = _described(policy, recipe, source, seed)
-    inputs = digest({key: described[key] for key in ("recipe", "policy_hash", "data_hash", "seed", "daptq")})
-    if _is_finished(output, inputs):
-        Workspace(output, inputs, described).remove()
+    decisive = digest({key: described[key] for key in ("recipe", "policy_hash", "data_hash", "seed", "daptq")})
+    if _is_finished(output, decisive):
+        Workspace(output, decisive, described).remove()
         return output
     require_new_output(output)
     calibration = None
     if source is not None:
         limit = recipe.calibration_states
         calibration = Calibration.checked(source, policy, limit=limit, seed=seed, progress=progress)
-    workspace = Workspace(output, inputs, described)
-    _Run(policy=policy, recipe=recipe, calibration=calibration, workspace=workspace, progress=progress).write(output)
+    workspace = Workspace(output, decisive, described)
+    inputs = Inputs(policy=policy, recipe=recipe, calibration=calibration, progress=progress)
+    _Run(inputs=inputs, workspace=workspace).write(output)
     workspace.remove()
     return output
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The stages of one run, its inputs checked."""
+    """The stages of one run in their order; a stage that a former run finished is only read."""
 
-    policy: Policy
-    recipe: Recipe
-    calibration: Calibration | None
+    inputs: Inputs
     workspace: Workspace
-    progress: Progress
 
     def write(self, output: Path) -> None:
         """Runs every stage and writes the checkpoint."""
-        policy, recipe = self.policy, self.recipe
-        profile = self._profile()
-        statistics = self._statistics(profile)
-        rounder = Rounder(policy, recipe, statistics, self._ranges())
-        rounded = self._rounded(rounder)
-        scores, faster = self._scores(profile, rounded), self._faster()
-        verification: dict[str, Any] | None = None
+        inputs, policy, recipe, run = self.inputs, self.inputs.policy, self.inputs.recipe, self.workspace.run
+        needs = recipe.needs
+        profile = run(ProfileStage(inputs=inputs)) if needs.data else None
+        statistics = ranges = None
+        if profile is not None and (needs.grams or needs.interface_sensitivities):
+            statistics = run(StatisticsStage(inputs=inputs, profile=profile))
+        if needs.ranges:
+            ranges = run(RangesStage(inputs=inputs))
+        layers = self._rounded(Rounder(policy, recipe, statistics, ranges))
+        scores: Mapping[str, Mapping[int, float]] = {}
+        if profile is not None and needs.scores:
+            scores = run(ScoresStage(inputs=inputs, profile=profile, layers=layers))
+        faster = run(FasterLayersStage(inputs=inputs)) if recipe.float_where_faster else {}
+
+        def verified(plan: BitPlan) -> tuple[BitPlan, Mapping[str, Any] | None]:
+            if recipe.verification is None or profile is None:
+                return plan, None
+            verification = VerificationStage(
+                inputs=inputs, config=recipe.verification, plan=plan, costs=scores, layers=layers, profile=profile
+            )
+            return run(verification)
+
+        def folder(plan: BitPlan) -> Folder:
+            return Folder(policy, plan, recipe.folding, layers.rounder)
+
+        def compensated(plan: BitPlan, within: BitPlan) -> tuple[Mapping[str, AffineMap], Mapping[str, Any]]:
+            if recipe.compensation is None or profile is None:
+                return {}, {}
+            compensation = CompensationStage(
+                inputs=inputs,
+                plan=plan,
+                layers=layers,
+                profile=profile,
+                statistics=statistics,
+                folder=folder(within),
+            )
+            return run(compensation)
+
         if recipe.order == "compensation-first":
             initial = bit_plan(policy, recipe, scores={}, keep=faster)
             # Maps find the consumers that are kept for them in floating point.
-            keep = faster | layers_to_keep(policy, recipe)
-            folder = Folder(policy, bit_plan(policy, recipe, scores={}, keep=keep), recipe.folding, rounder)
-            maps, decisions = self._compensation(initial, rounded, profile, statistics, folder)
-            plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe, maps))
-            plan, verification = self._verified(plan, scores, rounded, profile)
+            kept = bit_plan(policy, recipe, scores={}, keep=faster | layers_to_keep(policy, recipe))
+            maps, decisions = compensated(initial, kept)
+            keep = faster | layers_to_keep(policy, recipe, maps)
+            plan, verification = verified(bit_plan(policy, recipe, scores=scores, keep=keep))
         else:
-            plan = bit_plan(policy, recipe, scores=scores, keep=faster | layers_to_keep(policy, recipe))
-            plan, verification = self._verified(plan, scores, rounded, profile)
-            folder = Folder(policy, plan, recipe.folding, rounder)
-            maps, decisions = self._compensation(plan, rounded, profile, statistics, folder)
+            keep = faster | layers_to_keep(policy, recipe)
+            plan, verification = verified(bit_plan(policy, recipe, scores=scores, keep=keep))
+            maps, decisions = compensated(plan, plan)
         final = share_tensors(policy)
         # Folding replaces some layers; the others are built when they are written, one at a time.
         replaced: dict[str, QuantizedLinear] = {}
-        layers = ChainMap(replaced, cast("dict[str, QuantizedLinear]", rounded.planned(plan)))
-        folder = Folder(policy, plan, recipe.folding, rounder)
-        folded = folder.put(maps, interfaces_of(policy, recipe), final, layers)
+        quantized = ChainMap(replaced, cast("dict[str, QuantizedLinear]", layers.planned(plan)))
+        folded = folder(plan).put(maps, interfaces_of(policy, recipe), final, quantized)
         plan_json = {
             "layers": plan.to_json(),
             "drift_weights": None if profile is None else profile.drift_weights.tolist(),
@@ -163,151 +188,36 @@ class _Run:
         }
         folding_json = [{**decisions[entry.interface], **entry.to_json()} for entry in folded]
         write_json(self.workspace.path / "plan.json", {"plan": plan_json, "folding": folding_json})
-        self.progress(0, 1, "write")
+        inputs.progress(0, 1, "write")
         save_quantized(
             final,
             output,
-            layers=layers,
+            layers=quantized,
             plan=plan_json,
             folding=folding_json,
             recipe=recipe.to_json(),
             provenance=self.workspace.provenance,
         )
-        self.progress(1, 1, "write")
-
-    def _profile(self) -> DriftProfile | None:
-        """Stage 1; None when the recipe needs no data."""
-        calibration = self.calibration
-        if calibration is None:
-            return None
-
-        def compute() -> StageContent:
-            profile = profile_policy(self.policy, self.recipe, calibration, progress=self.progress)
-            return profile.tensors(), profile.metadata()
-
-        return DriftProfile.from_artifact(self.workspace.stage("profile", PROFILE_KIND, compute))
-
-    def _statistics(self, profile: DriftProfile | None) -> Artifact | None:
-        """Gram matrices and interface sensitivities; None when no stage reads them."""
-        calibration = self.calibration
-        if calibration is None or profile is None or not needs_statistics(self.recipe):
-            return None
-
-        def compute() -> StageContent:
-            return statistics_content(self.policy, self.recipe, profile, calibration, progress=self.progress)
-
-        return self.workspace.stage("statistics", STATISTICS_KIND, compute)
-
-    def _ranges(self) -> Artifact | None:
-        """Ranges of the layers' inputs; None when nothing reads them."""
-        calibration = self.calibration
-        if calibration is None or not self.recipe.needs_ranges:
-            return None
-
-        def compute() -> StageContent:
-            return ranges_content(self.policy, self.recipe, calibration, progress=self.progress)
-
-        return self.workspace.stage("ranges", RANGES_KIND, compute)
+        inputs.progress(1, 1, "write")
 
     def _rounded(self, rounder: Rounder) -> RoundedLayers:
         """Every layer that may be quantized, rounded to each number of bits that it may get; a stage for each block."""
-        options = candidate_bits(self.policy, self.recipe)
+        policy = self.inputs.policy
+        options = candidate_bits(policy, self.inputs.recipe)
         artifacts: dict[str, Artifact] = {}
-        for block in self.policy.blocks():
-            bits = {name: options[name] for name in self.policy.linear_layers_of(block) if name in options}
-            if not bits:
-                continue
-
-            def compute(bits: dict[str, tuple[int, ...]] = bits, before: int = len(artifacts)) -> StageContent:
-                def report(done: int) -> None:
-                    self.progress(before + done, len(options), "round")
-
-                return rounder.layers(bits, progress=report), {}
-
-            stage = self.workspace.stage(f"rounded/{block.name}", ROUNDED_KIND, compute)
-            artifacts |= dict.fromkeys(bits, stage)
-        return RoundedLayers(self.policy, rounder, artifacts)
-
-    def _faster(self) -> dict[str, str]:
-        """Layers that stay bfloat16 because that is faster; none when the recipe does not ask."""
-        if not self.recipe.float_where_faster:
-            return {}
-        options = {name: (*bits, BFLOAT16) for name, bits in candidate_bits(self.policy, self.recipe).items()}
-
-        def compute() -> StageContent:
-            times = layer_times(self.policy, self.recipe, options)
-            return {}, {"milliseconds": {name: {str(b): t for b, t in row.items()} for name, row in times.items()}}
-
-        # Saved, so that a resumed run makes the same choice even if the machine is busier.
-        times = self.workspace.stage("times", TIMES_KIND, compute).metadata["milliseconds"]
-        kept = faster_in_float({name: {int(b): t for b, t in row.items()} for name, row in times.items()})
-        LOG.info("%d of %d layers stay bfloat16 because that is faster: %s", len(kept), len(times), ", ".join(kept))
-        return kept
-
-    def _scores(self, profile: DriftProfile | None, rounded: RoundedLayers) -> dict[str, dict[int, float]]:
-        """Score of every layer in scope by bits: phi, or what rounding costs; empty when nothing is scored."""
-        config, calibration = self.recipe.sensitivity, self.calibration
-        if calibration is None or profile is None or not self.recipe.scores_layers:
-            return {}
-        if not isinstance(config, RoundingSensitivityConfig):
-            options = candidate_bits(self.policy, self.recipe)
-            return {name: dict.fromkeys((*options[name], BFLOAT16), score) for name, score in profile.scores.items()}
-
-        def compute() -> StageContent:
-            return costs_content(
-                self.policy, self.recipe, config, profile, rounded, calibration, progress=self.progress
-            )
-
-        return read_costs(self.workspace.stage("costs", COSTS_KIND, compute))
-
-    def _verified(
-        self,
-        plan: BitPlan,
-        scores: dict[str, dict[int, float]],
-        rounded: RoundedLayers,
-        profile: DriftProfile | None,
-    ) -> tuple[BitPlan, dict[str, Any] | None]:
-        """The plan after joint verification, and its record; the plan as it is when the recipe does not verify."""
-        config, calibration = self.recipe.verification, self.calibration
-        if config is None or calibration is None or profile is None or profile.metric is None:
-            return plan, None
-        replay = Replay(self.policy, profile.metric, calibration, config.states)
-
-        def compute() -> StageContent:
-            result = verify(self.policy, self.recipe, config, plan, scores, rounded, replay, progress=self.progress)
-            return {}, {"plan": result.plan.to_json(), "record": verification_json(result)}
-
-        stage = self.workspace.stage("verification", VERIFICATION_KIND, compute)
-        return BitPlan.from_json(stage.metadata["plan"]), dict(stage.metadata["record"])
-
-    def _compensation(
-        self,
-        plan: BitPlan,
-        rounded: RoundedLayers,
-        profile: DriftProfile | None,
-        statistics: Artifact | None,
-        folder: Folder,
-    ) -> tuple[Mapping[str, AffineMap], Mapping[str, Any]]:
-        """Measures the policy that `plan` describes and solves the maps; none when the recipe does not compensate."""
-        config, calibration = self.recipe.compensation, self.calibration
-        if config is None or calibration is None or profile is None:
-            return {}, {}
-
-        def compute() -> StageContent:
-            sensitivities = interface_sensitivities(statistics)
-            return compensation_content(
-                assemble(self.policy, plan, rounded.planned(plan)),
-                interfaces_of(self.policy, self.recipe),
-                profile,
-                calibration,
-                config,
-                sensitivities,
-                folder,
-                progress=self.progress,
-            )
-
-        stage = self.workspace.stage("compensation", COMPENSATION_KIND, compute)
-        return read_maps(stage), stage.metadata["interfaces"]
+        for block in policy.blocks():
+            bits = {name: options[name] for name in policy.linear_layers_of(block) if name in options}
+            if bits:
+                stage = RoundingStage(
+                    name=f"rounded/{block.name}",
+                    bits=bits,
+                    rounder=rounder,
+                    progress=self.inputs.progress,
+                    before=len(artifacts),
+                    total=len(options),
+                )
+                artifacts |= dict.fromkeys(bits, self.workspace.run(stage))
+        return RoundedLayers(policy, rounder, artifacts)
 
 
 def _require_float(policy: Policy) -> None:
@@ -321,9 +231,9 @@ def _require_float(policy: Policy) -> None:
 
 def _require_gradients(policy: Policy, recipe: Recipe) -> None:
     """Refuses gradients of weights that are not in memory."""
-    weighted = isinstance(recipe.rounding, GptqConfig) and recipe.rounding.drift_weighted
-    scored = layers_in_scope(policy, recipe) if recipe.scores_layers else ()
-    wanted = (*scored, *(calibrated_layers(policy, recipe) if weighted else ()))
+    needs = recipe.needs
+    scored = layers_in_scope(policy, recipe) if needs.scores else ()
+    wanted = (*scored, *(calibrated_layers(policy, recipe) if needs.weighted_grams else ()))
     if streamed := [name for name in wanted if float_linear(policy, name).weight.is_meta]:
         raise RecipeError(
             f"recipe {recipe.name} must take gradients of layers in memory alone, got {len(streamed)} streamed ones "
@@ -333,7 +243,7 @@ def _require_gradients(policy: Policy, recipe: Recipe) -> None:
 
 def _source(data: str | CalibrationSource | None, recipe: Recipe, seed: int) -> CalibrationSource | None:
     """The calibration data of a recipe that needs it."""
-    if not recipe.needs_data:
+    if not recipe.needs.data:
         if isinstance(data, str):
             source_name(data)
         if data is not None:

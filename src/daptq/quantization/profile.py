@@ -15,10 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.artifacts import Artifact
+from daptq.drift.loss import drift_loss
 from daptq.errors import ForeignArtifactError
 from daptq.numerics.moments import Moments
+from daptq.policies.contract import Batch, Policy
+from daptq.quantization.allocation import float_linear, layers_in_scope
+from daptq.quantization.interfaces import interfaces_of
+from daptq.quantization.profiling import Calibration, evaluating, observe
+from daptq.quantization.recipe import Recipe
+from daptq.quantization.stage import Inputs, Stage, StageContent
+from daptq.sensitivity.gradients import only_gradients_of
 
-__all__ = ["PROFILE_KIND", "DriftProfile"]
+__all__ = ["PROFILE_KIND", "DriftProfile", "ProfileStage", "drift_metric"]
 
 PROFILE_KIND = "profile"
 
@@ -30,7 +38,7 @@ class DriftProfile:
     Attributes:
         drift_weights: float64 (action_dim,), weight of every action dimension, mean 1.
         metric: float64 (k, k), G of the drift model in mm^2, k = chunk_size * action_dim; None when nothing reads it.
-        scores: Sensitivity phi of each layer in scope.
+        scores: What the sensitivity found in the drift loss about each layer in scope; empty if it does not watch it.
         steps: Number of calibration steps R of the scores.
         states: Number of calibration states.
         moments: Mean and covariance of the representation over the states that maps are fitted to.
@@ -97,3 +105,68 @@ class DriftProfile:
             held_out={name: artifact.tensor(f"{name}/held_out") for name in data["interfaces"]},
             judged_on_fit=data["judged_on_fit"],
         )
+
+
+def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
+    """The matrix G of the recipe's drift model over the demonstrated chunks, or what is executed of them [mm^2]."""
+    return recipe.drift.metric(
+        calibration.chunks,
+        calibration.positions,
+        space=policy.action_space,
+        steps=policy.chunk_size if recipe.drift_horizon == "chunk" else policy.n_action_steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileStage(Stage[DriftProfile]):
+    """Drift weights, what the drift loss says about layers, and the representations' statistics, eq. 12-19.
+
+    One forward pass per batch; with a backward pass where the sensitivity watches the drift loss.
+    """
+
+    name = "profile"
+    kind = PROFILE_KIND
+
+    inputs: Inputs
+
+    def profile(self) -> DriftProfile:
+        """Runs the pass."""
+        policy, recipe, calibration = self.inputs.policy, self.inputs.recipe, self.inputs.data
+        needs = recipe.needs
+        drift_weights = recipe.drift.weights(calibration.actions, policy.action_unit, space=policy.action_space)
+        scored = layers_in_scope(policy, recipe) if needs.scores else ()
+        weights = {name: float_linear(policy, name).weight for name in scored}
+        watcher = recipe.sensitivity.watch_loss(weights) if weights else None
+
+        def step(batch: Batch, generator: torch.Generator) -> None:
+            if watcher is None:
+                with torch.no_grad():
+                    policy.predict_target(batch, generator)
+            else:
+                watcher.update(drift_loss(policy.predict_target(batch, generator), drift_weights))
+
+        def report(done: int, total: int) -> None:
+            self.inputs.progress(done, total, "profile")
+
+        with evaluating(policy), only_gradients_of(policy, {} if watcher is None else weights):
+            statistics = observe(policy, interfaces_of(policy, recipe), calibration, step, progress=report)
+        return DriftProfile(
+            drift_weights=drift_weights,
+            metric=drift_metric(policy, recipe, calibration) if needs.metric else None,
+            scores={} if watcher is None else watcher.scores(),
+            steps=0 if watcher is None else calibration.batches,
+            states=calibration.states,
+            moments=statistics.moments,
+            fitted={name: statistics.fitted(name) for name in statistics.moments},
+            held_out={name: statistics.held_out(name) for name in statistics.moments},
+            judged_on_fit=calibration.batches == 1,
+        )
+
+    def compute(self) -> StageContent:
+        """The profile as an artifact."""
+        profile = self.profile()
+        return profile.tensors(), profile.metadata()
+
+    def read(self, artifact: Artifact) -> DriftProfile:
+        """The profile."""
+        return DriftProfile.from_artifact(artifact)

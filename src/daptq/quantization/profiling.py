@@ -1,4 +1,4 @@
-"""Stage 1, drift profiling in full precision: check the data, then one forward and backward pass per batch."""
+"""Checked calibration data, and passes of a policy over it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ from torch import Tensor, nn
 
 from daptq.calibration.contract import CalibrationSource, batch_size, checked, limited
 from daptq.calibration.observers import InterfaceStatistics, observe_interfaces, observe_taps
-from daptq.drift.loss import drift_loss
 from daptq.errors import CalibrationDataError
 from daptq.interfaces.contract import Interface, Tap
 from daptq.observations import ACTION, STATE
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
 from daptq.progress import Progress
-from daptq.quantization.allocation import float_linear, layers_in_scope
-from daptq.quantization.interfaces import interfaces_of
-from daptq.quantization.profile import DriftProfile
-from daptq.quantization.recipe import Recipe
-from daptq.sensitivity.phi import Sensitivity, SensitivityConfig, only_gradients_of
 
-__all__ = ["Calibration", "drift_metric", "evaluating", "observe", "profile_policy"]
+__all__ = ["Calibration", "evaluating", "observe"]
 
 
 # One batch in four is not used for fitting maps, only for judging them.
@@ -164,54 +158,3 @@ def observe(
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics
-
-
-def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
-    """The matrix G of the recipe's drift model over the demonstrated chunks, or what is executed of them [mm^2]."""
-    return recipe.drift.metric(
-        calibration.chunks,
-        calibration.positions,
-        space=policy.action_space,
-        steps=policy.chunk_size if recipe.drift_horizon == "chunk" else policy.n_action_steps,
-    )
-
-
-def profile_policy(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> DriftProfile:
-    """Drift weights, sensitivity of every layer in scope, and the representation's statistics, eq. 12-19.
-
-    Args:
-        policy: Full-precision policy.
-        recipe: Drift model, sensitivity and scope.
-        calibration: Checked data.
-        progress: Called as progress(done, total, "profile") after every batch.
-    """
-    interfaces = interfaces_of(policy, recipe)
-    weights = recipe.drift.weights(calibration.actions, policy.action_unit, space=policy.action_space)
-    phi = recipe.sensitivity if isinstance(recipe.sensitivity, SensitivityConfig) else None
-    scored = layers_in_scope(policy, recipe) if phi is not None and recipe.scores_layers else ()
-    parameters = {name: float_linear(policy, name).weight for name in scored}
-    sensitivity = Sensitivity(parameters, "l2" if phi is None else phi.reduction)
-
-    def step(batch: Batch, generator: torch.Generator) -> None:
-        if parameters:
-            answer = policy.predict_target(batch, generator)
-            sensitivity.update(drift_loss(answer, weights))
-        else:
-            with torch.no_grad():
-                policy.predict_target(batch, generator)
-
-    with evaluating(policy), only_gradients_of(policy, parameters):
-        statistics = observe(
-            policy, interfaces, calibration, step, progress=lambda done, total: progress(done, total, "profile")
-        )
-    return DriftProfile(
-        drift_weights=weights,
-        metric=drift_metric(policy, recipe, calibration) if recipe.needs_metric else None,
-        scores=sensitivity.scores() if parameters else {},
-        steps=sensitivity.steps,
-        states=calibration.states,
-        moments=statistics.moments,
-        fitted={name: statistics.fitted(name) for name in statistics.moments},
-        held_out={name: statistics.held_out(name) for name in statistics.moments},
-        judged_on_fit=calibration.batches == 1,
-    )

@@ -6,77 +6,86 @@ One forward pass through the denoising loop per batch; a second one where static
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from daptq.artifacts import Artifact
 from daptq.calibration.activation_range import ActivationRanges, observe_ranges
-from daptq.kernels.linear.transform import transform
-from daptq.numerics.rotation import hadamard
 from daptq.policies.contract import Policy
-from daptq.progress import Progress
-from daptq.quantization.allocation import calibrated_layers, float_linear
-from daptq.quantization.profiling import Calibration, evaluating
-from daptq.quantization.recipe import Recipe
-from daptq.quantization.workspace import StageContent
+from daptq.quantization.allocation import calibrated_layers
+from daptq.quantization.profiling import evaluating
+from daptq.quantization.stage import Inputs, Stage, StageContent
 
-__all__ = ["RANGES_KIND", "ranges_content"]
-
-RANGES_KIND = "activation-ranges"
+__all__ = ["RangesStage"]
 
 
-def ranges_content(policy: Policy, recipe: Recipe, calibration: Calibration, *, progress: Progress) -> StageContent:
-    """Runs the passes.
+@dataclass(frozen=True, kw_only=True)
+class RangesStage(Stage[Artifact]):
+    """Tensors float32 ``<layer>/absmax`` (in,) where the recipe smooths, ``<layer>/range`` where scales need it.
 
-    Args:
-        policy: Full-precision policy.
-        recipe: Says how inputs are transformed and how activations are scaled.
-        calibration: Checked data.
-        progress: Called as progress(done, total, "ranges") after every batch.
-
-    Returns:
-        Tensors float32 ``<layer>/absmax`` (in,) where the recipe smooths, and ``<layer>/range`` (1,) or (steps,) where
-        its activation scales are static.
+    Attributes:
+        inputs: Policy, recipe and data.
     """
-    names = calibrated_layers(policy, recipe)
-    tensors: dict[str, Tensor] = {}
-    if recipe.transform.smoothing:
-        ranges = _observed(policy, names, {}, calibration, progress)
-        tensors |= {f"{name}/absmax": ranges.absmax(name) for name in names}
-    if recipe.activations.scaling != "dynamic":
-        transforms = {name: _transform(policy, recipe, name, tensors.get(f"{name}/absmax")) for name in names}
-        ranges = _observed(policy, names, transforms, calibration, progress)
-        looped = _layers_in_the_loop(policy) if recipe.activations.scaling == "per-step" else frozenset[str]()
-        for name in names:
-            steps = policy.denoising_steps if name in looped else 1
-            tensors[f"{name}/range"] = ranges.percentile(name, recipe.activations.percentile, steps=steps)
-    return tensors, {}
+
+    name = "ranges"
+    kind = "activation-ranges"
+
+    inputs: Inputs
+
+    def compute(self) -> StageContent:
+        """Runs the passes."""
+        policy, recipe = self.inputs.policy, self.inputs.recipe
+        names = calibrated_layers(policy, recipe)
+        tensors: dict[str, Tensor] = {}
+        if recipe.transform.needs.ranges:
+            ranges = self._observed(names, {})
+            tensors |= {f"{name}/absmax": ranges.absmax(name) for name in names}
+        if recipe.activation_scaling.needs.ranges:
+            weights = policy.tensors()
+            transforms = {
+                name: recipe.transform.of_layer(weights[f"{name}.weight"], tensors.get(f"{name}/absmax")).input
+                for name in names
+            }
+            ranges = self._observed(names, transforms)
+            looped = _layers_in_the_loop(policy)
+            for name in names:
+                steps = policy.denoising_steps if name in looped else 1
+                kept = recipe.activation_scaling.kept_ranges(_LayerRanges(ranges, name), steps=steps)
+                tensors[f"{name}/range"] = kept
+        return tensors, {}
+
+    def read(self, artifact: Artifact) -> Artifact:
+        """The artifact: its tensors are read layer by layer."""
+        return artifact
+
+    def _observed(
+        self, names: tuple[str, ...], transforms: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> ActivationRanges:
+        """One pass."""
+        policy, calibration = self.inputs.policy, self.inputs.data
+        with (
+            evaluating(policy),
+            torch.no_grad(),
+            observe_ranges(policy, names, step=policy.denoising_step, transforms=transforms) as ranges,
+        ):
+            for index, (batch, generator) in enumerate(calibration):
+                policy.denoised_chunk(batch, generator)
+                self.inputs.progress(index + 1, calibration.batches, "ranges")
+        return ranges
 
 
-def _observed(
-    policy: Policy,
-    names: tuple[str, ...],
-    transforms: Mapping[str, Callable[[Tensor], Tensor]],
-    calibration: Calibration,
-    progress: Progress,
-) -> ActivationRanges:
-    """One pass."""
-    with (
-        evaluating(policy),
-        torch.no_grad(),
-        observe_ranges(policy, names, step=policy.denoising_step, transforms=transforms) as ranges,
-    ):
-        for index, (batch, generator) in enumerate(calibration):
-            policy.denoised_chunk(batch, generator)
-            progress(index + 1, calibration.batches, "ranges")
-    return ranges
+@dataclass(frozen=True)
+class _LayerRanges:
+    """The ranges of one layer."""
 
+    ranges: ActivationRanges
+    layer: str
 
-def _transform(policy: Policy, recipe: Recipe, name: str, absmax: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """What the quantized layer will do to its input."""
-    _, input_scale, block = recipe.transform.apply(float_linear(policy, name).weight, absmax)
-    return partial(transform, input_scale=input_scale, rotation=hadamard(block) if block else None)
+    def percentile(self, percent: float, *, steps: int = 1) -> Float[Tensor, " steps"]:
+        return self.ranges.percentile(self.layer, percent, steps=steps)
 
 
 def _layers_in_the_loop(policy: Policy) -> frozenset[str]:

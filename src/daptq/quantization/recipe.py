@@ -5,33 +5,55 @@ A recipe says what is done, stage by stage; it knows neither a policy nor data. 
 
 from __future__ import annotations
 
+import functools
+import operator
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
-from daptq.allocation.even import EvenConfig
-from daptq.allocation.knapsack import KnapsackConfig
+from daptq.activation_scaling.contract import ActivationScaling
+from daptq.activation_scaling.dynamic import DynamicConfig
+from daptq.allocation.contract import AllocationMethod
 from daptq.allocation.plan import WEIGHT_BITS
-from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.allocation.verification import VerificationConfig
-from daptq.catalog import COMPENSATIONS, DRIFT_MODELS, Catalog
+from daptq.catalog import (
+    ACTIVATION_SCALINGS,
+    ALLOCATIONS,
+    COMPENSATIONS,
+    DRIFT_MODELS,
+    ROUNDINGS,
+    SENSITIVITIES,
+    Catalog,
+)
 from daptq.compensation.contract import CompensationMethod
 from daptq.drift.contract import DriftModel
 from daptq.drift.models.virtual_chain import VirtualChainConfig
-from daptq.errors import RecipeError, require_one_of
+from daptq.errors import InvalidInputError, RecipeError, require_one_of
 from daptq.interfaces.as_json import interface_from_json, interface_to_json
 from daptq.interfaces.contract import Interface
 from daptq.kernels.linear.arithmetic import ACTIVATION_BITS
+from daptq.methods import Method, Needs
 from daptq.policies.contract import Role
-from daptq.rounding.activations import ActivationConfig
-from daptq.rounding.gptq import GptqConfig
+from daptq.rounding.contract import RoundingMethod
 from daptq.rounding.nearest import NearestConfig
 from daptq.rounding.transform import TransformConfig
+from daptq.sensitivity.contract import SensitivityMethod
 from daptq.sensitivity.phi import SensitivityConfig
-from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
-__all__ = ["DriftHorizon", "Folding", "Order", "Recipe", "RoleActivationBits", "RoleBits", "stage_from_json"]
+__all__ = [
+    "METHOD_STAGES",
+    "PLAIN_STAGES",
+    "DriftHorizon",
+    "Folding",
+    "Order",
+    "Recipe",
+    "RoleActivationBits",
+    "RoleBits",
+    "build",
+    "method_named",
+    "stage_from_json",
+]
 
 Order = Literal["compensation-first", "allocation-first"]
 Folding = Literal["auto", "consumer", "producer"]
@@ -108,20 +130,26 @@ class RoleActivationBits:
         return getattr(self, role)
 
 
-# Methods that a stage can be done with; the key "method" of a stage's JSON names one.
-_STAGES: Mapping[str, tuple[type[Any], ...]] = {
-    "weight_bits": (RoleBits,),
-    "activation_bits": (RoleActivationBits,),
-    "activations": (ActivationConfig,),
-    "transform": (TransformConfig,),
-    "rounding": (NearestConfig, GptqConfig),
-    "sensitivity": (SensitivityConfig, RoundingSensitivityConfig),
-    "allocation": (TopFractionConfig, KnapsackConfig, EvenConfig),
-    "verification": (VerificationConfig,),
+METHOD_STAGES: Mapping[str, tuple[Catalog, type[Method]]] = {
+    "rounding": (ROUNDINGS, RoundingMethod),
+    "activation_scaling": (ACTIVATION_SCALINGS, ActivationScaling),
+    "drift": (DRIFT_MODELS, DriftModel),
+    "sensitivity": (SENSITIVITIES, SensitivityMethod),
+    "allocation": (ALLOCATIONS, AllocationMethod),
+    "compensation": (COMPENSATIONS, CompensationMethod),
 }
+"""Stages that are done by a method: where its name is looked up, and its contract."""
 
-# Stages whose methods the catalog finds, those of other distributions included.
-_FOUND: Mapping[str, Catalog] = {"drift": DRIFT_MODELS, "compensation": COMPENSATIONS}
+PLAIN_STAGES: Mapping[str, type[Any]] = {
+    "weight_bits": RoleBits,
+    "activation_bits": RoleActivationBits,
+    "transform": TransformConfig,
+    "verification": VerificationConfig,
+}
+"""Stages that are done in one way, with these settings."""
+
+
+_OPTIONAL = ("allocation", "compensation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +160,7 @@ class Recipe:
         name: Name of the recipe in the catalog.
         weight_bits: Bits of the weights by role.
         activation_bits: Bits of the activations that a quantized layer multiplies with, by role.
-        activations: How activations are scaled.
+        activation_scaling: How activations are scaled.
         transform: Smoothing and rotation of the inputs of quantized layers.
         rounding: How weights are rounded.
         calibration_states: Number of calibration states.
@@ -156,16 +184,16 @@ class Recipe:
     name: str
     weight_bits: RoleBits = field(default_factory=RoleBits)
     activation_bits: RoleActivationBits = field(default_factory=RoleActivationBits)
-    activations: ActivationConfig = field(default_factory=ActivationConfig)
+    activation_scaling: ActivationScaling = field(default_factory=DynamicConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)
-    rounding: NearestConfig | GptqConfig = field(default_factory=NearestConfig)
+    rounding: RoundingMethod = field(default_factory=NearestConfig)
     calibration_states: int = 512
     drift: DriftModel = field(default_factory=VirtualChainConfig)
     drift_horizon: DriftHorizon = "executed"
-    sensitivity: SensitivityConfig | RoundingSensitivityConfig = field(default_factory=SensitivityConfig)
+    sensitivity: SensitivityMethod = field(default_factory=SensitivityConfig)
     compensation: CompensationMethod | None = None
     interfaces: tuple[Interface, ...] | None = None
-    allocation: TopFractionConfig | KnapsackConfig | EvenConfig | None = None
+    allocation: AllocationMethod | None = None
     verification: VerificationConfig | None = None
     order: Order = "compensation-first"
     folding: Folding = "auto"
@@ -176,15 +204,13 @@ class Recipe:
             raise RecipeError(
                 f"float_where_faster must be true or false, got {self.float_where_faster!r}. Choose one of these."
             )
-        if not isinstance(self.drift, DriftModel):
-            raise RecipeError(
-                f"drift must be the settings of a drift model, got {self.drift!r}. Pass for example Se3Config()."
-            )
-        if not isinstance(self.compensation, CompensationMethod | None):
-            raise RecipeError(
-                f"compensation must be the settings of a compensation or None, got {self.compensation!r}. Pass for "
-                "example CsrcConfig()."
-            )
+        for stage, (catalog, contract) in METHOD_STAGES.items():
+            config = getattr(self, stage)
+            if not isinstance(config, contract) and (config is not None or stage not in _OPTIONAL):
+                names = f"{', '.join(catalog.names())}{', or None' if stage in _OPTIONAL else ''}"
+                raise RecipeError(
+                    f"{stage} must be the settings of one of {names}, got {config!r}. Pass its configuration."
+                )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
                 f"calibration_states must be a positive integer, got {self.calibration_states}. The paper uses 512."
@@ -195,58 +221,39 @@ class Recipe:
             ("drift_horizon", get_args(DriftHorizon)),
         ):
             require_one_of(label, getattr(self, label), choices, RecipeError)
-        if isinstance(self.allocation, KnapsackConfig) and not self.needs_costs:
+        allocation, scored = self.allocation, self.sensitivity.method
+        if allocation is not None and allocation.needs.costs and not self.sensitivity.gives_costs:
             raise RecipeError(
-                f"sensitivity must be 'rounding' for the allocation {self.allocation.method}, got "
-                f"{self.sensitivity.method!r}. A budget is spent by what rounding to each number of bits costs."
+                f"sensitivity must be 'rounding' for the allocation {allocation.method}, got {scored!r}. "
+                "A budget is spent by what rounding to each number of bits costs."
             )
-        if self.float_where_faster and isinstance(self.allocation, EvenConfig):
+        if self.float_where_faster and allocation is not None and not allocation.keeps_layers:
             raise RecipeError(
-                f"float_where_faster must be false with the allocation {self.allocation.method}, got true. "
+                f"float_where_faster must be false with the allocation {allocation.method}, got true. "
                 "An even spread of bits keeps no layer."
             )
-        if self.verification is not None and not self.needs_costs:
+        if self.verification is not None and not self.sensitivity.gives_costs:
             raise RecipeError(
-                f"sensitivity must be 'rounding' for a verification, got {self.sensitivity.method!r}. "
+                f"sensitivity must be 'rounding' for a verification, got {scored!r}. "
                 "Layers are promoted by what rounding costs."
             )
 
     @property
-    def needs_data(self) -> bool:
-        """Whether the run looks at calibration data."""
-        rounding = isinstance(self.rounding, GptqConfig) or self.needs_ranges
-        return self.compensation is not None or self.scores_layers or rounding
-
-    @property
-    def needs_ranges(self) -> bool:
-        """Whether the ranges of the layers' inputs are measured."""
-        return self.transform.smoothing > 0 or self.activations.scaling != "dynamic"
-
-    @property
-    def scores_layers(self) -> bool:
-        """Whether layers are scored."""
-        return self.verification is not None or isinstance(self.allocation, TopFractionConfig | KnapsackConfig)
-
-    @property
-    def needs_costs(self) -> bool:
-        """Whether the scores are what rounding costs, in place of the paper's phi."""
-        return isinstance(self.sensitivity, RoundingSensitivityConfig)
-
-    @property
-    def needs_metric(self) -> bool:
-        """Whether a stage reads the matrix G of the drift model."""
-        weighted_rounding = isinstance(self.rounding, GptqConfig) and self.rounding.drift_weighted
-        weighted_map = self.compensation is not None and self.compensation.weighs_by_drift
-        costs = self.scores_layers and self.needs_costs
-        return weighted_rounding or weighted_map or costs
+    def needs(self) -> Needs:
+        """What is measured for this recipe: the union of what its methods say."""
+        stages = (self.rounding, self.activation_scaling, self.transform, self.compensation, self.allocation)
+        needs = functools.reduce(
+            operator.or_, (stage.needs for stage in (*stages, self.verification) if stage is not None), Needs()
+        )
+        return needs | self.sensitivity.needs if needs.scores else needs
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object; each stage names its method."""
         obj = asdict(self)
         obj["interfaces"] = None if self.interfaces is None else [interface_to_json(one) for one in self.interfaces]
-        for stage in (*_STAGES, *_FOUND):
+        for stage in (*METHOD_STAGES, *PLAIN_STAGES):
             config = getattr(self, stage)
-            if hasattr(config, "method"):
+            if isinstance(config, Method):
                 obj[stage] = {"method": config.method, **obj[stage]}
         return obj
 
@@ -259,16 +266,42 @@ class Recipe:
             InvalidInputError: An interface is not complete.
             UnknownNameError: No method of a stage has the name that is given; the message suggests near names.
         """
-        values = dict(obj)
-        for stage, catalog in _FOUND.items():
+        values = _in_todays_form(obj)
+        for stage, (catalog, _) in METHOD_STAGES.items():
             if isinstance(values.get(stage), Mapping):
                 values[stage] = stage_from_json(catalog, values[stage])
-        for stage, methods in _STAGES.items():
+        for stage, kind in PLAIN_STAGES.items():
             if isinstance(values.get(stage), Mapping):
-                values[stage] = _stage_from_json(stage, methods, values[stage])
+                settings = {key: value for key, value in values[stage].items() if key != "method"}
+                values[stage] = build(kind, settings, stage)
         if values.get("interfaces") is not None:
             values["interfaces"] = tuple(interface_from_json(entry) for entry in values["interfaces"])
-        return _build(cls, values, "recipe")
+        return build(cls, values, "recipe")
+
+
+def method_named(catalog: Catalog, name: str) -> type[Method]:
+    """The class of a method's configuration.
+
+    Args:
+        catalog: Methods of one kind.
+        name: A name of the catalog.
+
+    Raises:
+        UnknownNameError: No method has this name; the message suggests near names.
+        InvalidInputError: What the module provides is no configuration, or calls itself by another name.
+    """
+    found = catalog.provided(name)
+    fits = isinstance(found, type) and issubclass(found, Method) and is_dataclass(found)
+    if not fits:
+        raise InvalidInputError(
+            f"{catalog.provides} of the {catalog.kind} {name!r} must be a dataclass of its settings, got {found!r}. "
+            "Correct the module."
+        )
+    if found.method != name:
+        raise InvalidInputError(
+            f"{catalog.kind} {name!r} must have its name as its method, got {found.method!r}. Correct the module."
+        )
+    return found
 
 
 def stage_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
@@ -286,28 +319,37 @@ def stage_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
     name = values.pop("method", None)
     if not isinstance(name, str):
         raise RecipeError(
-            f"method of a {catalog.kind} must be one of {', '.join(catalog.names())}, got {name!r}. Name one."
+            f"method of the {catalog.kind} must be one of {', '.join(catalog.names())}, got {name!r}. Name one."
         )
-    return _build(catalog.provided(name), values, f"{catalog.kind} {name}")
+    return build(method_named(catalog, name), values, f"{catalog.kind} {name}")
 
 
-def _stage_from_json(stage: str, methods: tuple[type[Any], ...], obj: Mapping[str, Any]) -> Any:
-    """The configuration of one stage."""
-    values = dict(obj)
-    name = values.pop("method", None)
-    by_name = {getattr(method, "method", None): method for method in methods}
-    require_one_of(f"method of {stage}", name, by_name, RecipeError)
-    return _build(by_name[name], values, stage)
+def build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
+    """Builds a configuration, naming what is unknown or missing.
 
+    Args:
+        kind: Dataclass of the settings.
+        values: Settings by name.
+        label: What is built, for messages.
 
-def _build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
-    """Builds a configuration, naming what is unknown or missing."""
+    Raises:
+        RecipeError: A setting is unknown or missing, of the wrong type, or outside its range.
+    """
     known = typing.get_type_hints(kind).keys() & {entry.name for entry in fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise RecipeError(
-            f"{label} must have known settings only, got {unknown}. Choose from {', '.join(sorted(known))}."
-        )
+        choices = f"Choose from {', '.join(sorted(known))}." if known else "It has none."
+        raise RecipeError(f"{label} must have known settings only, got {unknown}. {choices}")
     try:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"{label} must be complete and of the right types: {error}. Correct the setting.") from error
+
+
+def _in_todays_form(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe in which activations, as checkpoints of version 0.1 write them, are scaled by a method with a name."""
+    values = dict(obj)
+    if isinstance(before := values.pop("activations", None), Mapping):
+        name = before.get("scaling", "dynamic")
+        settings = {} if name == "dynamic" else {k: v for k, v in before.items() if k != "scaling"}
+        values["activation_scaling"] = {"method": name, **settings}
+    return values

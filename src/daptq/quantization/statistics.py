@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -22,78 +23,69 @@ from daptq.calibration.observers import check_mask
 from daptq.interfaces.contract import Interface
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.taps import watch_taps
-from daptq.progress import Progress
 from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile
 from daptq.quantization.profiling import Calibration, evaluating
-from daptq.quantization.recipe import Recipe
-from daptq.quantization.workspace import StageContent
-from daptq.rounding.gptq import GptqConfig
-from daptq.sensitivity.phi import only_gradients_of
-from daptq.sensitivity.rounding import metric_root, probe
+from daptq.quantization.stage import Inputs, Stage, StageContent
+from daptq.sensitivity.gradients import only_gradients_of
+from daptq.sensitivity.probe import metric_root, probe, probe_generator
 
-__all__ = ["STATISTICS_KIND", "interface_sensitivities", "needs_statistics", "probe_generator", "statistics_content"]
-
-STATISTICS_KIND = "layer-statistics"
+__all__ = ["StatisticsStage", "interface_sensitivities"]
 
 BYTES_PER_ENTRY = 8  # of a Gram matrix
 
 
-def needs_statistics(recipe: Recipe) -> bool:
-    """Whether a stage of the recipe reads what this pass collects."""
-    return isinstance(recipe.rounding, GptqConfig) or _weighted_map(recipe)
+@dataclass(frozen=True, kw_only=True)
+class StatisticsStage(Stage[Artifact]):
+    """Tensors float64 ``<layer>/gram`` and ``<interface>/sensitivity``, computed group by group as they are taken.
 
-
-def probe_generator(generator: torch.Generator) -> torch.Generator:
-    """The source of random projections that goes with a batch's source of noise."""
-    return torch.Generator().manual_seed(generator.initial_seed() ^ 0x9E3779B9)
-
-
-def statistics_content(
-    policy: Policy, recipe: Recipe, profile: DriftProfile, calibration: Calibration, *, progress: Progress
-) -> StageContent:
-    """Runs the pass.
-
-    Args:
-        policy: Full-precision policy.
-        recipe: Says which statistics are read.
+    Attributes:
+        inputs: Policy, recipe and data.
         profile: Holds the metric G where drift weighs.
-        calibration: Checked data.
-        progress: Called as progress(done, total, "statistics") after every batch.
-
-    Returns:
-        Tensors float64 ``<layer>/gram`` and ``<interface>/sensitivity``, computed group by group as they are taken.
     """
-    rounding = recipe.rounding if isinstance(recipe.rounding, GptqConfig) else None
-    weighted = rounding is not None and rounding.drift_weighted
-    names = calibrated_layers(policy, recipe) if rounding is not None else ()
-    sizes = {name: BYTES_PER_ENTRY * float_linear(policy, name).in_features ** 2 for name in names}
-    root = None
-    if weighted or _weighted_map(recipe):
-        assert profile.metric is not None
-        root = metric_root(profile.metric)
-    interfaces = interfaces_of(policy, recipe) if _weighted_map(recipe) else ()
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
+    name = "statistics"
+    kind = "layer-statistics"
+
+    inputs: Inputs
+    profile: DriftProfile
+
+    def compute(self) -> StageContent:
+        """Runs the passes."""
+        return self._tensors(), {}
+
+    def read(self, artifact: Artifact) -> Artifact:
+        """The artifact: its tensors are read layer by layer."""
+        return artifact
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        policy, recipe, calibration = self.inputs.policy, self.inputs.recipe, self.inputs.data
+        needs = recipe.needs
+        names = calibrated_layers(policy, recipe) if needs.grams else ()
+        sizes = {name: BYTES_PER_ENTRY * float_linear(policy, name).in_features ** 2 for name in names}
+        root = None
+        if needs.weighted_grams or needs.interface_sensitivities:
+            assert self.profile.metric is not None, "the recipe needs the metric"
+            root = metric_root(self.profile.metric)
+        interfaces = interfaces_of(policy, recipe) if needs.interface_sensitivities else ()
         passes = groups(sizes, GROUP_BYTES) or [()]
         for number, group in enumerate(passes):
 
             def report(done: int, number: int = number) -> None:
-                progress(number * calibration.batches + done, len(passes) * calibration.batches, "statistics")
+                total = len(passes) * calibration.batches
+                self.inputs.progress(number * calibration.batches + done, total, "statistics")
 
             yield from _one_pass(
                 policy,
                 group,
                 calibration,
-                weighted=weighted,
+                weighted=needs.weighted_grams,
                 root=root,
                 interfaces=interfaces if number == 0 else (),
                 report=report,
             )
-
-    return tensors(), {}
 
 
 def _one_pass(
@@ -141,10 +133,6 @@ def interface_sensitivities(statistics: Artifact | None) -> dict[str, Float[Tens
     ending = "/sensitivity"
     names = [name for name in statistics.tensor_names if name.endswith(ending)]
     return {name.removesuffix(ending): statistics.tensor(name) for name in names}
-
-
-def _weighted_map(recipe: Recipe) -> bool:
-    return recipe.compensation is not None and recipe.compensation.weighs_by_drift
 
 
 class _RepresentationGradients:

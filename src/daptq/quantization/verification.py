@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.allocation.knapsack import KnapsackConfig
+from daptq.allocation.budget import Resource
 from daptq.allocation.plan import BitPlan
-from daptq.allocation.verification import Verification, VerificationConfig, promote
+from daptq.allocation.verification import VerificationConfig, promote
+from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.policies.contract import Batch, Policy
-from daptq.progress import Progress
-from daptq.quantization.allocation import budget_of, candidate_bits, layer_resources
+from daptq.quantization.allocation import candidate_bits, float_linear, layer_resources
 from daptq.quantization.assembly import assemble
+from daptq.quantization.profile import DriftProfile
 from daptq.quantization.profiling import Calibration, evaluating
-from daptq.quantization.recipe import Recipe
 from daptq.quantization.rounding import RoundedLayers
+from daptq.quantization.stage import Inputs, Stage, StageContent
 
-__all__ = ["VERIFICATION_KIND", "Replay", "verification_json", "verify"]
-
-VERIFICATION_KIND = "verification"
+__all__ = ["Replay", "VerificationStage"]
 
 LOG = logging.getLogger(__name__)
 
@@ -69,62 +70,66 @@ class Replay:
             )
 
 
-def verify(
-    policy: Policy,
-    recipe: Recipe,
-    config: VerificationConfig,
-    plan: BitPlan,
-    costs: dict[str, dict[int, float]],
-    rounded: RoundedLayers,
-    replay: Replay,
-    *,
-    progress: Progress,
-) -> Verification:
-    """Measures a plan, and promotes its layers until the gate holds.
+@dataclass(frozen=True, kw_only=True)
+class VerificationStage(Stage[tuple[BitPlan, dict[str, Any]]]):
+    """The plan after it was measured and its layers were promoted until the gate holds, and the record of that.
 
-    Args:
-        policy: Full-precision policy.
-        recipe: Says which budget promotions must keep, if any.
+    Attributes:
+        inputs: Policy, recipe and data; the recipe says which budget promotions must keep, if any.
         config: The gate.
         plan: The allocated plan.
         costs: Cost of each layer in scope at each of its bits.
-        rounded: The rounded layers.
-        replay: Measures a policy.
-        progress: Called as progress(done, total, "verify") after every measurement.
+        layers: The rounded layers.
+        profile: Holds the metric G.
     """
-    measured = 0
 
-    def measure(candidate: BitPlan) -> float:
-        nonlocal measured
-        drift = replay.drift(assemble(policy, candidate, rounded.planned(candidate)))
-        measured += 1
-        progress(min(measured, config.max_rounds), config.max_rounds, "verify")
-        return drift
+    name = "verification"
+    kind = "verification"
 
-    options = {name: tuple(by_bits) for name, by_bits in costs.items()}
-    # Idle layers have no cost, but they use up the budget.
-    options |= {name: (plan[name].num_bits,) for name in policy.idle_layers() if name in candidate_bits(policy, recipe)}
-    if isinstance(recipe.allocation, KnapsackConfig):
-        per, budget = budget_of(policy, recipe.allocation, options)
-        limit: float | None = budget
-    else:
-        per, limit = "bytes", None
-    result = promote(
-        plan,
-        costs,
-        layer_resources(policy, recipe, options, per=per),
-        measure,
-        gate=math.inf if config.gate_mm is None else config.gate_mm,
-        budget=limit,
-        max_rounds=config.max_rounds,
-    )
-    LOG.log(logging.INFO if result.holds else logging.WARNING, "verification: %s", result.reason)
-    for step in result.steps:
-        LOG.info("%s from %d to %d bits: %s", step.layer, step.before_bits, step.after_bits, step.reason)
-    return result
+    inputs: Inputs
+    config: VerificationConfig
+    plan: BitPlan
+    costs: Mapping[str, Mapping[int, float]]
+    layers: RoundedLayers
+    profile: DriftProfile
 
+    def compute(self) -> StageContent:
+        """Measures and promotes; progress counts the measurements."""
+        policy, recipe, config = self.inputs.policy, self.inputs.recipe, self.config
+        assert self.profile.metric is not None, "the verification says that it needs the metric"
+        replay = Replay(policy, self.profile.metric, self.inputs.data, config.states)
+        measured = 0
 
-def verification_json(result: Verification) -> dict[str, Any]:
-    """The record of a verification; JSON has no infinity."""
-    obj = result.to_json()
-    return {**obj, "gate": None if math.isinf(obj["gate"]) else obj["gate"]}
+        def measure(candidate: BitPlan) -> float:
+            nonlocal measured
+            drift = replay.drift(assemble(policy, candidate, self.layers.planned(candidate)))
+            measured += 1
+            self.inputs.progress(min(measured, config.max_rounds), config.max_rounds, "verify")
+            return drift
+
+        options = {name: tuple(by_bits) for name, by_bits in self.costs.items()}
+        # Idle layers have no cost, but they use up the budget.
+        candidates = candidate_bits(policy, recipe)
+        options |= {name: (self.plan[name].num_bits,) for name in policy.idle_layers() if name in candidates}
+        budget = None if recipe.allocation is None else recipe.allocation.budget
+        per: Resource = "bytes" if budget is None else budget.resource
+        weights = sum(float_linear(policy, name).weight.numel() for name in options)
+        result = promote(
+            self.plan,
+            self.costs,
+            layer_resources(policy, recipe, options, per),
+            measure,
+            gate=math.inf if config.gate_mm is None else config.gate_mm,
+            budget=None if budget is None else budget.amount(weights),
+            max_rounds=config.max_rounds,
+        )
+        LOG.log(logging.INFO if result.holds else logging.WARNING, "verification: %s", result.reason)
+        for step in result.steps:
+            LOG.info("%s from %d to %d bits: %s", step.layer, step.before_bits, step.after_bits, step.reason)
+        record = result.to_json()
+        # JSON has no infinity.
+        return {}, {"plan": result.plan.to_json(), "record": {**record, "gate": config.gate_mm}}
+
+    def read(self, artifact: Artifact) -> tuple[BitPlan, dict[str, Any]]:
+        """The plan and the record."""
+        return BitPlan.from_json(artifact.metadata["plan"]), dict(artifact.metadata["record"])

@@ -10,23 +10,22 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeVar
 
 from daptq._atomic import writing
-from daptq.artifacts import Artifact, read_artifact, read_json, write_artifact, write_json
+from daptq.artifacts import read_artifact, read_json, write_artifact, write_json
 from daptq.errors import ArtifactError
+from daptq.quantization.stage import Stage
 
-__all__ = ["StageContent", "Workspace", "digest"]
+__all__ = ["Workspace", "digest"]
 
 LOG = logging.getLogger(__name__)
 
 STAMP = "stamp.json"
 
-StageContent = tuple[Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], Mapping[str, Any]]
+T = TypeVar("T")
 
 
 def digest(inputs: Mapping[str, Any]) -> str:
@@ -72,28 +71,23 @@ class Workspace:
         stamp = _stamp(_working_folder(output))
         return stamp is not None and stamp.get("inputs") == inputs
 
-    def stage(self, name: str, kind: str, compute: Callable[[], StageContent]) -> Artifact:
-        """The artifact of a stage: read when a former run finished it, otherwise computed and written.
-
-        Args:
-            name: Folder of the stage.
-            kind: Kind of the artifact.
-            compute: Returns tensors and metadata.
+    def run(self, stage: Stage[T]) -> T:
+        """What a stage says: read when a former run finished it, otherwise computed, written and read.
 
         Raises:
             OutputWriteError: The disk refused a write.
         """
-        folder = self.path / name
+        folder = self.path / stage.name
         if folder.exists():
             try:
-                return read_artifact(folder, kind=kind)
+                return stage.read(read_artifact(folder, kind=stage.kind))
             except ArtifactError as error:
-                LOG.warning("computing stage %s again: %s", name, error)
+                LOG.warning("computing stage %s again: %s", stage.name, error)
                 with writing(folder):
                     shutil.rmtree(folder)
-        tensors, metadata = compute()
-        write_artifact(folder, kind=kind, tensors=tensors, metadata=metadata)
-        return read_artifact(folder, kind=kind)
+        tensors, metadata = stage.compute()
+        write_artifact(folder, kind=stage.kind, tensors=tensors, metadata=metadata)
+        return stage.read(read_artifact(folder, kind=stage.kind))
 
     def remove(self) -> None:
         """Deletes the working folder.

@@ -23,16 +23,18 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor
 
 from daptq.errors import InvalidInputError, RecipeError
+from daptq.methods import Needs
 from daptq.numerics.quantized_matrix import QuantizedMatrix, ends, quantize_matrix, spread
 from daptq.rounding._scale import ScaleRule, check_grid, choose_grid
+from daptq.rounding.contract import RoundingMethod
 
-__all__ = ["BLOCK", "GptqConfig", "round_weight"]
+__all__ = ["BLOCK", "ROUNDING", "GptqConfig", "round_weight"]
 
 BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class GptqConfig:
+class GptqConfig(RoundingMethod):
     """How a weight is rounded.
 
     Attributes:
@@ -49,8 +51,6 @@ class GptqConfig:
     method: ClassVar[str] = "gptq"
 
     scale: ScaleRule = "searched"
-    group_size: int = 0
-    asymmetric: bool = False
     act_order: bool = False
     damping: float = 0.01
     drift_weighted: bool = False
@@ -59,6 +59,35 @@ class GptqConfig:
         check_grid(self.scale, self.group_size, self.asymmetric)
         if not 0 <= self.damping < float("inf"):
             raise RecipeError(f"damping must be a number of at least 0, got {self.damping}. GPTQ uses 0.01.")
+
+    @property
+    def needs(self) -> Needs:
+        """Gram matrices, weighted or not."""
+        return Needs(grams=True, weighted_grams=self.drift_weighted)
+
+    def round_weight(
+        self, weight: Float[Tensor, "out in"], num_bits: int, gram: Float[Tensor, "in in"] | None = None
+    ) -> QuantizedMatrix:
+        """Rounds one weight, see the function `round_weight`.
+
+        Raises:
+            InvalidInputError: As the function, or there is no Gram matrix.
+        """
+        if gram is None:
+            raise InvalidInputError("gram must be given for GPTQ, got None. Take the inputs of this layer.")
+        return round_weight(
+            weight,
+            num_bits,
+            gram,
+            scale=self.scale,
+            group_size=self.group_size,
+            asymmetric=self.asymmetric,
+            act_order=self.act_order,
+            damping=self.damping,
+        )
+
+
+ROUNDING = GptqConfig
 
 
 def round_weight(

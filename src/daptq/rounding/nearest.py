@@ -14,12 +14,13 @@ from torch import Tensor
 
 from daptq.numerics.quantized_matrix import QuantizedMatrix, quantize_matrix
 from daptq.rounding._scale import ScaleRule, check_grid, choose_grid
+from daptq.rounding.contract import RoundingMethod
 
-__all__ = ["NearestConfig", "ScaleRule", "round_weight"]
+__all__ = ["ROUNDING", "NearestConfig", "ScaleRule", "round_weight"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearestConfig:
+class NearestConfig(RoundingMethod):
     """How a weight is rounded.
 
     Attributes:
@@ -32,11 +33,21 @@ class NearestConfig:
     method: ClassVar[str] = "nearest"
 
     scale: ScaleRule = "searched"
-    group_size: int = 0
-    asymmetric: bool = False
 
     def __post_init__(self) -> None:
         check_grid(self.scale, self.group_size, self.asymmetric)
+
+    def round_weight(
+        self,
+        weight: Float[Tensor, "out in"],
+        num_bits: int,
+        gram: Float[Tensor, "in in"] | None = None,  # noqa: ARG002  (not needed)
+    ) -> QuantizedMatrix:
+        """Rounds one weight, see the function `round_weight`."""
+        return round_weight(weight, num_bits, scale=self.scale, group_size=self.group_size, asymmetric=self.asymmetric)
+
+
+ROUNDING = NearestConfig
 
 
 def round_weight(

@@ -14,11 +14,67 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.numerics.rotation import fits, rotate
+from daptq.kernels.linear.transform import transform
+from daptq.methods import Needs
+from daptq.numerics.rotation import fits, hadamard, rotate
 from daptq.numerics.symmetric import symmetric_part
 from daptq.rounding.smoothing import smoothing_scale
 
-__all__ = ["TransformConfig", "transform_gram"]
+__all__ = ["LayerTransform", "TransformConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerTransform:
+    """What is done to the weight and the input of one layer.
+
+    Attributes:
+        input_scale: float32 (in,), positive: what the layer multiplies its input by; None for ones.
+        rotation_block: Channels of a block of the rotation that follows, 0 for none.
+    """
+
+    input_scale: Float[Tensor, " in"] | None = None
+    rotation_block: int = 0
+
+    def weight(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The weight for the transformed input, float32: W diag(1 / input_scale) R."""
+        result = weight.detach().to(torch.float64)
+        result = result if self.input_scale is None else result / self.input_scale
+        return (rotate(result, self.rotation_block) if self.rotation_block else result).to(torch.float32)
+
+    def restored_weight(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The inverse of `weight`, float32."""
+        result = weight.to(torch.float64)
+        result = rotate(result, self.rotation_block) if self.rotation_block else result
+        return (result if self.input_scale is None else result * self.input_scale).to(torch.float32)
+
+    def gram(self, gram: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
+        """The Gram matrix of the transformed inputs, R diag(m) H diag(m) R with m = `input_scale`.
+
+        Args:
+            gram: (in, in) Gram matrix of the inputs.
+
+        Returns:
+            float64 (in, in), symmetric.
+        """
+        result = gram.to(torch.float64)
+        if self.input_scale is not None:
+            factor = self.input_scale.to(result)
+            result = factor[:, None] * result * factor
+        if self.rotation_block:
+            result = rotate(rotate(result, self.rotation_block).mT, self.rotation_block)
+        return symmetric_part(result)
+
+    def input(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """The transformed input, as the layer computes it."""
+        return transform(x, self.input_scale, self._rotation())
+
+    def restored_input(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """The inverse of `input`."""
+        result = transform(x, None, self._rotation())
+        return result if self.input_scale is None else result / self.input_scale
+
+    def _rotation(self) -> Float[Tensor, "block block"] | None:
+        return hadamard(self.rotation_block) if self.rotation_block else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,54 +97,27 @@ class TransformConfig:
         if not 0 <= self.smoothing <= 1:
             raise RecipeError(f"smoothing must lie between 0 and 1, got {self.smoothing}. Choose for example 0.15.")
 
-    def apply(
-        self, weight: Float[Tensor, "out in"], absmax: Float[Tensor, " in"] | None
-    ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " in"] | None, int]:
-        """Transforms one weight.
+    @property
+    def needs(self) -> Needs:
+        """Ranges of the layers' inputs, for smoothing."""
+        return Needs(ranges=self.smoothing > 0)
+
+    def of_layer(self, weight: Float[Tensor, "out in"], absmax: Float[Tensor, " in"] | None) -> LayerTransform:
+        """The transform of one layer.
 
         Args:
             weight: (out, in) finite weight.
             absmax: (in,), largest |activation| of each channel; needed for smoothing only.
 
-        Returns:
-            The transformed weight, float32 (out, in), and what the layer has to do to its input: `input_scale`, float32
-            (in,) or None, and `rotation_block`, 0 where the blocks do not fit.
-
         Raises:
             InvalidInputError: Smoothing has no `absmax`, or one that `smoothing_scale` refuses.
         """
-        transformed, input_scale = weight.detach().to(torch.float64), None
+        input_scale = None
         if self.smoothing:
             if absmax is None:
                 raise InvalidInputError("absmax must be given for smoothing, got None. Calibrate the layer's input.")
-            # The float32 factor that the layer will use is the one that is undone, so the product stays exact.
+            # The weight is divided by the float32 factor that the layer uses, so the product stays exact.
             input_scale = smoothing_scale(weight, absmax, self.smoothing).reciprocal()
-            transformed = transformed / input_scale
         block = self.rotation_block
-        if not block or not fits(weight.shape[1], block):
-            block = 0
-        else:
-            transformed = rotate(transformed, block)
-        return transformed.to(torch.float32), input_scale, block
-
-
-def transform_gram(
-    gram: Float[Tensor, "in in"], input_scale: Float[Tensor, " in"] | None, rotation_block: int
-) -> Float[Tensor, "in in"]:
-    """The Gram matrix of the transformed inputs, R diag(m) H diag(m) R with m = `input_scale`.
-
-    Args:
-        gram: (in, in) Gram matrix of the inputs.
-        input_scale: (in,), or None.
-        rotation_block: As `TransformConfig.apply` returned it.
-
-    Returns:
-        float64 (in, in), symmetric.
-    """
-    result = gram.to(torch.float64)
-    if input_scale is not None:
-        factor = input_scale.to(result)
-        result = factor[:, None] * result * factor
-    if rotation_block:
-        result = rotate(rotate(result, rotation_block).mT, rotation_block)
-    return symmetric_part(result)
+        block = block if block and fits(weight.shape[1], block) else 0
+        return LayerTransform(input_scale=input_scale, rotation_block=block)

@@ -14,24 +14,25 @@ The module does not know which loss it differentiates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError, require_one_of
+from daptq.methods import Needs
+from daptq.sensitivity.contract import Passes, SensitivityMethod
 
-__all__ = ["Reduction", "Sensitivity", "SensitivityConfig", "gradient_magnitude", "only_gradients_of"]
+__all__ = ["SENSITIVITY", "Reduction", "Sensitivity", "SensitivityConfig", "gradient_magnitude"]
 
 Reduction = Literal["l2", "mean", "l1"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityConfig:
+class SensitivityConfig(SensitivityMethod):
     """How phi is computed.
 
     Attributes:
@@ -44,6 +45,19 @@ class SensitivityConfig:
 
     def __post_init__(self) -> None:
         require_one_of("reduction of the sensitivity", self.reduction, get_args(Reduction), RecipeError)
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data."""
+        return Needs(data=True)
+
+    def watch_loss(self, weights: Mapping[str, Tensor]) -> Sensitivity:
+        """Adds up the gradients of the profile's pass."""
+        return Sensitivity(weights, self.reduction)
+
+    def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
+        """Phi, the same at all bits."""
+        return {name: dict.fromkeys(bits, passes.loss_scores[name]) for name, bits in passes.bits.items()}
 
 
 def gradient_magnitude(gradient: Float[Tensor, "out in"], reduction: Reduction) -> float:
@@ -68,20 +82,6 @@ def gradient_magnitude(gradient: Float[Tensor, "out in"], reduction: Reduction) 
     else:
         rows = values.abs().mean(dim=1)
     return float(rows.mean())
-
-
-@contextmanager
-def only_gradients_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block only the given parameters of `model` require gradients, so a backward pass stops early."""
-    wanted = {id(parameter) for parameter in parameters.values()}
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(id(parameter) in wanted)
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
 
 
 class Sensitivity:
@@ -132,3 +132,6 @@ class Sensitivity:
         if self.steps == 0:
             raise InvalidInputError("sensitivity must see at least one calibration step, got 0. Call update first.")
         return {name: total / self.steps for name, total in self._sums.items()}
+
+
+SENSITIVITY = SensitivityConfig

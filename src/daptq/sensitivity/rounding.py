@@ -26,78 +26,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError, require_one_of
-from daptq.numerics.symmetric import symmetric_part
+from daptq.methods import Needs
+from daptq.sensitivity.contract import Passes, SensitivityMethod
+from daptq.sensitivity.probe import metric_root, probe, probe_generator
 
-__all__ = ["Estimate", "RoundingSensitivity", "RoundingSensitivityConfig", "metric_root", "probe"]
+__all__ = ["SENSITIVITY", "Estimate", "RoundingSensitivity", "RoundingSensitivityConfig"]
 
 Estimate = Literal["fisher", "first-order"]
 
-_ROUNDING = 1e-9  # of the largest eigenvalue: what a float64 product leaves of an exact zero, with a wide margin
+# States of one backward pass. Each pass draws one random projection, so small batches give more of them.
+STATES_PER_PROBE = 4
 
-
-def metric_root(metric: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
-    """A root L of a positive semi-definite matrix, L L^T = G, of any rank.
-
-    Args:
-        metric: Symmetric positive semi-definite matrix G.
-
-    Returns:
-        float64 (k, k).
-
-    Raises:
-        InvalidInputError: The matrix is not square, finite, symmetric and positive semi-definite.
-    """
-    square = metric.dim() == 2 and metric.shape[0] == metric.shape[1] > 0
-    if not (square and bool(torch.isfinite(metric).all())):
-        raise InvalidInputError(
-            f"metric must be a finite square matrix, got shape {tuple(metric.shape)}. Pass a drift model's metric."
-        )
-    values = metric.to(torch.float64)
-    largest = float(values.abs().max())
-    if float((values - values.mT).abs().max()) > _ROUNDING * largest:
-        raise InvalidInputError("metric must be symmetric, got a matrix that is not. Pass a drift model's metric.")
-    eigenvalues, vectors = torch.linalg.eigh(symmetric_part(values))
-    if float(eigenvalues[0]) < -_ROUNDING * len(values) * largest:
-        raise InvalidInputError(
-            f"metric must be positive semi-definite, got the eigenvalue {float(eigenvalues[0])}. Pass a drift model's "
-            "metric."
-        )
-    return vectors * eigenvalues.clamp(min=0.0).sqrt()
-
-
-def probe(
-    chunk: Float[Tensor, "b chunk action"], metric_root: Float[Tensor, "k k"], generator: torch.Generator
-) -> Float[Tensor, ""]:
-    """Random projection of predicted chunks whose squared derivative is, on average, the drift.
-
-    It is sum_s xi_s^T L^T a_s / sqrt(b) with xi_s standard normal and independent. The projections of different samples
-    are independent with mean zero, so that in the expectation of a squared derivative only the terms of one sample
-    remain: one backward pass serves a whole batch.
-
-    Args:
-        chunk: Predicted chunks a_s, physical units, differentiable.
-        metric_root: L with L L^T = G, k = chunk * action.
-        generator: Source of xi, on the CPU.
-
-    Returns:
-        float64 scalar [mm], differentiable.
-
-    Raises:
-        InvalidInputError: The shapes do not belong together.
-    """
-    size = chunk[0].numel() if len(chunk) else 0
-    if chunk.dim() != 3 or metric_root.shape != (size, size):
-        raise InvalidInputError(
-            f"chunk and metric root must have shapes (b, chunk, action) and (k, k) with k = chunk * action, got "
-            f"{tuple(chunk.shape)} and {tuple(metric_root.shape)}. Compute the metric for chunks of this shape."
-        )
-    draws = torch.randn(len(chunk), size, generator=generator, dtype=torch.float64)
-    directions = draws @ metric_root.mT.to(draws) / math.sqrt(len(chunk))
-    return (directions.to(chunk.device) * chunk.flatten(1).to(torch.float64)).sum()
+BYTES_PER_WEIGHT = 8  # its gradient and what the error of its input adds to it, float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundingSensitivityConfig:
+class RoundingSensitivityConfig(SensitivityMethod):
     """How the cost of rounding a layer is estimated.
 
     Attributes:
@@ -107,6 +51,7 @@ class RoundingSensitivityConfig:
     """
 
     method: ClassVar[str] = "rounding"
+    gives_costs: ClassVar[bool] = True
 
     estimate: Estimate = "fisher"
     states: int = 256
@@ -115,6 +60,40 @@ class RoundingSensitivityConfig:
         require_one_of("estimate", self.estimate, get_args(Estimate), RecipeError)
         if type(self.states) is not int or self.states < 1:
             raise RecipeError(f"states of the sensitivity must be at least 1, got {self.states}. 256 are usual.")
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data, and the metric that probes are drawn by."""
+        return Needs(data=True, metric=self.estimate == "fisher")
+
+    def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
+        """Costs, in mm^2 or in units of the drift loss; one pass over the data for as many layers as fit in memory."""
+        groups = passes.groups(BYTES_PER_WEIGHT)
+        steps = -(-min(self.states, passes.states) // STATES_PER_PROBE)
+        costs: dict[str, dict[int, float]] = {}
+        for number, group in enumerate(groups):
+
+            def report(done: int, number: int = number) -> None:
+                passes.report(number * steps + done, len(groups) * steps)
+
+            costs |= self._one_pass(passes, group, report)
+        return costs
+
+    def _one_pass(
+        self, passes: Passes, group: tuple[str, ...], report: Callable[[int], None]
+    ) -> dict[str, dict[int, float]]:
+        """Costs of one group of layers."""
+        bits = {name: passes.bits[name] for name in group}
+        root = metric_root(passes.metric) if self.estimate == "fisher" else None
+        with passes.gradients(group) as (weights, input_error):
+            sensitivity = RoundingSensitivity(weights, passes.rounded, bits, input_error)
+            for done, (batch, generator) in enumerate(passes.batches(self.states, STATES_PER_PROBE), start=1):
+                if root is None:
+                    sensitivity.update(passes.loss(batch, generator))
+                else:
+                    sensitivity.update(probe(passes.chunk(batch, generator), root, probe_generator(generator)))
+                report(done)
+        return sensitivity.second_moment() if self.estimate == "fisher" else sensitivity.first_order()
 
 
 class RoundingSensitivity:
@@ -221,3 +200,6 @@ class RoundingSensitivity:
         if self.steps == 0:
             raise InvalidInputError("sensitivity must see at least one calibration step, got 0. Call update first.")
         return self.steps
+
+
+SENSITIVITY = RoundingSensitivityConfig

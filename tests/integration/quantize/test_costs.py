@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from daptq.allocation.knapsack import KnapsackConfig
-from daptq.artifacts import Artifact, read_artifact, write_artifact
+from daptq.artifacts import read_artifact, write_artifact
 from daptq.policies.contract import Policy
 from daptq.quantization.allocation import float_linear
-from daptq.quantization.costs import COSTS_KIND, costs_content, read_costs
-from daptq.quantization.profiling import Calibration, profile_policy
-from daptq.quantization.rounding import ROUNDED_KIND, RoundedLayers, Rounder
-from daptq.quantization.statistics import statistics_content
-from daptq.recipes import da_ptq_plus, round_to_nearest
-from daptq.sensitivity.rounding import RoundingSensitivityConfig, metric_root
+from daptq.quantization.profile import ProfileStage
+from daptq.quantization.profiling import Calibration
+from daptq.quantization.rounding import RoundedLayers, Rounder, RoundingStage
+from daptq.quantization.scores import ScoresStage
+from daptq.quantization.stage import Inputs, Stage
+from daptq.quantization.statistics import StatisticsStage
+from daptq.recipes import Recipe, da_ptq_plus, round_to_nearest
+from daptq.sensitivity.probe import metric_root
+from daptq.sensitivity.rounding import RoundingSensitivityConfig
 
 # Of a change of weights: float32 leaves 1e-7 / STEP of rounding beside STEP^2 of curvature.
 STEP = 1e-2
+
+T = TypeVar("T")
 
 
 def silent(*_: object) -> None:
@@ -35,10 +40,14 @@ def calibrated(policy: Policy, held: Any, batches: int) -> Calibration:
     return replace(checked, positions=None)
 
 
-def written(folder: Path, kind: str, content: Any) -> Artifact:
-    tensors, described = content
-    write_artifact(folder, kind=kind, tensors=tensors, metadata=described)
-    return read_artifact(folder, kind=kind)
+def given(policy: Policy, recipe: Recipe, calibration: Calibration) -> Inputs:
+    return Inputs(policy=policy, recipe=recipe, calibration=calibration, progress=silent)
+
+
+def ran(folder: Path, stage: Stage[T]) -> T:
+    tensors, described = stage.compute()
+    write_artifact(folder, kind=stage.kind, tensors=tensors, metadata=described)
+    return stage.read(read_artifact(folder, kind=stage.kind))
 
 
 def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Path, held: Any) -> None:
@@ -49,19 +58,13 @@ def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Pa
         allocation=KnapsackConfig(bits=(2, 4), budget_bits=8.0),
     )
     calibration = calibrated(chain, held, batches=100)
-    profile = profile_policy(chain, recipe, calibration, progress=silent)
+    inputs = given(chain, recipe, calibration)
+    profile = ProfileStage(inputs=inputs).profile()
     rounder = Rounder(chain, recipe, None, None)
-    bits = (2, 4)
-    artifact = written(
-        tmp_path / "rounded",
-        ROUNDED_KIND,
-        (rounder.layers(dict.fromkeys(chain.linear_layers(), bits), progress=silent), {}),
-    )
-    rounded = RoundedLayers(chain, rounder, dict.fromkeys(chain.linear_layers(), artifact))
-    config = recipe.sensitivity
-    assert isinstance(config, RoundingSensitivityConfig)
-    content = costs_content(chain, recipe, config, profile, rounded, calibration, progress=silent)
-    costs = read_costs(written(tmp_path / "costs", COSTS_KIND, content))
+    bits = dict.fromkeys(chain.linear_layers(), (2, 4))
+    stage = RoundingStage(name="all", bits=bits, rounder=rounder, progress=silent, before=0, total=len(bits))
+    rounded = RoundedLayers(chain, rounder, dict.fromkeys(bits, ran(tmp_path / "rounded", stage)))
+    costs = ran(tmp_path / "costs", ScoresStage(inputs=inputs, profile=profile, layers=rounded))
     assert profile.metric is not None
     name = "stack.1"
     change = (rounded.weight(name, 2) - float_linear(chain, name).weight).detach()
@@ -98,8 +101,9 @@ class _Denoised(torch.nn.Module):
 def test_sensitivity_of_the_interface_is_the_gauss_newton_matrix(chain: Any, held: Any) -> None:
     recipe = da_ptq_plus(budget_bits=4.5)
     calibration = calibrated(chain, held, batches=150)
-    profile = profile_policy(chain, recipe, calibration, progress=silent)
-    tensors, _ = statistics_content(chain, recipe, profile, calibration, progress=silent)
+    inputs = given(chain, recipe, calibration)
+    profile = ProfileStage(inputs=inputs).profile()
+    tensors, _ = StatisticsStage(inputs=inputs, profile=profile).compute()
     measured = dict(tensors)["consumer/sensitivity"]
     assert profile.metric is not None
     root = metric_root(profile.metric)

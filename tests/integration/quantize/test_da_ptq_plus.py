@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from daptq.activation_scaling.per_step import PerStepConfig
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.verification import VerificationConfig
@@ -27,7 +28,6 @@ from daptq.quantization.allocation import float_linear, layer_resources
 from daptq.quantization.groups import groups
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_nearest
-from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.transform import TransformConfig
 from daptq.sensitivity.rounding import RoundingSensitivityConfig
@@ -175,7 +175,7 @@ def everything() -> Recipe:
         small(budget_bits=4.5, activation_bits=4),
         allocation=KnapsackConfig(bits=(3, 4, 8), budget_bits=4.5),
         transform=TransformConfig(rotation_block=16, smoothing=0.3),
-        activations=ActivationConfig(scaling="per-step"),
+        activation_scaling=PerStepConfig(),
     )
 
 
@@ -229,7 +229,7 @@ def test_activation_bits_and_scales_reach_the_layers(cogact: SmallCogACTPolicy, 
     recipe = replace(
         round_to_nearest(),
         activation_bits=RoleActivationBits(language=4, action_head=8),
-        activations=ActivationConfig(scaling="per-step"),
+        activation_scaling=PerStepConfig(),
     )
     quantized = load_policy(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out"))
     bits = {"language": 4, "action_head": 8}
@@ -298,7 +298,7 @@ def test_many_passes_under_little_memory_give_the_policy_of_one_pass(
         return parts
 
     monkeypatch.setattr("daptq.quantization.statistics.groups", tiny_groups)
-    monkeypatch.setattr("daptq.quantization.costs.groups", tiny_groups)
+    monkeypatch.setattr("daptq.quantization.scores.groups", tiny_groups)
     often = quantize(cogact, small(budget_bits=4.5), data=held(cogact, 2), output=tmp_path / "often")
     assert len(passes) == 2
     assert min(passes) >= 3

@@ -15,7 +15,8 @@ from daptq.errors import RecipeError
 from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization.drift_model import models_that_read
-from daptq.quantization.profiling import Calibration, drift_metric
+from daptq.quantization.profile import drift_metric
+from daptq.quantization.profiling import Calibration
 from daptq.recipes import da_ptq, da_ptq_plus, quantize, round_to_nearest
 
 JOINTS = (*(ActionDimension(kind="joint", unit="rad") for _ in range(6)), ActionDimension(kind="gripper", unit="1"))

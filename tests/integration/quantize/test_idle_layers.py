@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import daptq
+from daptq.activation_scaling.static import StaticConfig
 from daptq.allocation.even import EvenConfig
 from daptq.allocation.resources import weight_bytes
 from daptq.artifacts import read_artifact
@@ -19,7 +20,6 @@ from daptq.policies.conformance import check_policy
 from daptq.policies.contract import Batch, Block, Condition
 from daptq.quantization.recipe import Recipe, RoleBits
 from daptq.recipes import da_ptq, da_ptq_plus, round_to_nearest
-from daptq.rounding.activations import ActivationConfig
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import round_weight
 from daptq.rounding.transform import TransformConfig
@@ -79,7 +79,7 @@ def recipes() -> dict[str, tuple[Recipe, tuple[int, int]]]:
             replace(
                 calibrated,
                 transform=TransformConfig(smoothing=0.5),
-                activations=ActivationConfig(scaling="static"),
+                activation_scaling=StaticConfig(),
             ),
             (4, 4),
         ),
@@ -110,7 +110,7 @@ def test_idle_layers_get_the_fewest_bits_and_no_score(
     for path, bits in zip(IDLE, fewest, strict=True):
         assert (plan[path]["num_bits"], plan[path]["score"]) == (bits, None)
         weight = idle_chain.get_parameter(f"{path}.weight").detach()
-        expected = round_weight(weight, bits, scale=recipe.rounding.scale)
+        expected = round_weight(weight, bits)
         assert torch.equal(artifact.tensor(f"{path}.weight_scale").flatten(), expected.scale.flatten())
         assert f"{path}.activation_scale" not in artifact.tensor_names
         assert f"{path}.input_scale" not in artifact.tensor_names

@@ -20,6 +20,7 @@ from daptq.compensation.contract import CompensationMethod, InterfaceSample
 from daptq.errors import RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
+from daptq.methods import Needs
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize
@@ -34,8 +35,8 @@ class MeanOnly(CompensationMethod):
     part: float = 1.0
 
     @property
-    def weighs_by_drift(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(interface_sensitivities=True)
 
     def solve(
         self,
@@ -79,5 +80,7 @@ def test_it_compensates_a_policy(
 
 
 def test_what_is_no_compensation_is_refused() -> None:
-    with pytest.raises(RecipeError, match="compensation must be the settings of a compensation or None, got 'csrc'"):
+    with pytest.raises(
+        RecipeError, match="compensation must be the settings of one of csrc, paired, or None, got 'csrc'"
+    ):
         replace(da_ptq(), compensation="csrc")  # type: ignore[arg-type]

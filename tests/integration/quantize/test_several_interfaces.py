@@ -23,9 +23,11 @@ from daptq.observations import STATE
 from daptq.policies.conformance import check_policy
 from daptq.quantization.assembly import share_tensors
 from daptq.quantization.folding import Folder
-from daptq.quantization.profiling import Calibration, profile_policy
+from daptq.quantization.profile import ProfileStage
+from daptq.quantization.profiling import Calibration
 from daptq.quantization.rounding import Rounder
-from daptq.quantization.statistics import statistics_content
+from daptq.quantization.stage import Inputs
+from daptq.quantization.statistics import StatisticsStage
 from daptq.recipes import da_ptq, da_ptq_plus, quantize
 from tests.golden.fold_cases import map_per_head, rotary_map
 from tests.integration.quantize.attention_policy import KV_HEADS, SIZE, TOKENS, AttentionPolicy
@@ -146,8 +148,8 @@ def test_sensitivity_counts_states_and_adds_rows_and_uses(
     monkeypatch.setattr("daptq.quantization.statistics.probe", projected)
     recipe = replace(da_ptq_plus(), calibration_states=18)
     calibration = Calibration.checked(held(policy, 3), policy, limit=18, seed=2, progress=silent)
-    profile = profile_policy(policy, recipe, calibration, progress=silent)
-    tensors, _ = statistics_content(policy, recipe, profile, calibration, progress=silent)
+    inputs = Inputs(policy=policy, recipe=recipe, calibration=calibration, progress=silent)
+    tensors, _ = StatisticsStage(inputs=inputs, profile=ProfileStage(inputs=inputs).profile()).compute()
     found = dict(tensors)
     expected = {name: torch.zeros(12, 12, dtype=torch.float64) for name in ("keys", "values")}
     for batch, generator in calibration:

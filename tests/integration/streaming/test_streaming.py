@@ -93,7 +93,7 @@ def test_a_streamed_policy_is_quantized_to_the_same_bytes(folder: Path, tmp_path
     results = []
     for stream in (False, True):
         policy = load_policy(folder, stream=stream)
-        data = MadeUp(policy) if recipe.needs_data else None
+        data = MadeUp(policy) if recipe.needs.data else None
         results.append(content(quantize(policy, recipe, data=data, output=tmp_path / str(stream))))
     assert results[0] == results[1]
 

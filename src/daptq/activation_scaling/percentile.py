@@ -1,43 +1,49 @@
-"""How the activations of a quantized layer are scaled: per token as they come, or by what calibration saw.
-
-A static scale is range / largest integer; activations past the range are clipped. The module does not measure ranges.
-"""
+"""What scalings by a percentile of the calibration data share: the percentile, and scale = range / largest integer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import InvalidInputError, RecipeError, require_one_of
+from daptq.activation_scaling.contract import ActivationScaling
+from daptq.errors import InvalidInputError, RecipeError
+from daptq.methods import Needs
 from daptq.numerics.grid import largest_integer
 
-__all__ = ["ActivationConfig", "Scaling", "static_scale"]
-
-Scaling = Literal["dynamic", "static", "per-step"]
+__all__ = ["PercentileScaling", "static_scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationConfig:
-    """How activations are scaled.
+class PercentileScaling(ActivationScaling):
+    """A scaling that reads a percentile of a layer's inputs.
 
     Attributes:
-        scaling: ``"dynamic"``: every token by its largest magnitude when it comes; ``"static"``: one scale for a layer;
-            ``"per-step"``: one scale for each denoising step in the layers of the action head's loop, and one scale in
-            all others.
-        percentile: Part of the calibration values, in percent, that a static range does not clip.
+        percentile: Part of the calibration values, in percent, that a range does not clip.
     """
 
-    scaling: Scaling = "dynamic"
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        require_one_of("scaling of activations", self.scaling, get_args(Scaling), RecipeError)
         if not 0 < self.percentile <= 100:
             raise RecipeError(f"percentile must lie in (0, 100], got {self.percentile}. Choose for example 99.9.")
+
+    @property
+    def needs(self) -> Needs:
+        """Ranges of the layers' inputs."""
+        return Needs(ranges=True)
+
+    def scales(self, ranges: Float[Tensor, " entries"] | None, num_bits: int) -> Float[Tensor, " entries"]:
+        """The scales with which the ends of the ranges fall on the end of the grid.
+
+        Raises:
+            InvalidInputError: There are no ranges, or one is negative or not finite.
+        """
+        if ranges is None:
+            raise InvalidInputError(f"ranges must be given for {self.method} scaling, got None. Calibrate the layer.")
+        return static_scale(ranges, num_bits)
 
 
 def static_scale(ranges: Float[Tensor, " steps"], num_bits: int) -> Float[Tensor, " steps"]:

@@ -1,0 +1,1 @@
+"""Scaling of the activations of quantized layers, one method per file."""
