@@ -15,22 +15,34 @@ FROZEN: dict[str, dict[str, Any]] = {
         "--output": "required",
         "--method": "da-ptq",
         "--data": "tabletop:train",
-        "--weight-bits": None,
-        "--activation-bits": None,
-        "--group-size": None,
-        "--asymmetric": None,
-        "--float-where-faster": None,
-        "--keep-fraction": None,
-        "--budget-mib": None,
-        "--budget-ms": None,
-        "--budget-bits": None,
-        "--drift-model": None,
-        "--gate-mm": None,
-        "--calibration-states": None,
         "--seed": 0,
         "--stream": False,
         "--dataset": None,
         "--json": None,
+        # Generated from the keywords of the recipes.
+        "--weight-bits": None,
+        "--activation-bits": None,
+        "--keep-fraction": None,
+        "--keep-last-blocks": None,
+        "--order": None,
+        "--folding": None,
+        "--scale": None,
+        "--group-size": None,
+        "--asymmetric": None,
+        "--float-where-faster": None,
+        "--calibration-states": None,
+        "--budget-bits": None,
+        "--budget-mib": None,
+        "--budget-ms": None,
+        "--gate-mm": None,
+        # Generated from the kinds of methods.
+        "--rounding": None,
+        "--activation-scaling": None,
+        "--drift-model": None,
+        "--sensitivity": None,
+        "--allocation": None,
+        "--compensation": None,
+        "--set": None,
     },
     "evaluate": {
         "POLICY": None,
@@ -87,7 +99,7 @@ def test_commands_are_frozen() -> None:
 def test_every_option_is_explained(name: str) -> None:
     command = main.commands[name]
     assert command.help
-    for parameter in command.params:
+    for parameter in command.get_params(click.Context(command)):
         assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None)
 
 

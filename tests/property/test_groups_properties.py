@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daptq.quantization.groups import groups
+from daptq.quantization.profiling import groups
 
 
 @given(st.lists(st.integers(1, 100), max_size=30), st.integers(1, 150))

@@ -184,6 +184,13 @@ def test_layers_without_costs_are_never_promoted() -> None:
     assert bits(result) == [16, 4]
 
 
+def test_layers_that_the_budget_does_not_count_use_none_of_it() -> None:
+    plan = BitPlan((*start().layers, LayerBits(name="outside", num_bits=16, reason="role")))
+    result = promote(plan, COSTS, SIZES, lambda plan: 9.0, gate=1.0, budget=24.0, max_rounds=9)
+    assert result.plan.total({**SIZES, "outside": {16: 0.0}}) <= 24.0
+    assert bits(result) == [16, 8, 16]
+
+
 def test_more_bits_that_are_faster_go_first() -> None:
     times: Table = {"a": {4: 0.2, 8: 0.1}, "b": {4: 0.2, 8: 0.3}}
     costs: Table = {"a": {4: 1e-6, 8: 0.0}, "b": {4: 1.0, 8: 0.0}}

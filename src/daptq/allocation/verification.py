@@ -129,7 +129,7 @@ def promote(
         plan: The plan to start from.
         costs: Predicted drift cost of a layer at each of its possible bits, in mm^2. Layers without an entry, and
             layers whose bits are the largest of theirs, are never promoted.
-        resources: What a layer needs at the same bits; of every layer of the plan when there is a budget.
+        resources: What a layer needs at the same bits; when there is a budget, of every layer that it counts.
         measure: Runs a plan and returns its drift in mm; the same plan must give the same drift.
         gate: Largest acceptable drift in mm.
         budget: Largest total resource, or None.
@@ -224,8 +224,8 @@ class _Search:
 
     def _candidates(self) -> tuple[list[tuple[float, str, LayerBits]], bool]:
         """Promotions within the budget by their gain per resource, and whether any did not fit."""
-        # Only a budget needs the resources of layers that are never promoted.
-        used = 0.0 if math.isinf(self.limit) else self.plan.total(self.resources)
+        counted = (layer for layer in self.plan.layers if layer.name in self.resources)
+        used = math.fsum(self.resources[layer.name][layer.num_bits] for layer in counted)
         fitting, unaffordable = [], False
         for layer in self.plan.layers:
             larger = [bits for bits in self.costs.get(layer.name, {}) if bits > layer.num_bits]

@@ -10,10 +10,17 @@ from daptq import catalog
 from daptq.cli.console import json_option
 
 CATALOGS = {
-    "environments": catalog.ENVIRONMENTS,
-    "methods": catalog.METHODS,
+    "activation-scalings": catalog.ACTIVATION_SCALINGS,
+    "allocations": catalog.ALLOCATIONS,
+    "compensations": catalog.COMPENSATIONS,
     "drift-models": catalog.DRIFT_MODELS,
+    "environments": catalog.ENVIRONMENTS,
+    "families": catalog.POLICIES,
+    "folds": catalog.FOLDS,
     "kernels": catalog.KERNELS,
+    "methods": catalog.METHODS,
+    "roundings": catalog.ROUNDINGS,
+    "sensitivities": catalog.SENSITIVITIES,
     "sources": catalog.SOURCES,
 }
 
@@ -22,7 +29,10 @@ CATALOGS = {
 @click.argument("kind", type=click.Choice(["policies", *CATALOGS]))
 @json_option
 def list_names(kind: str, json_path: Path | None) -> None:
-    """Lists the names of one KIND of thing, one per line; policies are those that ship with the package."""
+    """Lists the names of one KIND of thing, one per line.
+
+    Policies are those that ship with the package, methods are whole recipes, and families are kinds of policies.
+    """
     names = CATALOGS[kind].names() if kind in CATALOGS else _packaged_policies()
     for name in names:
         click.echo(name)

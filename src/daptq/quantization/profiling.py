@@ -1,4 +1,8 @@
-"""Checked calibration data, and passes of a policy over it."""
+"""Checked calibration data, and passes of a policy over it.
+
+A pass serves as many layers as fit into a fixed amount of memory, so the memory that a stage needs is bounded by the
+larger of that amount and its largest layer, whatever the size of the policy.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,14 @@ from daptq.policies.contract import Batch, Policy
 from daptq.policies.execution import noise_generator
 from daptq.progress import Progress
 
-__all__ = ["Calibration", "evaluating", "observe"]
+__all__ = ["GROUP_BYTES", "Calibration", "evaluating", "groups", "observe"]
 
 
 # One batch in four is not used for fitting maps, only for judging them.
 HOLD_OUT_EVERY = 4
+
+# Of the statistics of the layers that one pass serves.
+GROUP_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +165,21 @@ def observe(
             step(batch, generator)
         progress(index + 1, calibration.batches)
     return statistics
+
+
+def groups(sizes: Mapping[str, int], limit: int) -> list[tuple[str, ...]]:
+    """Splits layers into consecutive groups.
+
+    Args:
+        sizes: Bytes that each layer needs, by name in execution order.
+        limit: Largest sum of a group [bytes]; a layer that needs more is a group by itself.
+    """
+    result: list[tuple[str, ...]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not result or filled + size > limit:
+            result.append(())
+            filled = 0
+        result[-1] += (name,)
+        filled += size
+    return result

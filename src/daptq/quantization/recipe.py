@@ -43,6 +43,7 @@ from daptq.sensitivity.phi import SensitivityConfig
 
 __all__ = [
     "METHOD_STAGES",
+    "OPTIONAL_STAGES",
     "PLAIN_STAGES",
     "DriftHorizon",
     "Folding",
@@ -149,7 +150,8 @@ PLAIN_STAGES: Mapping[str, type[Any]] = {
 """Stages that are done in one way, with these settings."""
 
 
-_OPTIONAL = ("allocation", "compensation")
+OPTIONAL_STAGES = ("allocation", "compensation")
+"""Stages of `METHOD_STAGES` that a recipe may leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +208,8 @@ class Recipe:
             )
         for stage, (catalog, contract) in METHOD_STAGES.items():
             config = getattr(self, stage)
-            if not isinstance(config, contract) and (config is not None or stage not in _OPTIONAL):
-                names = f"{', '.join(catalog.names())}{', or None' if stage in _OPTIONAL else ''}"
+            if not isinstance(config, contract) and (config is not None or stage not in OPTIONAL_STAGES):
+                names = f"{', '.join(catalog.names())}{', or None' if stage in OPTIONAL_STAGES else ''}"
                 raise RecipeError(
                     f"{stage} must be the settings of one of {names}, got {config!r}. Pass its configuration."
                 )

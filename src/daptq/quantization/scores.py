@@ -20,9 +20,8 @@ from daptq.calibration.input_errors import observe_input_errors
 from daptq.drift.loss import drift_loss
 from daptq.policies.contract import Batch
 from daptq.quantization.allocation import candidate_bits, float_linear, layers_in_scope
-from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.profile import DriftProfile
-from daptq.quantization.profiling import evaluating
+from daptq.quantization.profiling import GROUP_BYTES, evaluating, groups
 from daptq.quantization.rounding import RoundedLayers
 from daptq.quantization.stage import Inputs, Stage, StageContent
 from daptq.sensitivity.contract import InputError

@@ -24,10 +24,9 @@ from daptq.interfaces.contract import Interface
 from daptq.policies.contract import Batch, Policy
 from daptq.policies.taps import watch_taps
 from daptq.quantization.allocation import calibrated_layers, float_linear
-from daptq.quantization.groups import GROUP_BYTES, groups
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile
-from daptq.quantization.profiling import Calibration, evaluating
+from daptq.quantization.profiling import GROUP_BYTES, Calibration, evaluating, groups
 from daptq.quantization.stage import Inputs, Stage, StageContent
 from daptq.sensitivity.gradients import only_gradients_of
 from daptq.sensitivity.probe import metric_root, probe, probe_generator

@@ -25,7 +25,7 @@ from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization.allocation import float_linear, layer_resources
-from daptq.quantization.groups import groups
+from daptq.quantization.profiling import groups
 from daptq.quantization.recipe import RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, quantize, round_to_nearest
 from daptq.rounding.gptq import GptqConfig
@@ -167,6 +167,16 @@ def test_a_run_that_ends_in_any_stage_continues_to_the_same_bytes(
     assert not (tmp_path / "out").exists()
     quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out", progress=silent)
     assert tensors_of(tmp_path / "out") == whole(tmp_path)
+
+
+def test_a_budget_does_not_count_a_role_that_stays_in_bfloat16(
+    cogact: SmallCogACTPolicy, tmp_path: Path, held: Any
+) -> None:
+    recipe = replace(small(budget_bits=4.5, gate_mm=1e-4), weight_bits=RoleBits(vision=None, connector=4))
+    plan = metadata(quantize(cogact, recipe, data=held(cogact, 2), output=tmp_path / "out"))["plan"]
+    vision = {name for name, role in cogact.linear_layers().items() if role == "vision"}
+    assert {layer["num_bits"] for layer in plan["layers"] if layer["name"] in vision} == {16}
+    assert not plan["verification"]["holds"]
 
 
 def everything() -> Recipe:
