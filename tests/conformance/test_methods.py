@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from daptq.activation_scaling.conformance import check_activation_scaling
-from daptq.activation_scaling.contract import InputRanges
+from daptq.activation_scaling.contract import ActivationScaling, InputRanges
 from daptq.activation_scaling.static import StaticConfig
 from daptq.allocation.conformance import check_allocation
 from daptq.allocation.contract import Layers
@@ -124,6 +124,10 @@ class _KeepsTooMuch(StaticConfig):
         return inputs.percentile(self.percentile, steps=steps + 1)
 
 
+class _DoesNotSayWhatItKeeps(StaticConfig):
+    kept_ranges = ActivationScaling.kept_ranges
+
+
 class _ForgetsALayer(TopFractionConfig):
     def allocate(self, layers: Layers, scores: Any, keep: Any) -> dict[str, LayerBits]:
         return dict(list(super().allocate(layers, scores, keep).items())[1:])
@@ -176,3 +180,8 @@ def test_the_suites_notice(check: Callable[[Any], None], broken: Any, message: s
     with pytest.raises(Exception, match=message) as caught:
         check(broken)
     assert isinstance(caught.value, CheckFailedError) or "group" in str(caught.value)
+
+
+def test_a_scaling_that_needs_ranges_must_say_which() -> None:
+    with pytest.raises(RecipeError, match="activation scaling static must say what it keeps of the ranges"):
+        check_activation_scaling(_DoesNotSayWhatItKeeps())

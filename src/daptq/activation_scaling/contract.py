@@ -13,6 +13,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.errors import RecipeError
 from daptq.methods import Method
 
 __all__ = ["ActivationScaling", "InputRanges"]
@@ -38,7 +39,12 @@ class InputRanges(Protocol):
 class ActivationScaling(Method):
     """Settings of one activation scaling; one that needs ranges overrides `kept_ranges`."""
 
-    def kept_ranges(self, inputs: InputRanges, *, steps: int) -> Float[Tensor, " entries"]:
+    def kept_ranges(
+        self,
+        inputs: InputRanges,  # noqa: ARG002
+        *,
+        steps: int,  # noqa: ARG002
+    ) -> Float[Tensor, " entries"]:
         """What is kept of a layer's inputs; asked only of a method that needs ranges.
 
         Args:
@@ -47,8 +53,14 @@ class ActivationScaling(Method):
 
         Returns:
             float32 (1,), or (steps,) for a value in each step.
+
+        Raises:
+            RecipeError: The method needs ranges and does not override this.
         """
-        raise NotImplementedError(f"{type(self).__name__} says that it needs ranges and does not say which")
+        raise RecipeError(
+            f"activation scaling {self.method} must say what it keeps of the ranges that it needs, got no kept_ranges. "
+            "Override it, or need no ranges."
+        )
 
     @abstractmethod
     def scales(self, ranges: Float[Tensor, " entries"] | None, num_bits: int) -> Float[Tensor, " entries"] | None:

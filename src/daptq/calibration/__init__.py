@@ -1,1 +1,1 @@
-"""Calibration data: one source per file, the contract of a source in `_base`, and what is observed while it runs."""
+"""Calibration data: one source per file, the contract of a source in `contract`, and what is observed while it runs."""

@@ -1,4 +1,4 @@
-"""Benchmark environments, one per file; `_base` holds their contract and the public conformance suite.
+"""Benchmark environments, one per file; `contract` holds what each fulfils, and the public checks.
 
 Importing this package imports no simulator.
 """
