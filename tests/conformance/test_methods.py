@@ -19,10 +19,28 @@ from daptq.allocation.even import EvenConfig
 from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.plan import LayerBits
 from daptq.allocation.top_fraction import TopFractionConfig
-from daptq.catalog import ACTIVATION_SCALINGS, ALLOCATIONS, ROUNDINGS, SENSITIVITIES, Catalog
+from daptq.catalog import (
+    ACTIVATION_SCALINGS,
+    ALLOCATIONS,
+    COMPENSATIONS,
+    DRIFT_MODELS,
+    ROUNDINGS,
+    SENSITIVITIES,
+    Catalog,
+)
+from daptq.compensation.conformance import check_compensation
+from daptq.compensation.contract import InterfaceSample
+from daptq.compensation.csrc import CsrcConfig
+from daptq.compensation.paired import PairedConfig
+from daptq.drift.conformance import check_drift_model
+from daptq.drift.models.action import ActionConfig
+from daptq.drift.models.kinematic import KinematicConfig
+from daptq.drift.models.se3 import Se3Config
 from daptq.errors import CheckFailedError, RecipeError
+from daptq.interfaces.affine import AffineMap
 from daptq.methods import Needs
 from daptq.numerics.quantized_matrix import QuantizedMatrix
+from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 from daptq.quantization.recipe import METHOD_STAGES, method_named
 from daptq.rounding.conformance import check_rounding
 from daptq.rounding.gptq import GptqConfig
@@ -46,7 +64,13 @@ CONFIGURED: dict[str, list[Any]] = {
     "top-fraction": [TopFractionConfig(by="parameters", scope="all", keep_last_blocks=0)],
     "phi": [SensitivityConfig(reduction="mean")],
     "rounding": [RoundingSensitivityConfig(estimate="first-order", states=7)],
+    "csrc": [CsrcConfig(cross_channel=False)],
+    "paired": [PairedConfig(weighted=False), PairedConfig(ridge=0.0)],
+    "se3": [Se3Config(frame="tool", half_gap=0.02)],
+    "kinematic": [KinematicConfig(half_gap=0.02, state="rest")],
 }
+
+HOME = torch.tensor([0.24, 0.0, 0.15, 0.0, 0.0, 0.3, 1.0], dtype=torch.float64)
 
 
 def methods_of(catalog: Catalog) -> list[Any]:
@@ -81,6 +105,34 @@ def test_allocations(method: Any) -> None:
 @pytest.mark.parametrize("method", methods_of(SENSITIVITIES), ids=repr)
 def test_sensitivities(method: Any) -> None:
     check_sensitivity(method)
+
+
+@pytest.mark.parametrize("method", methods_of(COMPENSATIONS), ids=repr)
+def test_compensations(method: Any) -> None:
+    check_compensation(method)
+
+
+@pytest.mark.parametrize("model", methods_of(DRIFT_MODELS), ids=repr)
+def test_drift_models(model: Any) -> None:
+    check_drift_model(model, state=HOME)
+
+
+def joints(kind: Any, count: int) -> ActionSpace:
+    """Joints of an arm, and a gripper."""
+    return (*(ActionDimension(kind=kind, unit="rad") for _ in range(count)), END_EFFECTOR_DELTA[-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "space"),
+    [
+        (KinematicConfig(action_space="joint"), joints("joint", 6)),
+        (KinematicConfig(action_space="joint-delta", state="joints"), joints("joint-delta", 6)),
+        (ActionConfig(), joints("joint", 7) * 2),
+        (ActionConfig(), (ActionDimension(kind="plane", unit="px"),) * 2),
+    ],
+)
+def test_drift_models_of_other_spaces(model: Any, space: ActionSpace) -> None:
+    check_drift_model(model, space, state=torch.zeros(6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("stage", list(METHOD_STAGES))
@@ -160,6 +212,74 @@ class _ScoresOnce(SensitivityConfig):
         return {name: {4: 1.0} for name in passes.bits}
 
 
+class _WeighsByChunk(ActionConfig):
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
+        return super().metric(chunks, states, space=space, steps=steps) * (1 + chunks[0].abs().sum())
+
+
+class _CountsWhatIsNotExecuted(ActionConfig):
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
+        super().metric(chunks, states, space=space, steps=steps)
+        return super().metric(chunks, states, space=space, steps=chunks.shape[1])
+
+
+class _IsNotSymmetric(ActionConfig):
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
+        metric = super().metric(chunks, states, space=space, steps=steps)
+        metric[0, 1] += 1e-3
+        return metric
+
+
+class _IsNegative(ActionConfig):
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
+        return -super().metric(chunks, states, space=space, steps=steps)
+
+
+class _ReadsAnything(Se3Config):
+    def metric(self, chunks: Tensor, states: Tensor | None, *, space: ActionSpace, steps: int) -> Tensor:
+        if space != END_EFFECTOR_DELTA:
+            return torch.eye(chunks.shape[1] * chunks.shape[2]).double()
+        return super().metric(chunks, states, space=space, steps=steps)
+
+
+class _WeighsWithoutMean(ActionConfig):
+    def weights(self, actions: Tensor, unit: Tensor | None = None, *, space: ActionSpace) -> Tensor:
+        return 2 * super().weights(actions, unit, space=space)
+
+
+Maps = dict[str, AffineMap]
+
+
+class _OffersNothing(CsrcConfig):
+    def solve(self, *given: Any) -> Maps:
+        super().solve(*given)
+        return {}
+
+
+class _LeavesTheClass(CsrcConfig):
+    def solve(self, full: InterfaceSample, quantized: InterfaceSample, sensitivity: Any, *_: Any) -> Maps:
+        return super().solve(full, quantized, sensitivity, "affine", 1)
+
+
+class _ForgetsTheMean(CsrcConfig):
+    def solve(self, *given: Any) -> Maps:
+        maps = super().solve(*given)
+        return {n: AffineMap(matrix=one.matrix, shift=torch.zeros_like(one.shift)) for n, one in maps.items()}
+
+
+class _AlwaysMoves(CsrcConfig):
+    def solve(self, full: InterfaceSample, quantized: InterfaceSample, *given: Any) -> Maps:
+        maps = super().solve(full, quantized, *given)
+        same = torch.equal(full.rows, quantized.rows)
+        return {n: AffineMap(matrix=one.matrix * (1 + 0.01 * same), shift=one.shift) for n, one in maps.items()}
+
+
+class _DoesWithoutH(PairedConfig):
+    def solve(self, full: InterfaceSample, quantized: InterfaceSample, sensitivity: Any, *given: Any) -> Maps:
+        weight = torch.eye(full.rows.shape[1]).double() if sensitivity is None else sensitivity
+        return super().solve(full, quantized, weight, *given)
+
+
 @pytest.mark.parametrize(
     ("check", "broken", "message"),
     [
@@ -174,6 +294,18 @@ class _ScoresOnce(SensitivityConfig):
         (check_allocation, _SpendsTwice(budget_bits=3.0), "must keep its budget"),
         (check_sensitivity, _OwesNothing(), "a cost not negative"),
         (check_sensitivity, _ScoresOnce(), "every layer at each of its bits"),
+        (check_drift_model, _WeighsByChunk(), "must not change with order"),
+        (check_drift_model, _CountsWhatIsNotExecuted(), "must be zero for later actions"),
+        (check_drift_model, _IsNotSymmetric(), "must be symmetric"),
+        (check_drift_model, _IsNegative(), "positive semi-definite"),
+        (check_drift_model, _ReadsAnything(), "an action space that the model refuses"),
+        (check_drift_model, _WeighsWithoutMean(), "must have the mean 1"),
+        (check_drift_model, KinematicConfig(action_space="joint"), "must read 3 ee-position-delta"),
+        (check_compensation, _OffersNothing(), "names other than none"),
+        (check_compensation, _LeavesTheClass(), "must be of this class"),
+        (check_compensation, _ForgetsTheMean(), "must bring the means together"),
+        (check_compensation, _AlwaysMoves(), "must leave equal representations alone"),
+        (check_compensation, _DoesWithoutH(), "a missing sensitivity must be refused"),
     ],
 )
 def test_the_suites_notice(check: Callable[[Any], None], broken: Any, message: str) -> None:

@@ -136,10 +136,19 @@ FILES = {
         DRIFT_MODEL = Plain
     """,
     "policy": """
+        from dataclasses import replace
+        from daptq.catalog import FOLDS
         from daptq.policies.cogact_small import SmallCogACTPolicy
 
         class AcmePolicy(SmallCogACTPolicy):
             family = "acme-policy"
+
+            def interfaces(self):
+                fold = FOLDS.provided("acme-fold")
+                return tuple(
+                    replace(one, folds=tuple(fold(old.consumers, old.constants) for old in one.folds))
+                    for one in super().interfaces()
+                )
 
         POLICY = AcmePolicy
     """,
@@ -187,7 +196,12 @@ FILES = {
             )
     """,
     "fold": """
-        from daptq.interfaces.into_consumers import IntoConsumers as FOLD
+        from daptq.interfaces.into_consumers import IntoConsumers
+
+        class Acme(IntoConsumers):
+            method = label = "acme-fold"
+
+        FOLD = Acme
     """,
 }
 
@@ -212,6 +226,7 @@ assert load_policy(folder / "policy").family == "acme-policy"
 arguments = ["quantize", f"{folder}/policy", "--output", f"{folder}/out", "--data", "acme-source:all"]
 arguments += ["--method", "acme-method", "--fewest", "2", "--rounding", "acme-rounding"]
 arguments += ["--compensation", "acme-compensation", "--set", "rounding.factor=0.5"]
+arguments += ["--set", "compensation.selection=always"]
 main(arguments, standalone_mode=False)
 metadata = read_artifact(folder / "out", kind="quantized-policy").metadata
 recipe = Recipe.from_json(metadata["recipe"])
@@ -229,7 +244,7 @@ print(json.dumps({
     "listed": listed,
     "recipe": recipe.to_json(),
     "bits": sorted(entry["num_bits"] for entry in metadata["plan"]["layers"] if entry["reason"] == "acme"),
-    "folding": [entry["map"] for entry in metadata["folding"]],
+    "folding": [(entry["map"], entry["kind"].removesuffix("-rounded")) for entry in metadata["folding"]],
     "scaled": layer.activation_scale is not None,
     "multiplied": same and layer.backend == "acme-kernel",
 }))
@@ -280,6 +295,6 @@ def test_one_file_of_every_kind_is_listed_and_used(distribution: Path, tmp_path:
     assert recipe["rounding"]["factor"] == 0.5
     assert told["bits"].count(2) == 2
     assert set(told["bits"]) == {2, 8}
-    assert len(told["folding"]) == 1
+    assert told["folding"] == [["mean", "acme-fold"]]
     assert told["scaled"]
     assert told["multiplied"]

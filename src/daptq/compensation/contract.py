@@ -14,13 +14,13 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import RecipeError, require_one_of
+from daptq.errors import InvalidInputError, RecipeError, require_one_of
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
 from daptq.methods import Method, Needs
 from daptq.numerics.moments import Moments
 
-__all__ = ["CompensationMethod", "InterfaceSample"]
+__all__ = ["CompensationMethod", "InterfaceSample", "require_same_channels"]
 
 Selection = Literal["held-out", "always"]
 
@@ -88,3 +88,16 @@ class CompensationMethod(Method):
         Raises:
             InvalidInputError: The samples do not belong together, or what the method needs is missing.
         """
+
+
+def require_same_channels(full: InterfaceSample, quantized: InterfaceSample) -> None:
+    """Refuses samples that cannot be of one interface.
+
+    Raises:
+        InvalidInputError: Their representations do not have the same number of channels.
+    """
+    if full.moments.size != quantized.moments.size:
+        raise InvalidInputError(
+            f"representations in full precision and after quantization must have the same channels, got "
+            f"{full.moments.size} and {quantized.moments.size}. Pass samples of one interface."
+        )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from daptq.compensation._alignment import Alignment
 from daptq.compensation._symmetry import symmetric_part
-from daptq.compensation.contract import CompensationMethod, InterfaceSample
+from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_channels
 from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
@@ -88,6 +88,7 @@ class CsrcConfig(CompensationMethod):
         heads: int,
     ) -> dict[str, AffineMap]:
         """See `CompensationMethod.solve` and the function `solve`; only means and covariances are read."""
+        require_same_channels(full, quantized)
         before, after = full.moments, quantized.moments
         statistics = (before.mean, before.covariance(), after.mean, after.covariance())
         return solve(*statistics, self, map_class, heads)

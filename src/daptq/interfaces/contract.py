@@ -21,7 +21,18 @@ from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
 
-__all__ = ["Fold", "Folded", "FoldedLayer", "Interface", "Side", "Tap", "Treatment", "bias_of", "weight_of"]
+__all__ = [
+    "Fold",
+    "Folded",
+    "FoldedLayer",
+    "Interface",
+    "Side",
+    "Tap",
+    "Treatment",
+    "bias_of",
+    "require_channels",
+    "weight_of",
+]
 
 Side = Literal["consumer", "producer"]
 Treatment = Literal["float", "rescaled", "rounded"]
@@ -202,6 +213,19 @@ class Interface:
                 f"an interface must have a name and at least one fold, got {self.name!r} and {len(self.folds)} folds. "
                 "Say where a map of its representation can go."
             )
+
+
+def require_channels(affine: AffineMap, channels: int, place: str) -> None:
+    """Refuses a map of another size than the representation at a layer, norm or constant.
+
+    Raises:
+        InvalidInputError: The map does not have these channels.
+    """
+    if len(affine.shift) != channels:
+        raise InvalidInputError(
+            f"map must have the {channels} channels of the representation at {place}, got {len(affine.shift)}. "
+            "Correct the interface's tap, or the module paths of its fold."
+        )
 
 
 def weight_of(tensors: Mapping[str, Tensor], layer: str) -> Float[Tensor, "out in"]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, weight_of
+from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, require_channels, weight_of
 from daptq.interfaces.grouped_heads import check_heads
 from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, require_class
 
@@ -78,6 +78,8 @@ class IntoAttentionKeys(Fold):
 
     def folded(self, affine: AffineMap, tensors: Mapping[str, Tensor]) -> Folded:
         """See `Fold.folded`."""
+        own_weight, own_bias = weight_of(tensors, self.counterpart), bias_of(tensors, self.counterpart)
+        require_channels(affine, len(own_weight), self.counterpart)
         require_class(affine, self.map_class, self.kv_heads)
         matrix = affine.matrix
         group = self.heads // self.kv_heads
@@ -88,7 +90,6 @@ class IntoAttentionKeys(Fold):
             bias=None if bias is None else outside @ bias,
             restore=lambda folded: torch.linalg.solve(outside, folded),
         )
-        own_weight, own_bias = weight_of(tensors, self.counterpart), bias_of(tensors, self.counterpart)
         counterpart = FoldedLayer(
             weight=torch.linalg.solve(matrix, own_weight),
             bias=None if own_bias is None else torch.linalg.solve(matrix, own_bias),

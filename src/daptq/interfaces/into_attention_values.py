@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, weight_of
+from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, require_channels, weight_of
 from daptq.interfaces.grouped_heads import check_heads, for_query_heads
 from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, require_class
 
@@ -67,6 +67,8 @@ class IntoAttentionValues(Fold):
 
     def folded(self, affine: AffineMap, tensors: Mapping[str, Tensor]) -> Folded:
         """See `Fold.folded`."""
+        own_weight, own_bias = weight_of(tensors, self.counterpart), bias_of(tensors, self.counterpart)
+        require_channels(affine, len(own_weight), self.counterpart)
         require_class(affine, self.map_class, self.kv_heads)
         matrix, shift = affine.matrix, affine.shift
         group = self.heads // self.kv_heads
@@ -78,7 +80,6 @@ class IntoAttentionValues(Fold):
             bias=offset if bias is None else bias + offset,
             restore=lambda folded: torch.linalg.solve(inside, folded, left=False),
         )
-        own_weight, own_bias = weight_of(tensors, self.counterpart), bias_of(tensors, self.counterpart)
         counterpart = FoldedLayer(
             weight=torch.linalg.solve(matrix, own_weight),
             bias=torch.linalg.solve(matrix, -shift if own_bias is None else own_bias - shift),

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, weight_of
+from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, require_channels, weight_of
 from daptq.interfaces.map_class import MapClass
 
 __all__ = ["FOLD", "IntoConsumers"]
@@ -63,12 +63,13 @@ class IntoConsumers(Fold):
         """See `Fold.folded`."""
         return Folded(
             layers={layer: _consumer(affine, tensors, layer) for layer in self.consumers},
-            parameters={path: _unmapped(affine, tensors[path]) for path in self.constants},
+            parameters={path: _unmapped(affine, tensors[path], path) for path in self.constants},
         )
 
 
 def _consumer(affine: AffineMap, tensors: Mapping[str, Tensor], layer: str) -> FoldedLayer:
     weight, bias = weight_of(tensors, layer), bias_of(tensors, layer)
+    require_channels(affine, weight.shape[1], layer)
     offset = weight @ affine.shift
     return FoldedLayer(
         weight=weight @ affine.matrix,
@@ -77,8 +78,9 @@ def _consumer(affine: AffineMap, tensors: Mapping[str, Tensor], layer: str) -> F
     )
 
 
-def _unmapped(affine: AffineMap, constant: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+def _unmapped(affine: AffineMap, constant: Float[Tensor, "... d"], path: str) -> Float[Tensor, "... d"]:
     """M^-1 (u - d)."""
+    require_channels(affine, constant.shape[-1], path)
     moved = (constant.detach().to(torch.float64) - affine.shift).reshape(-1, len(affine.shift))
     unmapped: Tensor = torch.linalg.solve(affine.matrix, moved.mT).mT
     return unmapped.reshape(constant.shape)

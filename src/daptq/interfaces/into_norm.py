@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, Folded, Side
+from daptq.interfaces.contract import Fold, Folded, Side, require_channels
 from daptq.interfaces.map_class import MapClass, require_class
 
 __all__ = ["FOLD", "IntoNorm"]
@@ -54,8 +54,9 @@ class IntoNorm(Fold):
     def folded(self, affine: AffineMap, tensors: Mapping[str, Tensor]) -> Folded:
         """See `Fold.folded`."""
         require_class(affine, self.map_class)
-        gain = affine.matrix.diagonal()
         weight, *bias = (tensors[path].detach().to(torch.float64) for path in self.parameters)
+        require_channels(affine, len(weight), self.norm)
+        gain = affine.matrix.diagonal()
         changed = [gain * weight, *(gain * b + affine.shift for b in bias)]
         return Folded(parameters=dict(zip(self.parameters, changed, strict=True)))
 

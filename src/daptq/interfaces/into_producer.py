@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, Treatment, bias_of, weight_of
+from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, Treatment, bias_of, require_channels, weight_of
 from daptq.interfaces.map_class import MapClass
 
 __all__ = ["FOLD", "IntoProducer"]
@@ -56,6 +56,7 @@ class IntoProducer(Fold):
     def folded(self, affine: AffineMap, tensors: Mapping[str, Tensor]) -> Folded:
         """See `Fold.folded`."""
         weight, bias = weight_of(tensors, self.producer), bias_of(tensors, self.producer)
+        require_channels(affine, len(weight), self.producer)
         gain = affine.matrix.diagonal()
         layer = FoldedLayer(
             weight=affine.matrix @ weight,
