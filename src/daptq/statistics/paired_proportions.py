@@ -6,13 +6,13 @@ The module does not know what an episode is: it sees counts of pairs, and the ou
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Int
+from scipy.stats import binomtest
 
 from daptq.errors import InvalidInputError
-from daptq.statistics.interval import CONFIDENCE, Interval, normal_quantile
+from daptq.statistics.interval import CONFIDENCE, Interval, normal_quantile, require_confidence
 from daptq.statistics.proportion import check_trials
 
 __all__ = ["check_pairs", "gap_interval", "mcnemar_exact", "paired_difference_interval"]
@@ -33,9 +33,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """
     _check_discordant(only_first, only_second)
     n = only_first + only_second
-    # The binomial with probability 1/2 is symmetric, so doubling the smaller tail is the exact two-sided test.
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return float(min(Fraction(1), Fraction(2 * tail, 1 << n)))
+    return float(binomtest(min(only_first, only_second), n).pvalue) if n else 1.0
 
 
 def paired_difference_interval(only_first: int, only_second: int, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -116,7 +114,7 @@ def check_pairs(only_first: int, only_second: int, n: int, confidence: float) ->
     if only_first + only_second > n:
         message = f"discordant pairs must be at most n = {n}, got {only_first} + {only_second}. Count each pair once."
         raise InvalidInputError(message)
-    normal_quantile(confidence)
+    require_confidence(confidence)
 
 
 def _tango_upper(b: int, c: int, n: int, z: float) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from scipy.stats import binomtest
 
 from daptq.errors import InvalidInputError
-from daptq.statistics.interval import CONFIDENCE, Interval, normal_quantile
+from daptq.statistics.interval import CONFIDENCE, Interval, require_confidence
 
 __all__ = ["check_trials", "wilson_interval"]
 
@@ -27,15 +27,9 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> I
     check_trials(n)
     if not 0 <= successes <= n:
         raise InvalidInputError(f"successes must be between 0 and n = {n}, got {successes}. Count each trial once.")
-    z = normal_quantile(confidence)
-    rate = successes / n
-    shrink = 1.0 + z * z / n
-    centre = (rate + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(rate * (1.0 - rate) / n + z * z / (4.0 * n * n))
-    # At the ends the limit is 0 or 1 exactly; floating point would leave an error of 1e-17.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(low, high)
+    require_confidence(confidence)
+    limits = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(limits.low), float(limits.high))
 
 
 def check_trials(n: int) -> None:
