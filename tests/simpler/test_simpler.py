@@ -167,7 +167,7 @@ def test_bad_arguments_are_refused(environment: SimplerEnvironment) -> None:
         environment.reset(options={"tusk": SPOON})
     with pytest.raises(InvalidInputError, match="seed"):
         environment.reset(seed=-1)
-    with pytest.raises(InvalidInputError, match="render needs a camera"):
+    with pytest.raises(InvalidInputError, match="must have a camera to render"):
         environment.render()
     for state in (np.zeros(5), np.array([7.0, 0, 0]), np.array([0.0, -1, 0]), np.array([0.0, 0, 0.5])):
         with pytest.raises(InvalidInputError, match="get_state"):
