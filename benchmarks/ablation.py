@@ -27,7 +27,7 @@ from ablation_arms import MATCHED, SETTINGS, arms, choices, match
 from scipy.stats import wilcoxon
 
 import daptq
-from daptq.artifacts import hash_tensors, read_artifact, read_json, write_json
+from daptq.artifacts import hash_tensors, read_artifact, write_json
 from daptq.calibration.contract import open_named_source
 from daptq.cli.console import reported_progress
 from daptq.cli.policy_folder import describe
@@ -35,6 +35,7 @@ from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.run import run_evaluation
+from daptq.json_model import read_json
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe
 

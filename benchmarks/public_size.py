@@ -34,10 +34,11 @@ import torch
 from _page import RESULTS, write_table
 from torch import Tensor, nn
 
-from daptq.artifacts import provenance, read_json, write_artifact, write_json
+from daptq.artifacts import provenance, write_artifact, write_json
 from daptq.benchmarking.device import DEVICES, device_name, find_device
 from daptq.calibration.contract import CalibrationSource
 from daptq.evaluation.describe import single_observation
+from daptq.json_model import read_json
 from daptq.observations import TASK
 from daptq.packing.checkpoint import POLICY_KIND, load_policy
 from daptq.policies.captured import captured_denoising

@@ -12,8 +12,8 @@ from reference_data import Frames, instruction_corpus
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.artifacts import read_json
 from daptq.calibration.demonstrations import CHUNK_SIZE, Course
+from daptq.json_model import read_json
 from daptq.observations import STATE
 from daptq.policies.cogact_family import TOKENIZER_FILE
 from daptq.policies.cogact_small import SmallCogACTConfig, SmallCogACTPolicy

@@ -43,7 +43,6 @@ __all__ = [
     "hash_tensors",
     "provenance",
     "read_artifact",
-    "read_json",
     "require_new_output",
     "write_artifact",
     "write_bytes",
@@ -223,24 +222,6 @@ def write_json(path: Path, obj: Mapping[str, Any]) -> None:
         OutputWriteError: The disk refused a write.
     """
     write_bytes(path, _canonical(obj))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        ForeignArtifactError: There is no such file, or it does not hold a JSON object.
-        CorruptArtifactError: The file is not valid JSON.
-    """
-    try:
-        obj = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ForeignArtifactError(f"{path} must be a JSON file, got {error.strerror}. Check the path.") from error
-    except ValueError as error:
-        raise CorruptArtifactError(f"{path} must be valid JSON, got {error}. Write it again.") from error
-    if not isinstance(obj, dict):
-        raise ForeignArtifactError(f"{path} must hold a JSON object, got a {type(obj).__name__}. Check the path.")
-    return obj
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

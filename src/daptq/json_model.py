@@ -13,15 +13,26 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from daptq.docstrings import attribute_texts
-from daptq.errors import ForeignArtifactError
+from daptq.errors import CorruptArtifactError, ForeignArtifactError, SchemaVersionError
 
-__all__ = ["Count", "Fraction", "JsonModel", "NotNegative", "Percentage", "Positive", "absent"]
+__all__ = [
+    "Count",
+    "Fraction",
+    "JsonDocument",
+    "JsonModel",
+    "NotNegative",
+    "Percentage",
+    "Positive",
+    "absent",
+    "read_json",
+]
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -87,3 +98,70 @@ class JsonModel(BaseModel):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema (2020-12) of the object."""
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **cls.model_json_schema()}
+
+
+class JsonDocument(JsonModel):
+    """A JSON object that a command writes as a file, with a field ``schema_version``.
+
+    Attributes:
+        DOCUMENT: What it is, in messages and in the schema's identifier.
+        SCHEMA_VERSION: Version of its format.
+        KEYS: Keys by which it is told from other JSON objects.
+    """
+
+    DOCUMENT: ClassVar[str]
+    SCHEMA_VERSION: ClassVar[int]
+    KEYS: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ForeignArtifactError: The object is something else; the message says where it differs first.
+            SchemaVersionError: It was written in another version of the format.
+        """
+        if not {"schema_version", *cls.KEYS} <= set(value):
+            raise ForeignArtifactError(
+                f"JSON must be the {cls.DOCUMENT} result of daptq, got something else. Pass what --json wrote."
+            )
+        if value["schema_version"] != cls.SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"schema_version of the {cls.DOCUMENT} must be {cls.SCHEMA_VERSION}, got {value['schema_version']!r}. "
+                "Run it again with this version."
+            )
+        return super().from_json(value)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Reads a file.
+
+        Raises:
+            ForeignArtifactError: There is no such file, or it holds something else.
+            CorruptArtifactError: The file is not valid JSON.
+            SchemaVersionError: It was written in another version of the format.
+        """
+        return cls.from_json(read_json(Path(path)))
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the JSON."""
+        return {"$id": f"urn:daptq:{cls.DOCUMENT}:{cls.SCHEMA_VERSION}", **super().json_schema()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ForeignArtifactError: There is no such file, or it does not hold a JSON object.
+        CorruptArtifactError: The file is not valid JSON.
+    """
+    try:
+        obj = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ForeignArtifactError(f"{path} must be a JSON file, got {error.strerror}. Check the path.") from error
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path} must be valid JSON, got {error}. Write it again.") from error
+    if not isinstance(obj, dict):
+        raise ForeignArtifactError(f"{path} must hold a JSON object, got a {type(obj).__name__}. Check the path.")
+    return obj

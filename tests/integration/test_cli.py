@@ -94,7 +94,7 @@ def test_bad_files_for_report(refused: Refused, tmp_path: Path) -> None:
     half.write_text('{"schema_version": 1')
     refused(["report", half, "--output", page], "half.json must be valid JSON")
     half.write_text('{"schema_version": 1}')
-    refused(["report", half, "--output", page], "must be an evaluation")
+    refused(["report", half, "--output", page], "must be the evaluation result")
     assert not page.exists()
 
 

@@ -48,6 +48,6 @@ def test_animations_that_were_asked_for_are_made_or_refused(refused: Refused, dr
 
 def test_a_file_that_is_no_benchmark_is_refused(refused: Refused, drive: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    refused(["report", drive, "--benchmark", drive, "--output", page], "must be a benchmark")
+    refused(["report", drive, "--benchmark", drive, "--output", page], "must be the benchmark result")
     refused(["report", drive, "--benchmark", tmp_path / "none.json", "--output", page], "none.json", "No such file")
     assert not page.exists()

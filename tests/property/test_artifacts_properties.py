@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from daptq.artifacts import hash_tensors, read_artifact, read_json, write_artifact, write_json
+from daptq.artifacts import hash_tensors, read_artifact, write_artifact, write_json
 from daptq.errors import ArtifactError, CorruptArtifactError, SchemaVersionError
+from daptq.json_model import read_json
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int64, torch.bool]
 

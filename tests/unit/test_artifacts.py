@@ -17,7 +17,6 @@ from daptq.artifacts import (
     hash_tensors,
     provenance,
     read_artifact,
-    read_json,
     require_new_output,
     write_artifact,
     write_bytes,
@@ -33,6 +32,7 @@ from daptq.errors import (
     SchemaVersionError,
     UnknownNameError,
 )
+from daptq.json_model import read_json
 from daptq.tensor_files import read_safetensors_directory
 
 TENSORS = {

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
-from typing_extensions import Self
 
 from daptq._provenance import Provenance
-from daptq.artifacts import read_json
-from daptq.errors import ForeignArtifactError, SchemaVersionError
-from daptq.json_model import Count, JsonModel, NotNegative, Positive, absent
+from daptq.json_model import Count, JsonDocument, JsonModel, NotNegative, Positive, absent
 from daptq.statistics.estimate import Estimate
 
 __all__ = [
@@ -121,7 +116,7 @@ class BenchmarkProvenance(Provenance):
     observation: str
 
 
-class BenchmarkResult(JsonModel):
+class BenchmarkResult(JsonDocument):
     """Result of a benchmark: latency and memory of policies against floating point.
 
     Attributes:
@@ -137,7 +132,9 @@ class BenchmarkResult(JsonModel):
         provenance: Versions, machine, seed, time and how often.
     """
 
+    DOCUMENT: ClassVar[str] = "benchmark"
     SCHEMA_VERSION: ClassVar[int] = 1
+    KEYS: ClassVar[tuple[str, ...]] = ("policies", "float_path")
 
     schema_version: Literal[1] = 1
     device: str
@@ -149,37 +146,3 @@ class BenchmarkResult(JsonModel):
     float_paths: tuple[MeasuredPath, ...]
     skipped: tuple[SkippedPath, ...]
     provenance: BenchmarkProvenance
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`.
-
-        Raises:
-            ForeignArtifactError: The object is no benchmark; the message says where it differs first.
-            SchemaVersionError: It was written in another version of the format.
-        """
-        if not {"schema_version", "policies", "float_path"} <= set(value):
-            message = "JSON must be a benchmark, got something else. Pass what daptq benchmark wrote."
-            raise ForeignArtifactError(message)
-        if value["schema_version"] != cls.SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"schema_version of the benchmark must be {cls.SCHEMA_VERSION}, got {value['schema_version']!r}. "
-                "Run it again with this version."
-            )
-        return super().from_json(value)
-
-    @classmethod
-    def read(cls, path: Path | str) -> Self:
-        """Reads what `daptq benchmark --json` wrote.
-
-        Raises:
-            ForeignArtifactError: There is no such file, or it holds no benchmark.
-            CorruptArtifactError: The file is not valid JSON.
-            SchemaVersionError: It was written in another version of the format.
-        """
-        return cls.from_json(read_json(Path(path)))
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """The JSON Schema (2020-12) of the JSON."""
-        return {"$id": f"urn:daptq:benchmark:{cls.SCHEMA_VERSION}", **super().json_schema()}

@@ -7,22 +7,18 @@ Rates are fractions, differences percentage points, intervals 95 %; docs/referen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
 from daptq._provenance import Provenance
-from daptq.artifacts import read_json
-from daptq.errors import ForeignArtifactError, SchemaVersionError
 from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.description import BitPlan, LinearLayer, Weights
 from daptq.evaluation.gate import Gate
 from daptq.evaluation.variant_result import NamedPolicy, RobustnessGap, VariantResult
-from daptq.json_model import Count, Fraction, JsonModel, Positive, absent
+from daptq.json_model import Count, Fraction, JsonDocument, Positive, absent
 from daptq.metrics.deviation import Drift
 from daptq.metrics.pairs import Paired
 from daptq.metrics.success import Rate, Rates, Success
@@ -76,7 +72,7 @@ class PolicyResult(NamedPolicy):
         return Success.model_construct(**{name: getattr(self, name) for name in Success.model_fields})
 
 
-class EvaluationResult(JsonModel):
+class EvaluationResult(JsonDocument):
     """Result of an evaluation: what `daptq evaluate --json` writes and `daptq.evaluate` returns.
 
     Rates are fractions, differences percentage points, intervals 95 %.
@@ -102,7 +98,9 @@ class EvaluationResult(JsonModel):
         robustness_gap: Over all variants together, one entry per candidate, where variants were asked for.
     """
 
+    DOCUMENT: ClassVar[str] = "evaluation"
     SCHEMA_VERSION: ClassVar[int] = 1
+    KEYS: ClassVar[tuple[str, ...]] = ("policies", "comparisons")
 
     schema_version: Literal[1] = 1
     environment: str
@@ -122,41 +120,6 @@ class EvaluationResult(JsonModel):
     provenance: Provenance
     variants: tuple[VariantResult, ...] | SkipJsonSchema[None] = absent()
     robustness_gap: tuple[RobustnessGap, ...] | SkipJsonSchema[None] = absent()
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`.
-
-        Raises:
-            ForeignArtifactError: The object is no evaluation; the message says where it differs first.
-            SchemaVersionError: It was written in another version of the format.
-        """
-        if not {"schema_version", "policies", "comparisons"} <= set(value):
-            raise ForeignArtifactError(
-                "JSON must be an evaluation, got something else. Pass what daptq evaluate wrote."
-            )
-        if value["schema_version"] != cls.SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"schema_version of the evaluation must be {cls.SCHEMA_VERSION}, got {value['schema_version']!r}. "
-                "Run it again with this version."
-            )
-        return super().from_json(value)
-
-    @classmethod
-    def read(cls, path: Path | str) -> Self:
-        """Reads what `daptq evaluate --json` wrote.
-
-        Raises:
-            ForeignArtifactError: There is no such file, or it holds no evaluation.
-            CorruptArtifactError: The file is not valid JSON.
-            SchemaVersionError: It was written in another version of the format.
-        """
-        return cls.from_json(read_json(Path(path)))
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """The JSON Schema (2020-12) of the JSON."""
-        return {"$id": f"urn:daptq:evaluation:{cls.SCHEMA_VERSION}", **super().json_schema()}
 
     def judged(self, gate: Gate) -> Self:
         """The same with the gate's verdict about every comparison.

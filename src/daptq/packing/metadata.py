@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from daptq.artifacts import MANIFEST, Artifact, read_json
+from daptq.artifacts import MANIFEST, Artifact
+from daptq.json_model import read_json
 from daptq.numerics.grid import BFLOAT16
 
 __all__ = ["CheckpointMetadata", "LayerDecision", "StoredLayer"]

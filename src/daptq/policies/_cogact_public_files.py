@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daptq.artifacts import read_json
 from daptq.errors import ForeignArtifactError, InvalidInputError, UnknownNameError
+from daptq.json_model import read_json
 from daptq.policies.cogact_family import TOKENIZER_FILE
 from daptq.tensor_files import StoredTensor, read_torch_directory
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daptq._atomic import writing
-from daptq.artifacts import read_artifact, read_json, write_artifact, write_json
+from daptq.artifacts import read_artifact, write_artifact, write_json
 from daptq.errors import ArtifactError
+from daptq.json_model import read_json
 from daptq.quantization.stage import Stage
 
 __all__ = ["Workspace", "digest"]

@@ -101,7 +101,7 @@ def test_what_is_read_is_what_was_written(result: Any, tmp_path: Path) -> None:
 def test_another_version_is_refused_by_name(result: Any) -> None:
     with pytest.raises(SchemaVersionError, match="schema_version of the evaluation must be 1, got 2"):
         EvaluationResult.from_json({**result, "schema_version": 2})
-    with pytest.raises(ForeignArtifactError, match="JSON must be an evaluation"):
+    with pytest.raises(ForeignArtifactError, match="JSON must be the evaluation result"):
         EvaluationResult.from_json({"schema_version": 1})
     result["policies"][0]["success_rate"] = 88.0
     with pytest.raises(ForeignArtifactError, match=r"policies\.0\.success_rate.* must fit the schema .*, got 88"):

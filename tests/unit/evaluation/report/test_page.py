@@ -234,9 +234,9 @@ def test_an_existing_page_is_replaced(result: dict[str, Any], tmp_path: Path) ->
 
 @pytest.mark.parametrize("value", [{}, {"schema_version": 1}])
 def test_something_else_is_refused(result: dict[str, Any], value: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ForeignArtifactError, match="must be an evaluation"):
+    with pytest.raises(ForeignArtifactError, match="must be the evaluation result"):
         write_report(value, tmp_path / "report.html")
-    with pytest.raises(ForeignArtifactError, match="must be a benchmark"):
+    with pytest.raises(ForeignArtifactError, match="must be the benchmark result"):
         write_report(typed(result), tmp_path / "report.html", benchmark=value)
     assert list(tmp_path.iterdir()) == []
 
