@@ -17,17 +17,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from daptq.calibration.contract import batch_size
-from daptq.errors import InvalidInputError
 from daptq.interfaces.contract import Interface, Tap
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Batch, Policy
-from daptq.policies.taps import watch_taps
+from daptq.policies.taps import check_mask, watch_taps
 
 __all__ = [
     "ROWS_PER_STATE",
     "InterfaceStatistics",
     "Sink",
-    "check_mask",
     "chosen_rows",
     "observe_interfaces",
     "observe_taps",
@@ -113,19 +111,6 @@ def chosen_rows(
     kept = draws.gather(1, drawn) < 1.0
     which, row = torch.arange(len(rows)).unsqueeze(1).expand_as(drawn)[kept], drawn[kept]
     return rows[which.to(rows.device), row.to(rows.device)]
-
-
-def check_mask(rows: Float[Tensor, "states rows d"], mask: Bool[Tensor, "states rows"]) -> None:
-    """Refuses a mask that does not belong to the rows.
-
-    Raises:
-        InvalidInputError: It does not.
-    """
-    if mask.shape != rows.shape[:2] or mask.dtype != torch.bool:
-        raise InvalidInputError(
-            f"interface_mask must be a boolean tensor {tuple(rows.shape[:2])}, as many rows as pass the tap, got "
-            f"{mask.dtype} {tuple(mask.shape)}. Correct the policy's mask."
-        )
 
 
 class InterfaceStatistics:

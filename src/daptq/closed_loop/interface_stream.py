@@ -1,7 +1,7 @@
 """What passes the perception-to-action interfaces during each episode of a running policy.
 
-One vector per predicted chunk, episode and row of the representation, however many denoising steps read it. The stream
-does not change the policy and does not know what the numbers are good for.
+One vector per predicted chunk, episode and row of the representation that is no padding, however many denoising steps
+read it. The stream does not change the policy and does not know what the numbers are good for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daptq.errors import DaptqError, InvalidInputError
 from daptq.interfaces.affine import AffineMap
 from daptq.numerics.moments import Moments
 from daptq.policies.contract import Policy
-from daptq.policies.taps import watch_taps
+from daptq.policies.taps import check_mask, watch_taps
 
 __all__ = ["EpisodeStream", "Reading", "watch_episodes"]
 
@@ -87,8 +87,12 @@ def watch_episodes(
         if policy.denoising_step.index != 0 or rows is None:
             return
         rows = rows.to("cpu", torch.float64)
-        for moments, vectors in zip(streams, maps[name](rows) if name in maps else rows, strict=True):
-            moments.setdefault(name, Moments(rows.shape[-1])).update(vectors)
+        mask = None if policy.observed is None else policy.interface_mask(name, policy.observed)
+        if mask is None:
+            mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+        check_mask(rows, mask)
+        for moments, vectors, real in zip(streams, maps[name](rows) if name in maps else rows, mask.cpu(), strict=True):
+            moments.setdefault(name, Moments(rows.shape[-1])).update(vectors[real])
 
     with watch_taps(policy, taps, add):
         yield finished

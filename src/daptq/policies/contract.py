@@ -102,7 +102,8 @@ class Policy(nn.Module, ABC):
         state_dim: Numbers of ``observation.state``; 0 or None for a policy that does not read it.
         deterministic: Whether a chunk depends on the observation alone, so that no noise is drawn.
         denoising_steps: Number of iterations of the action head for one chunk; 1 where it does not iterate.
-        denoising_step: The iteration that is running; the family keeps it up to date in `denoise`.
+        denoising_step: The iteration that is running, 0 before the first; the family keeps it up to date in `denoise`.
+        observed: The observations of the prediction that is running; None between predictions.
         compute_dtype: Dtype of the activations; a layer whose weight is held in another form answers it for its weight.
         weights: Where a streamed policy reads its large weights from, see `daptq.policies.streaming`; None for a
             policy in memory.
@@ -119,6 +120,7 @@ class Policy(nn.Module, ABC):
     deterministic: bool = False
     denoising_steps: int
     denoising_step: DenoisingStep
+    observed: Batch | None = None
     compute_dtype: torch.dtype = torch.float32
     weights: StoredWeights | None = None
     _loop: Loop | None = None
@@ -302,7 +304,11 @@ class Policy(nn.Module, ABC):
     def _normalised(
         self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Float[Tensor, "b chunk action"]:
-        return self.loop(self.condition(batch), self.noise(len(batch[TASK]), generator))
+        self.observed, self.denoising_step.index = batch, 0
+        try:
+            return self.loop(self.condition(batch), self.noise(len(batch[TASK]), generator))
+        finally:
+            self.observed = None
 
     @property
     @abstractmethod

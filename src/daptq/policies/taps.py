@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from daptq.errors import InvalidInputError
 from daptq.interfaces.contract import Tap
 from daptq.layers.watching import watch, watch_outputs
 
-__all__ = ["watch_taps"]
+__all__ = ["check_mask", "watch_taps"]
 
 
 @contextmanager
@@ -37,3 +40,16 @@ def watch_taps(policy: nn.Module, taps: Mapping[str, Tap], hook: Callable[[str, 
 
     with watch(policy, read, before), watch_outputs(policy, written, after):
         yield
+
+
+def check_mask(rows: Float[Tensor, "states rows d"], mask: Bool[Tensor, "states rows"]) -> None:
+    """Refuses a mask that does not belong to the rows.
+
+    Raises:
+        InvalidInputError: It does not.
+    """
+    if mask.shape != rows.shape[:2] or mask.dtype != torch.bool:
+        raise InvalidInputError(
+            f"interface_mask must be a boolean tensor {tuple(rows.shape[:2])}, as many rows as pass the tap, got "
+            f"{mask.dtype} {tuple(mask.shape)}. Correct the policy's mask."
+        )

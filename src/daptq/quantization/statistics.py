@@ -19,10 +19,9 @@ from torch import Tensor
 from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.gram import observe_grams
-from daptq.calibration.observers import check_mask
 from daptq.interfaces.contract import Interface
 from daptq.policies.contract import Batch, Policy
-from daptq.policies.taps import watch_taps
+from daptq.policies.taps import check_mask, watch_taps
 from daptq.quantization.allocation import calibrated_layers, float_linear
 from daptq.quantization.interfaces import interfaces_of
 from daptq.quantization.profile import DriftProfile

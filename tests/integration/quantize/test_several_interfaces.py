@@ -15,11 +15,12 @@ from daptq.allocation.plan import BitPlan, LayerBits
 from daptq.artifacts import read_artifact
 from daptq.calibration.observers import ROWS_PER_STATE, InterfaceStatistics, chosen_rows, observe_interfaces
 from daptq.catalog import POLICIES
+from daptq.closed_loop.interface_stream import watch_episodes
 from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
-from daptq.observations import STATE
+from daptq.observations import STATE, TASK
 from daptq.policies.conformance import check_policy
 from daptq.quantization.assembly import share_tensors
 from daptq.quantization.folding import Folder
@@ -115,6 +116,21 @@ def test_padding_is_left_out_and_rows_are_limited(policy: AttentionPolicy) -> No
         where = [int((rows == row).all(dim=1).nonzero()) for row in seen["keys"][start : start + count]]
         assert where == sorted(set(where)), "rows of a state are drawn once each and stay in order"
         start += count
+
+
+def test_a_monitor_sees_every_prediction_without_padding(policy: AttentionPolicy) -> None:
+    """Two episodes side by side, the second half padded; the taps are passed before the first denoising step."""
+    batches = [{key: value[:2] for key, value in policy.example_batch(seed).items()} for seed in (0, 1, 2)]
+    with watch_episodes(policy, batches[0][TASK]) as streams:
+        for seed, batch in enumerate(batches):
+            policy.predict_chunk(batch, torch.Generator().manual_seed(seed))
+    assert policy.observed is None
+    keys = [policy.condition(batch)[0].double() for batch in batches]
+    for episode, (stream, rows) in enumerate(zip(streams, (TOKENS, TOKENS // 2), strict=True)):
+        seen = torch.cat([one[episode, :rows] for one in keys])
+        assert stream.moments["keys"].count == len(seen) == 3 * rows
+        torch.testing.assert_close(stream.moments["keys"].mean, seen.mean(dim=0))
+        torch.testing.assert_close(stream.moments["keys"].covariance(), seen.mT.cov(correction=0))
 
 
 def test_the_same_rows_are_drawn_for_the_same_batch() -> None:
