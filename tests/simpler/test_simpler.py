@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from daptq.calibration.conformance import check_source
 from daptq.calibration.demonstrations import Disturbance, record_episode
 from daptq.calibration.simpler import COURSE
+from daptq.calibration.states import open_course
 from daptq.environments.contract import check_environment
 from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
@@ -198,6 +203,12 @@ def test_a_disturbed_demonstration_succeeds_and_carries_its_labels(environment: 
     there = [name for name, seen in zip(COURSE.objects, present, strict=True) if seen]
     assert there == [TASKS[CARROT].source, TASKS[CARROT].target]
     assert (episode.arrays["valid"] < 16).any()
+
+
+def test_recorded_states_keep_the_contract_of_a_source(seeing: SimplerEnvironment, tmp_path: Path) -> None:
+    seeing.reset(seed=0)
+    course = replace(COURSE, environment=lambda: SimplerEnvironment(image_size={"front": 16}), episodes_per_shard=4)
+    check_source(partial(open_course, course, folder=tmp_path), "train")
 
 
 def test_doing_nothing_does_not_succeed(environment: SimplerEnvironment) -> None:

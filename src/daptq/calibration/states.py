@@ -73,17 +73,17 @@ class DemonstrationSource(CalibrationSource):
             )
         order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
         self._states = {key: torch.cat(parts)[order] for key, parts in columns.items()}
-        self._course = course
+        self._cameras = tuple(map(camera_key, course.cameras))
+        self._instructions = [task.instruction for task in course.tasks.values()]
         self.description = f"{len(order)} states of scripted {course.name} demonstrations, split {split}, seed {seed}"
-        self.hash = hash_tensors(self._states)
+        read = torch.tensor(list("\n".join(self._instructions).encode()), dtype=torch.uint8)
+        self.hash = hash_tensors(self._states | {TASK: read})
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches from the first one on."""
-        instructions = [task.instruction for task in self._course.tasks.values()]
+        """Yields the batches from the first one on; a batch is the reader's own."""
         for start in range(0, len(self._states[ACTION]), BATCH_SIZE):
-            rows = {key: value[start : start + BATCH_SIZE] for key, value in self._states.items()}
-            tasks = [instructions[index] for index in rows.pop(TASK_INDEX).tolist()]
-            for camera in self._course.cameras:
-                key = camera_key(camera)
+            rows = {key: value[start : start + BATCH_SIZE].clone() for key, value in self._states.items()}
+            tasks = [self._instructions[index] for index in rows.pop(TASK_INDEX).tolist()]
+            for key in self._cameras:
                 rows[key] = rows[key].permute(0, 3, 1, 2).float().div(255.0)
             yield rows | {TASK: tasks}
