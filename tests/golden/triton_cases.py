@@ -1,6 +1,9 @@
-"""Runs the Triton kernels against the reference and writes every case that differs.
+"""Runs the Triton kernel for half-precision activations against the reference and writes every case that differs.
 
-With TRITON_INTERPRET=1 they run in Triton's interpreter on the CPU, else on a GPU. Triton reads the variable when it is
+Products of half-precision numbers with integers are exact in the float32 that they are summed in, so the kernel must
+keep a bound that is far smaller than what every backend must keep.
+
+With TRITON_INTERPRET=1 it runs in Triton's interpreter on the CPU, else on a GPU. Triton reads the variable when it is
 imported, so this runs in a process of its own.
 """
 
@@ -16,8 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+import daptq.kernels.linear.backends.triton_w4a8  # noqa: F401  (registers the operation)
 from daptq.kernels.linear.arithmetic import rounding_bound
-from daptq.kernels.linear.backends import reference, triton_w4a8, triton_w4a16
+from daptq.kernels.linear.backends import reference, triton_w4a16
 from daptq.kernels.linear.contract import PackedWeight
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.numerics.quantized_matrix import group_count
@@ -46,24 +50,18 @@ def cases() -> Iterator[tuple[str, PackedWeight, Tensor, Tensor | None, Tensor]]
 
 
 def differences(factor: float, limit: int | None = None) -> list[str]:
-    """Cases in which a kernel differs from the reference, of the first `limit`; scales are multiplied by a factor."""
+    """Cases in which the kernel differs from the reference, of the first `limit`; scales are multiplied by a factor."""
     found = []
     for name, weight, scale, bias, x in itertools.islice(cases(), limit):
         moved = replace(weight, packed=weight.packed.to(DEVICE), zero_point=placed(weight.zero_point))
         given = (scale * factor).to(DEVICE), placed(bias)
-        for bits, static in ((8, None), (4, torch.tensor(0.5))):
-            expected = reference.prepare(weight).run(x, scale, bias, bits, static)
-            result = triton_w4a8.prepare(moved).run(x.to(DEVICE), *given, bits, placed(static))
-            if not torch.equal(result.cpu(), expected):
-                found.append(f"W{weight.num_bits}A{bits}: {name}")
-        for dtype in (torch.float32, torch.float16):
+        for dtype in (torch.bfloat16, torch.float16):
             low = x.to(dtype)
             expected = reference.prepare(weight).run(low, scale, bias, 16)
-            # Products of float16 are exact in the float32 that they are summed in.
             bound = rounding_bound(low.float(), weight.matrix(scale).dequantize(torch.float64), bias)
             result = triton_w4a16.prepare(moved).run(low.to(DEVICE), *given)
             if not bool(((result.cpu().double() - expected.double()).abs() <= bound).all()):
-                found.append(f"W{weight.num_bits}A16 in {dtype}: {name}")
+                found.append(f"{dtype}: {name}")
     return found
 
 

@@ -96,12 +96,6 @@ def test_one_float32_sum_would_not_be_exact_there(num_bits: int, in_features: in
     assert not torch.equal(sums, expected[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_rows_give_no_rows(name: str) -> None:
-    weight, scale, bias, x = random_layer(1, 24, 5, 4, 0, extreme=False)
-    assert load_backend(name).prepare(weight).run(x[:0], scale, bias).shape == (0, 5)
-
-
 @given(
     rows=st.integers(1, 5), num_bits=st.sampled_from(WEIGHT_BITS), seed=st.integers(0, 2**32 - 1), extreme=st.booleans()
 )

@@ -100,7 +100,7 @@ class Avx2Linear(PreparedLinear):
 
     def __init__(self, weight: PackedWeight) -> None:
         self._shape = (weight.out_features, weight.in_features)
-        self._num_bits = weight.num_bits
+        self._num_bits, self._group_size = weight.num_bits, weight.group_size
         self.stored_bits = _STORED_BITS[weight.num_bits]
         self.tiles = to_tiles(weight.integers(), self.stored_bits)
 
@@ -119,7 +119,8 @@ class Avx2Linear(PreparedLinear):
 
     def weight(self) -> PackedWeight:
         """See `PreparedLinear.weight`."""
-        return PackedWeight.from_integers(from_tiles(self.tiles, self.stored_bits, *self._shape), self._num_bits)
+        integers = from_tiles(self.tiles, self.stored_bits, *self._shape)
+        return PackedWeight.from_integers(integers, self._num_bits, group_size=self._group_size)
 
     def resident_bytes(self) -> int:
         """See `PreparedLinear.resident_bytes`."""

@@ -37,7 +37,7 @@ class FbgemmLinear(PreparedLinear):
 
     def __init__(self, weight: PackedWeight) -> None:
         self._shape = (weight.out_features, weight.in_features)
-        self._num_bits = weight.num_bits
+        self._num_bits, self._group_size = weight.num_bits, weight.group_size
         self._weight: Any = _prepack(weight)
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
@@ -56,7 +56,7 @@ class FbgemmLinear(PreparedLinear):
     def weight(self) -> PackedWeight:
         """See `PreparedLinear.weight`."""
         quantized, _ = torch.ops.quantized.linear_unpack(self._weight)
-        return PackedWeight.from_integers(quantized.int_repr(), self._num_bits)
+        return PackedWeight.from_integers(quantized.int_repr(), self._num_bits, group_size=self._group_size)
 
     def resident_bytes(self) -> int:
         """See `PreparedLinear.resident_bytes`; the blocks are those of FBGEMM's AVX2 kernel."""
