@@ -2,7 +2,7 @@
 
 A layer's input may be smoothed and rotated and its activations scaled statically: `Rounder` prepares a weight for that,
 and builds the quantized layer that does the same to its input. A layer that the policy calls idle was not calibrated:
-it is rounded without a Gram matrix and smoothing, and with dynamic scales.
+the identity stands in for its Gram matrix, and it has no smoothing and dynamic scales.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from daptq.progress import Progress
 from daptq.quantization.recipe import Recipe
 from daptq.quantization.stage import Stage, StageContent
 from daptq.rounding.contract import RoundingMethod
-from daptq.rounding.nearest import NearestConfig
 from daptq.rounding.transform import LayerTransform
 
 __all__ = ["RoundedLayers", "Rounder", "RoundingStage"]
@@ -65,13 +65,13 @@ class Rounder:
 
     def round(self, name: str, transformed: Float[Tensor, "out in"], num_bits: int) -> QuantizedMatrix:
         """A transformed weight of layer `name`, rounded."""
-        gram, method = None, self.method
-        if method.needs.grams and name in self._idle:
-            method = NearestConfig(group_size=method.group_size, asymmetric=method.asymmetric)
-        elif method.needs.grams:
+        gram = None
+        if self.method.needs.grams and name in self._idle:
+            gram = torch.eye(transformed.shape[1], dtype=torch.float64)
+        elif self.method.needs.grams:
             assert self._statistics is not None, "the recipe needs Gram matrices"
             gram = self._transform(name).gram(self._statistics.tensor(f"{name}/gram"))
-        return method.round_weight(transformed, num_bits, gram)
+        return self.method.round_weight(transformed, num_bits, gram)
 
     def layer(self, name: str, weight: QuantizedMatrix, bias: Float[Tensor, " out"] | None) -> QuantizedLinear:
         """The layer of a rounded weight."""

@@ -69,6 +69,7 @@ def recipes() -> dict[str, tuple[Recipe, tuple[int, int]]]:
         "even": (replace(nearest, weight_bits=everywhere, allocation=EvenConfig(budget_bits=6.0)), (2, 2)),
         "da-ptq": (da, (4, 4)),
         "da-ptq-gptq": (replace(da, rounding=GptqConfig()), (4, 4)),
+        "da-ptq-gptq-absmax": (replace(da, rounding=GptqConfig(scale="absmax")), (4, 4)),
         "da-ptq-verified": (replace(da, verification=plus.verification, sensitivity=plus.sensitivity), (4, 2)),
         "plus": (da_ptq_plus(calibration_states=STATES, budget_bits=6.0), (2, 2)),
         "plus-compensation-first": (
@@ -110,7 +111,7 @@ def test_idle_layers_get_the_fewest_bits_and_no_score(
     for path, bits in zip(IDLE, fewest, strict=True):
         assert (plan[path]["num_bits"], plan[path]["score"]) == (bits, None)
         weight = idle_chain.get_parameter(f"{path}.weight").detach()
-        expected = round_weight(weight, bits)
+        expected = round_weight(weight, bits, scale=recipe.rounding.scale)  # type: ignore[attr-defined]
         assert torch.equal(artifact.tensor(f"{path}.weight_scale").flatten(), expected.scale.flatten())
         assert f"{path}.activation_scale" not in artifact.tensor_names
         assert f"{path}.input_scale" not in artifact.tensor_names
