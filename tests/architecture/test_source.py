@@ -41,3 +41,24 @@ def test_file(path: Path) -> None:
 @pytest.mark.parametrize("source", ["import pickle", "def f():\n    from pickle import loads"])
 def test_the_ban_on_pickle_can_fail(source: str) -> None:
     assert "pickle" in imported_modules(source)
+
+
+def strange_folders(tests: Path, rooms: set[str]) -> list[str]:
+    """Folders of tests of single rooms that have no room's name."""
+    kinds = [tests / kind for kind in ("unit", "golden", "property", "integration")]
+    folders = [path for kind in kinds if kind.is_dir() for path in sorted(kind.iterdir()) if any(path.glob("*.py"))]
+    return [str(path.relative_to(tests)) for path in folders if path.name not in rooms]
+
+
+def test_folders_of_tests_are_named_after_rooms() -> None:
+    rooms = {path.parent.name for path in (ROOT / "src" / "daptq").glob("*/__init__.py")}
+    assert {"quantization", "statistics"} <= rooms
+    assert strange_folders(ROOT / "tests", rooms) == []
+
+
+def test_a_folder_of_no_room_is_found(tmp_path: Path) -> None:
+    for folder in ("unit/quantization", "golden/evaluate", "unit/__pycache__"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("unit/quantization/test_a.py", "golden/evaluate/test_b.py", "unit/test_c.py"):
+        (tmp_path / file).touch()
+    assert strange_folders(tmp_path, {"quantization"}) == ["golden/evaluate"]

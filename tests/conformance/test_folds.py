@@ -21,7 +21,7 @@ from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_norm import IntoNorm
 from daptq.interfaces.into_producer import IntoProducer
 from daptq.interfaces.map_class import MapClass, belongs
-from tests.golden.fold_cases import Attention, attention, attention_inputs, normal
+from tests.golden.interfaces.fold_cases import Attention, attention, attention_inputs, normal
 
 
 class Line(nn.Module):

@@ -10,7 +10,7 @@ from daptq.errors import CheckFailedError
 from daptq.observations import ACTION, STATE
 from daptq.policies.conformance import check_policy
 from daptq.policies.contract import Batch, Block, Condition, Prediction
-from tests.integration.quantize.conftest import ChainPolicy
+from tests.integration.quantization.conftest import ChainPolicy
 
 
 class Deterministic(ChainPolicy):

@@ -9,7 +9,7 @@ import pytest
 from daptq.evaluation.result import EvaluationResult
 from daptq.report.table import table_rows
 from tests.integration.test_evaluation_scripts import load
-from tests.unit.evaluation.conftest import synthetic_result, typed
+from tests.unit.made_up_results import synthetic_result, typed
 
 
 @pytest.fixture

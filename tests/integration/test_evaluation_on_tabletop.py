@@ -16,7 +16,7 @@ from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
-from tests.closed_loop.evaluation.json_results import evaluated
+from tests.closed_loop.json_results import evaluated
 
 TASKS = ("spoon_on_towel", "eggplant_in_basket")
 SETTINGS: dict[str, Any] = {"tasks": TASKS, "episodes": 2, "seed": 3, "drift_states": 2}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daptq.errors import UnknownNameError
-from tests.unit.evaluation.conftest import synthetic_result, typed
+from tests.unit.made_up_results import synthetic_result, typed
 
 ROOT = Path(__file__).parents[2]
 

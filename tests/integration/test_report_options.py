@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Refused, Run
-from tests.unit.evaluation.conftest import synthetic_benchmark, synthetic_result
+from tests.unit.made_up_results import synthetic_benchmark, synthetic_result
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daptq.report import write_report
 from tests.report.browser import Browser, browser
-from tests.unit.evaluation.conftest import add_variants, synthetic_benchmark, synthetic_result, typed, video
+from tests.unit.made_up_results import add_variants, synthetic_benchmark, synthetic_result, typed, video
 
 pytestmark = pytest.mark.report
 
