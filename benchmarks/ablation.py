@@ -30,12 +30,12 @@ import daptq
 from daptq.artifacts import hash_tensors, read_artifact, write_json
 from daptq.calibration.contract import open_named_source
 from daptq.cli.console import reported_progress
-from daptq.cli.policy_folder import describe
 from daptq.evaluation.comparison import Comparison
 from daptq.evaluation.request import Evaluation
 from daptq.evaluation.result import EvaluationResult
 from daptq.evaluation.run import run_evaluation
 from daptq.json_model import read_json
+from daptq.packing.description import PolicyDescription
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe
 
@@ -118,9 +118,9 @@ def quantized(policy: Policy, setting: str, options: argparse.Namespace) -> dict
         if name in wanted:
             folders[name] = run(name, recipe)
     if any(name in wanted for name in MATCHED):
-        layers = describe(str(run(PAPER, recipes[PAPER])))["layers"]
+        layers = PolicyDescription.of(run(PAPER, recipes[PAPER])).layers
         scope = ("language", "action_head")
-        mib = sum(layer["bytes"] for layer in layers if layer["role"] in scope) / 2**20
+        mib = sum(layer.bytes for layer in layers if layer.role in scope) / 2**20
         for name, recipe in match(recipes[PAPER], recipes[PLUS], mib).items():
             if name in wanted:
                 folders[name] = run(name, recipe)
@@ -159,14 +159,14 @@ def summarised(
     for name, folder in folders.items():
         twin = twins[name]
         row = measured_row(compared[twin], result) if twin in compared else rows[twin]
-        described = describe(str(folder))
+        described = PolicyDescription.of(folder)
         rows[name] = {
             **row,
             "arm": name,
             "same_weights_as": None if twin == name else twin,
-            "mean_bits": described["mean_bits"],
-            "layer_bytes": sum(layer["bytes"] for layer in described["layers"]),
-            "weight_bytes": described["weight_bytes"],
+            "mean_bits": described.mean_bits,
+            "layer_bytes": sum(layer.bytes for layer in described.layers),
+            "weight_bytes": described.weight_bytes,
             "seconds": read_json(folder.with_suffix(".time.json"))["seconds"],
         }
     for name, row in rows.items():

@@ -16,7 +16,7 @@ import numpy as np
 
 from daptq.artifacts import provenance, write_json
 from daptq.calibration.demonstrations import Disturbance, record_episode
-from daptq.calibration.tabletop import COURSE
+from daptq.calibration.tabletop import DEMONSTRATIONS
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.environments.tabletop.expert import TabletopExpert
 from daptq.statistics.proportion import wilson_interval
@@ -35,7 +35,7 @@ def expert_success(seeds: int, disturbance: Disturbance | None) -> dict[str, Any
     table = {}
     for task in environment.tasks:
         episodes = [
-            record_episode(environment, COURSE, task=task, seed=FIRST_SEED + i, disturbance=disturbance)
+            record_episode(environment, DEMONSTRATIONS, task=task, seed=FIRST_SEED + i, disturbance=disturbance)
             for i in range(seeds)
         ]
         successes = sum(episode.success for episode in episodes)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daptq.artifacts import Artifact, read_artifact
-from daptq.calibration.demonstrations import CHUNK_SIZE, Course, Episode, LeadIn, record_episode
-from daptq.calibration.tabletop import COURSE as TABLETOP
+from daptq.calibration.demonstrations import CHUNK_SIZE, DemonstrationSettings, Episode, LeadIn, record_episode
+from daptq.calibration.tabletop import DEMONSTRATIONS as TABLETOP
 from daptq.environments.contract import Environment
 from daptq.observations import STATE, TASK, camera_key
 from daptq.policies.contract import Batch, Policy
@@ -75,13 +75,13 @@ def successful_frames(shard: Artifact) -> dict[str, Tensor]:
 class Frames:
     """All frames of the demonstrations, in memory."""
 
-    def __init__(self, folders: list[Path], course: Course, limit: int | None = None) -> None:
-        self.course = course
+    def __init__(self, folders: list[Path], settings: DemonstrationSettings, limit: int | None = None) -> None:
+        self.settings = settings
         paths = [path for folder in folders for path in sorted(folder.glob("shard-?????"))][:limit]
         shards = [successful_frames(read_artifact(path, kind="demonstrations")) for path in paths]
         self.tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
         self.shards = len(shards)
-        tasks, names = course.tasks.values(), course.objects
+        tasks, names = settings.tasks.values(), settings.objects
         self.instructions = [task.instruction for task in tasks]
         self.source = torch.tensor([names.index(task.source) for task in tasks])
         self.target = torch.tensor([names.index(task.target) for task in tasks])
@@ -93,7 +93,7 @@ class Frames:
         """A policy batch (augmented when a generator is given) and privileged labels for the frames `index`."""
         rows = {key: value[index] for key, value in self.tensors.items()}
         batch: Batch = {TASK: [self.instructions[i] for i in rows["task_index"].tolist()], STATE: rows[STATE]}
-        for camera in self.course.cameras:
+        for camera in self.settings.cameras:
             image = rows[camera_key(camera)].permute(0, 3, 1, 2).float().div_(255.0)
             batch[camera_key(camera)] = augment(image, SHIFT, generator) if generator else image
         here = rows[STATE][:, None, :3]
@@ -140,19 +140,21 @@ def follow(policy: Policy, instruction: str, seed: int) -> LeadIn:
     return action
 
 
-def record_recoveries(environment: Environment, course: Course, policy: Policy, index: int) -> list[Episode]:
+def record_recoveries(
+    environment: Environment, settings: DemonstrationSettings, policy: Policy, index: int
+) -> list[Episode]:
     """One shard of episodes that `policy` begins and the expert, taking over at a random step, finishes."""
     episodes = []
-    for number in range(index * course.episodes_per_shard, (index + 1) * course.episodes_per_shard):
-        task, seed = course.task(number), FIRST_RECOVERY_SEED + number // course.episodes_per_seed
+    for number in range(index * settings.episodes_per_shard, (index + 1) * settings.episodes_per_shard):
+        task, seed = settings.task(number), FIRST_RECOVERY_SEED + number // settings.episodes_per_seed
         episodes.append(
             record_episode(
                 environment,
-                course,
+                settings,
                 task=task,
                 seed=seed,
                 disturbance=None,
-                lead_in=follow(policy, course.tasks[task].instruction, seed),
+                lead_in=follow(policy, settings.tasks[task].instruction, seed),
                 takeover=int(np.random.default_rng(FIRST_RECOVERY_SEED + number).integers(2, 28)),
             )
         )

@@ -12,7 +12,7 @@ from reference_data import Frames, instruction_corpus
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from daptq.calibration.demonstrations import CHUNK_SIZE, Course
+from daptq.calibration.demonstrations import CHUNK_SIZE, DemonstrationSettings
 from daptq.json_model import read_json
 from daptq.observations import STATE
 from daptq.policies.cogact_family import TOKENIZER_FILE
@@ -39,7 +39,7 @@ def reference_config(frames: Frames, *, name: str, vocab_size: int) -> dict[str,
     std = state.std(dim=0).clamp_min(0.02)
     config = SmallCogACTConfig(
         name=name,
-        cameras=dict(frames.course.cameras),
+        cameras=dict(frames.settings.cameras),
         state_dim=7,
         vision_channels=(24, 48, 96, 192),
         vision_depth=2,
@@ -109,8 +109,8 @@ class Learner(nn.Module):
         return error.sum() / valid.sum() / action.shape[-1]
 
 
-def new_learner(config: Path, course: Course) -> Learner:
-    """An untrained learner of a course for a saved configuration; the same one every time."""
+def new_learner(config: Path, settings: DemonstrationSettings) -> Learner:
+    """An untrained learner of such demonstrations for a saved configuration; the same one every time."""
     torch.manual_seed(SEED)
     files = {TOKENIZER_FILE: reference_tokenizer().to_str().encode()}
-    return Learner(SmallCogACTPolicy.from_config(read_json(config), files), len(course.objects))
+    return Learner(SmallCogACTPolicy.from_config(read_json(config), files), len(settings.objects))

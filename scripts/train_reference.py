@@ -34,29 +34,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from daptq.artifacts import provenance, write_artifact, write_json
-from daptq.calibration.demonstrations import CHUNK_SIZE, KIND, Course, DemonstrationSet, shard_tensors
-from daptq.calibration.simpler import COURSE as SIMPLER
-from daptq.calibration.tabletop import COURSE as TABLETOP
+from daptq.calibration.demonstrations import CHUNK_SIZE, KIND, DemonstrationSet, DemonstrationSettings, shard_tensors
+from daptq.calibration.simpler import DEMONSTRATIONS as SIMPLER
+from daptq.calibration.tabletop import DEMONSTRATIONS as TABLETOP
 from daptq.packing.checkpoint import load_policy, save_policy
 from daptq.policies.contract import Policy
 
 BATCH = 64
 ACTION_BATCH = 256
 NOISE_DRAWS = 4
-COURSES: Mapping[str, Course] = {course.name: course for course in (TABLETOP, SIMPLER)}
+ENVIRONMENTS: Mapping[str, DemonstrationSettings] = {settings.name: settings for settings in (TABLETOP, SIMPLER)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """What is learned and where the work lies."""
 
-    course: Course
+    settings: DemonstrationSettings
     work: Path
 
     @property
     def folders(self) -> list[Path]:
         """Where the demonstrations and the recoveries lie."""
-        return [DemonstrationSet(self.course, "train").folder, self.work / "recoveries"]
+        return [DemonstrationSet(self.settings, "train").folder, self.work / "recoveries"]
 
     @property
     def config(self) -> Path:
@@ -174,14 +174,14 @@ def indices(count: int, size: int, step: int) -> Tensor:
 
 @click.group()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/reference"), show_default=True)
-@click.option("--environment", type=click.Choice(list(COURSES)), default="tabletop", show_default=True)
+@click.option("--environment", type=click.Choice(list(ENVIRONMENTS)), default="tabletop", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.pass_context
 def main(context: click.Context, work: Path, environment: str, threads: int) -> None:
     """Trains a policy of the reference architecture."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
-    context.obj = Place(course=COURSES[environment], work=work)
+    context.obj = Place(settings=ENVIRONMENTS[environment], work=work)
 
 
 @main.command()
@@ -191,7 +191,7 @@ def main(context: click.Context, work: Path, environment: str, threads: int) -> 
 @click.pass_obj
 def demonstrations(place: Place, shards: int, first: int, split: str) -> None:
     """Records the demonstrations that are not there yet."""
-    source = DemonstrationSet(place.course, split)
+    source = DemonstrationSet(place.settings, split)
     for index in range(first, first + shards):
         success = source.shard(index).metadata["success"]
         click.echo(f"shard {index}: {sum(success)}/{len(success)} episodes succeed")
@@ -199,12 +199,12 @@ def demonstrations(place: Place, shards: int, first: int, split: str) -> None:
 
 def setup(place: Place) -> tuple[Frames, Learner]:
     """Frames and an untrained learner; its normalisation is settled by the frames of the first call."""
-    frames = Frames(place.folders, place.course)
+    frames = Frames(place.folders, place.settings)
     click.echo(f"{frames.shards} shards, {len(frames)} frames")
     if not place.config.exists():
-        name = "reference" if place.course is TABLETOP else place.course.name
+        name = "reference" if place.settings is TABLETOP else place.settings.name
         write_json(place.config, reference_config(frames, name=name, vocab_size=reference_tokenizer().get_vocab_size()))
-    learner = new_learner(place.config, place.course)
+    learner = new_learner(place.config, place.settings)
     count = sum(p.numel() for p in learner.policy.parameters())
     click.echo(f"{count / 1e6:.2f} M parameters, {len(learner.policy.linear_layers())} linear layers")
     return frames, learner
@@ -321,7 +321,7 @@ def start(place: Place, policy: str) -> None:
     tensors = {f"model.policy.{name}": tensor.detach() for name, tensor in trained.named_parameters()}
     heads = {
         f"model.{name}": tensor.detach()
-        for name, tensor in new_learner(place.config, place.course).named_parameters()
+        for name, tensor in new_learner(place.config, place.settings).named_parameters()
         if not name.startswith("policy.")
     }
     save_file(tensors | heads, place.work / "perception.safetensors", metadata={"step": "0", "seconds": "0"})
@@ -334,19 +334,19 @@ def start(place: Place, policy: str) -> None:
 @click.pass_obj
 def recoveries(place: Place, shards: int, first: int, phase: str) -> None:
     """Records episodes in which the expert takes over from the policy of a finished phase."""
-    learner = new_learner(place.config, place.course)
+    learner = new_learner(place.config, place.settings)
     load_averaged(learner, place.work / f"{phase}.safetensors")
-    course = place.course
-    environment = course.environment()
+    settings = place.settings
+    environment = settings.environment()
     for index in range(first, first + shards):
-        episodes = record_recoveries(environment, course, learner.policy.eval(), index)
+        episodes = record_recoveries(environment, settings, learner.policy.eval(), index)
         metadata: dict[str, Any] = {
             "success": [e.success for e in episodes],
             "seeds": [e.seed for e in episodes],
             "phase": phase,
         }
         path = place.work / "recoveries" / f"shard-{index:05d}"
-        write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(course.tasks)), metadata=metadata)
+        write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(settings.tasks)), metadata=metadata)
         click.echo(f"shard {index}: {sum(metadata['success'])}/{len(episodes)} episodes succeed")
     environment.close()
 
@@ -357,7 +357,7 @@ def recoveries(place: Place, shards: int, first: int, phase: str) -> None:
 @click.pass_obj
 def export(place: Place, phase: str, output: Path) -> None:
     """Writes the averaged weights of a finished phase as a policy folder."""
-    learner = new_learner(place.config, place.course)
+    learner = new_learner(place.config, place.settings)
     load_averaged(learner, place.work / f"{phase}.safetensors")
     phases = {}
     for path in sorted(place.work.glob("*.safetensors")):

@@ -111,7 +111,7 @@ def private_imports(root: Path) -> list[str]:
             else:
                 continue
             for name in names:
-                private = re.match(r"(daptq(?:\.[a-zA-Z0-9]\w*)*)\._[a-z]\w*", name)
+                private = re.match(r"(daptq(?:\.[a-zA-Z0-9]\w*)*)\._[A-Za-z]\w*", name)
                 if private and not f"{importer}.".startswith(f"{private[1]}."):
                     found.append(f"{path.relative_to(root)}: {private[0]}")
     return sorted(set(found))

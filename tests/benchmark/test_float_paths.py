@@ -14,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daptq.benchmarking.benchmark import benchmark
 from daptq.benchmarking.control_step import control_step
-from daptq.benchmarking.float_paths import _BLOCK, _GROUP, _ROWS, _TILE, FLOAT_PATHS, fitting, float_paths
+from daptq.benchmarking.float_paths import (
+    BITSANDBYTES_INPUTS,
+    TORCHAO_INPUTS,
+    TORCHAO_OUTPUTS,
+    BITSANDBYTES_OUTPUTS,
+    FLOAT_PATHS,
+    fitting,
+    float_paths,
+)
 from daptq.packing.checkpoint import load_policy, save_policy
 from daptq.policies import cogact_small as cogact
 
@@ -90,7 +98,7 @@ def test_three_layers_of_the_reference_policy_stay_in_bfloat16_beside_either_lib
     policy = load_policy("reference")
     layers = set(policy.linear_layers())
     assert len(layers) == 87
-    for inputs, outputs in ((_GROUP, _ROWS), (_BLOCK, _TILE)):
+    for inputs, outputs in ((TORCHAO_INPUTS, TORCHAO_OUTPUTS), (BITSANDBYTES_INPUTS, BITSANDBYTES_OUTPUTS)):
         assert layers - set(fitting(policy, inputs=inputs, outputs=outputs)) == {
             "state_projector",
             "action_model.net.x_embedder.linear",

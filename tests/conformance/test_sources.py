@@ -30,13 +30,13 @@ CAMERA = camera_key("front")
 
 def record_two_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of `tabletop` become small enough to be recorded in this test."""
-    monkeypatch.setattr(tabletop, "COURSE", replace(tabletop.COURSE, episodes_per_shard=2))
+    monkeypatch.setattr(tabletop, "DEMONSTRATIONS", replace(tabletop.DEMONSTRATIONS, episodes_per_shard=2))
 
 
 def write_a_shard_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording of `simpler`; its second episode failed and holds what no source may hand out."""
-    rng, course = np.random.default_rng(0), simpler.COURSE
-    episodes = [Episode(task=task, seed=seed, success=seed != 1) for seed, task in enumerate(course.tasks)]
+    rng, settings = np.random.default_rng(0), simpler.DEMONSTRATIONS
+    episodes = [Episode(task=task, seed=seed, success=seed != 1) for seed, task in enumerate(settings.tasks)]
     for episode in episodes:
         actions = rng.normal(size=(20, 7)).astype(np.float32)
         episode.arrays = {
@@ -45,8 +45,8 @@ def write_a_shard_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
             CAMERA: rng.integers(0, 256, size=(20, 12, 16, 3), dtype=np.uint8),
         }
     metadata = {"success": [episode.success for episode in episodes]}
-    tensors = shard_tensors(episodes, list(course.tasks))
-    write_artifact(course.folder / "train" / "shard-00000", kind=KIND, tensors=tensors, metadata=metadata)
+    tensors = shard_tensors(episodes, list(settings.tasks))
+    write_artifact(settings.folder / "train" / "shard-00000", kind=KIND, tensors=tensors, metadata=metadata)
 
 
 PREPARED = {"tabletop": record_two_episodes, "simpler": write_a_shard_by_hand}

@@ -20,8 +20,8 @@ from daptq.calibration.demonstrations import (
     action_chunks,
     record_episode,
 )
-from daptq.calibration.states import DemonstrationSource, open_course
-from daptq.calibration.tabletop import COURSE, open_source
+from daptq.calibration.states import DemonstrationSource, open_demonstrations
+from daptq.calibration.tabletop import DEMONSTRATIONS, open_source
 from daptq.environments.tabletop import TabletopEnvironment
 from daptq.errors import ArtifactError, CalibrationDataError, UnknownNameError
 from daptq.observations import ACTION, STATE, TASK, camera_key
@@ -32,7 +32,7 @@ from daptq.policies.cogact_small import SmallCogACTPolicy
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which a shard is eight episodes."""
     folder = tmp_path_factory.mktemp("recordings")
-    DemonstrationSet(replace(COURSE, episodes_per_shard=8), "train", folder).shard(0)
+    DemonstrationSet(replace(DEMONSTRATIONS, episodes_per_shard=8), "train", folder).shard(0)
     return folder
 
 
@@ -69,12 +69,12 @@ def test_disturbances_stay_within_their_limits() -> None:
 
 def test_labels_are_what_the_expert_would_do_in_the_recorded_state() -> None:
     environment = TabletopEnvironment(image_size={})
-    episode = record_episode(environment, COURSE, task="stack_blocks", seed=4, disturbance=Disturbance())
+    episode = record_episode(environment, DEMONSTRATIONS, task="stack_blocks", seed=4, disturbance=Disturbance())
     assert episode.success
     environment.reset(seed=4, options={"task": "stack_blocks"})
-    np.testing.assert_array_equal(episode.arrays["action"][0], COURSE.expert.action(environment))
+    np.testing.assert_array_equal(episode.arrays["action"][0], DEMONSTRATIONS.expert.action(environment))
     scene = np.isfinite(episode.arrays["object_positions"]).all(axis=(0, 2))
-    assert [name for name, present in zip(COURSE.objects, scene, strict=True) if present] == [
+    assert [name for name, present in zip(DEMONSTRATIONS.objects, scene, strict=True) if present] == [
         spec.name for spec in environment.world.objects
     ]
     environment.close()
@@ -84,7 +84,13 @@ def test_the_expert_takes_over_where_another_controller_left() -> None:
     environment = TabletopEnvironment(image_size={})
     down = np.array([0, 0.02, -0.02, 0, 0, 0, -1], dtype=np.float32)
     episode = record_episode(
-        environment, COURSE, task="spoon_on_towel", seed=1, disturbance=None, lead_in=lambda *_: down, takeover=5
+        environment,
+        DEMONSTRATIONS,
+        task="spoon_on_towel",
+        seed=1,
+        disturbance=None,
+        lead_in=lambda *_: down,
+        takeover=5,
     )
     environment.close()
     assert episode.success
@@ -98,10 +104,10 @@ def test_other_instructions_are_other_data(recordings: Path) -> None:
         source: str = "spoon"
         target: str = "towel"
 
-    tasks = {name: Reworded(f"please {task.instruction}") for name, task in COURSE.tasks.items()}
+    tasks = {name: Reworded(f"please {task.instruction}") for name, task in DEMONSTRATIONS.tasks.items()}
     source, other = (
-        open_course(course, "train", limit=4, seed=3, folder=recordings)
-        for course in (COURSE, replace(COURSE, tasks=tasks))
+        open_demonstrations(settings, "train", limit=4, seed=3, folder=recordings)
+        for settings in (DEMONSTRATIONS, replace(DEMONSTRATIONS, tasks=tasks))
     )
     assert source.hash != other.hash
     assert [f"please {task}" for task in next(iter(source))[TASK]] == next(iter(other))[TASK]
@@ -109,7 +115,7 @@ def test_other_instructions_are_other_data(recordings: Path) -> None:
 
 def test_states_belong_to_their_instruction(recordings: Path) -> None:
     """Each state's picture, proprioception and actions come from one frame of an episode of that instruction."""
-    shard = DemonstrationSet(COURSE, "train", recordings).shard(0)
+    shard = DemonstrationSet(DEMONSTRATIONS, "train", recordings).shard(0)
     batch = next(iter(open_source("train", limit=16, seed=0, folder=recordings)))
     states, instructions = shard.tensor(STATE), shard.metadata["instructions"]
     for row in range(16):
@@ -131,9 +137,9 @@ def test_batches_pass_the_checks_of_the_pipeline(recordings: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 100_000])
 def test_impossible_numbers_of_states_are_refused(recordings: Path, limit: int) -> None:
-    course = replace(COURSE, shards={"train": 1})
+    settings = replace(DEMONSTRATIONS, shards={"train": 1})
     with pytest.raises(CalibrationDataError, match="number of calibration states must be at"):
-        open_course(course, "train", limit=limit, seed=0, folder=recordings)
+        open_demonstrations(settings, "train", limit=limit, seed=0, folder=recordings)
 
 
 def test_unknown_split_suggests_the_near_one() -> None:
@@ -152,4 +158,4 @@ def test_a_damaged_recording_is_refused(recordings: Path, tmp_path: Path) -> Non
     content[-1] ^= 1
     victim.write_bytes(content)
     with pytest.raises(ArtifactError, match=victim.name):
-        DemonstrationSource(DemonstrationSet(COURSE, "train", tmp_path), limit=4, seed=0)
+        DemonstrationSource(DemonstrationSet(DEMONSTRATIONS, "train", tmp_path), limit=4, seed=0)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from daptq.calibration.conformance import check_source
 from daptq.calibration.demonstrations import Disturbance, record_episode
-from daptq.calibration.simpler import COURSE
-from daptq.calibration.states import open_course
+from daptq.calibration.simpler import DEMONSTRATIONS
+from daptq.calibration.states import open_demonstrations
 from daptq.environments.contract import check_environment
 from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
@@ -195,20 +195,22 @@ def test_expert_succeeds(environment: SimplerEnvironment, task: str) -> None:
 
 
 def test_a_disturbed_demonstration_succeeds_and_carries_its_labels(environment: SimplerEnvironment) -> None:
-    episode = record_episode(environment, COURSE, task=CARROT, seed=4, disturbance=Disturbance())
+    episode = record_episode(environment, DEMONSTRATIONS, task=CARROT, seed=4, disturbance=Disturbance())
     assert episode.success
     environment.reset(seed=4, options={"task": CARROT, "scattered": True})
     np.testing.assert_array_equal(episode.arrays["action"][0], SimplerExpert().action(environment))
     present = np.isfinite(episode.arrays["object_positions"]).all(axis=(0, 2))
-    there = [name for name, seen in zip(COURSE.objects, present, strict=True) if seen]
+    there = [name for name, seen in zip(DEMONSTRATIONS.objects, present, strict=True) if seen]
     assert there == [TASKS[CARROT].source, TASKS[CARROT].target]
     assert (episode.arrays["valid"] < 16).any()
 
 
 def test_recorded_states_keep_the_contract_of_a_source(seeing: SimplerEnvironment, tmp_path: Path) -> None:
     seeing.reset(seed=0)
-    course = replace(COURSE, environment=lambda: SimplerEnvironment(image_size={"front": 16}), episodes_per_shard=4)
-    check_source(partial(open_course, course, folder=tmp_path), "train")
+    settings = replace(
+        DEMONSTRATIONS, environment=lambda: SimplerEnvironment(image_size={"front": 16}), episodes_per_shard=4
+    )
+    check_source(partial(open_demonstrations, settings, folder=tmp_path), "train")
 
 
 def test_doing_nothing_does_not_succeed(environment: SimplerEnvironment) -> None:

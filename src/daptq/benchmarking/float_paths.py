@@ -35,8 +35,8 @@ Kind = Literal["float", "4-bit"]
 # A float32 runtime may add in another order, and ten denoising steps carry that on; 1e-3 is a millimetre.
 _TOLERANCE = 1e-3
 # Sizes that torchao's kernel takes: inputs that share a scale, outputs of a tile; then those of bitsandbytes.
-_GROUP, _ROWS = 32, 16
-_BLOCK, _TILE = 64, 32
+TORCHAO_INPUTS, TORCHAO_OUTPUTS = 32, 16
+BITSANDBYTES_INPUTS, BITSANDBYTES_OUTPUTS = 64, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,8 @@ def _torchao(sources: _Sources) -> Run:
     quantization = importlib.import_module("torchao.quantization")
     prototype = importlib.import_module("torchao.prototype.quantization.int4")
     policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
-    fit = {policy.get_submodule(path) for path in fitting(policy, inputs=_GROUP, outputs=_ROWS)}
-    config = prototype.PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False)
+    fit = {policy.get_submodule(path) for path in fitting(policy, inputs=TORCHAO_INPUTS, outputs=TORCHAO_OUTPUTS)}
+    config = prototype.PrototypeInt4WeightOnlyConfig(group_size=TORCHAO_INPUTS, set_inductor_config=False)
     quantization.quantize_(policy, config, lambda module, _: module in fit)
     step = _cast(policy, sources.step)
     return lambda: step.run(policy)
@@ -176,7 +176,7 @@ def _bitsandbytes(sources: _Sources) -> Run:
     """4-bit weights of bitsandbytes, bfloat16 activations: the only ones that its product for the CPU takes."""
     layers = required("bitsandbytes").nn
     policy = copy.deepcopy(sources.policy).to(torch.bfloat16)
-    for path in fitting(policy, inputs=_BLOCK, outputs=_TILE):
+    for path in fitting(policy, inputs=BITSANDBYTES_INPUTS, outputs=BITSANDBYTES_OUTPUTS):
         linear: Any = policy.get_submodule(path)
         layer = layers.Linear4bit(
             linear.in_features,

@@ -1,8 +1,8 @@
 """Demonstrations of a scripted expert, recorded into shards on first use and kept in a cache.
 
 An episode is disturbed now and then by a burst of random actions, so that recoveries are demonstrated too; the labels
-are always what the expert would do. A `Course` says what is demonstrated. The module knows nothing of policies, nor of
-any one environment.
+are always what the expert would do. `DemonstrationSettings` say what is demonstrated. The module knows nothing of
+policies, nor of any one environment.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Expert(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class DemonstrationSettings:
     """What is demonstrated.
 
     Attributes:
@@ -138,7 +138,7 @@ class Episode:
 
 def record_episode(
     environment: Environment,
-    course: Course,
+    settings: DemonstrationSettings,
     *,
     task: str,
     seed: int,
@@ -150,7 +150,7 @@ def record_episode(
 
     Args:
         environment: Reset and driven here.
-        course: What is demonstrated.
+        settings: What is demonstrated.
         task: Task to demonstrate.
         seed: Seed of the scene and of the disturbance.
         disturbance: Bursts of random actions, or None.
@@ -164,8 +164,8 @@ def record_episode(
         contradicts, `object_positions` float32 (n, objects, 3) [m] and `object_yaws` (n, objects) [rad], NaN for
         objects of another scene.
     """
-    observation, _ = environment.reset(seed=seed, options={"task": task, **course.options})
-    rng = np.random.default_rng([seed, list(course.tasks).index(task), course.version])
+    observation, _ = environment.reset(seed=seed, options={"task": task, **settings.options})
+    rng = np.random.default_rng([seed, list(settings.tasks).index(task), settings.version])
     offsets = disturbance.schedule(rng, environment.horizon_of(task)) if disturbance else {}
     rows: dict[str, list[NDArray[Any]]] = {}
     disturbed: list[bool] = []
@@ -175,8 +175,8 @@ def record_episode(
         if lead_in is not None and step < takeover:
             observation, _, _, _, info = environment.step(lead_in(observation, step))
             continue
-        label = course.expert.action(environment)
-        for key, value in (observation | _privileged(environment, course.objects) | {"action": label}).items():
+        label = settings.expert.action(environment)
+        for key, value in (observation | _privileged(environment, settings.objects) | {"action": label}).items():
             rows.setdefault(key, []).append(value)
         executed, offset = label, offsets.get(step)
         if offset is not None:
@@ -240,7 +240,7 @@ class DemonstrationSet:
     """The recorded demonstrations of one split, shard by shard; missing shards are recorded when first read.
 
     Args:
-        course: What is demonstrated.
+        settings: What is demonstrated.
         split: ``train`` or ``validation``; the seeds of the two never meet, nor those of evaluation episodes.
         folder: Where the shards are, by default the cache.
 
@@ -248,12 +248,12 @@ class DemonstrationSet:
         UnknownNameError: No such split.
     """
 
-    def __init__(self, course: Course, split: str, folder: Path | None = None) -> None:
-        if split not in course.shards:
-            raise UnknownNameError(f"split of {course.name}", split, course.shards)
-        self.course = course
+    def __init__(self, settings: DemonstrationSettings, split: str, folder: Path | None = None) -> None:
+        if split not in settings.shards:
+            raise UnknownNameError(f"split of {settings.name}", split, settings.shards)
+        self.settings = settings
         self.split = split
-        self.folder = (folder or course.folder) / split
+        self.folder = (folder or settings.folder) / split
 
     def shard(self, index: int) -> Artifact:
         """Reads shard `index`, recording it first when it is missing.
@@ -264,34 +264,34 @@ class DemonstrationSet:
         path = self.folder / f"shard-{index:05d}"
         if path.exists():
             return read_artifact(path, kind=KIND)
-        course = self.course
+        settings = self.settings
         episodes = list(self._record(index))
         metadata = {
             "split": self.split,
-            "tasks": list(course.tasks),
-            "instructions": [task.instruction for task in course.tasks.values()],
-            "objects": list(course.objects),
-            "recording_version": course.version,
+            "tasks": list(settings.tasks),
+            "instructions": [task.instruction for task in settings.tasks.values()],
+            "objects": list(settings.objects),
+            "recording_version": settings.version,
             "seeds": [episode.seed for episode in episodes],
             "success": [episode.success for episode in episodes],
         }
         try:
-            write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(course.tasks)), metadata=metadata)
+            write_artifact(path, kind=KIND, tensors=shard_tensors(episodes, list(settings.tasks)), metadata=metadata)
         except DaptqError:
             if not path.exists():  # otherwise another process has just recorded the same shard
                 raise
         return read_artifact(path, kind=KIND)
 
     def _record(self, index: int) -> Iterator[Episode]:
-        course = self.course
-        environment = course.environment()
+        settings = self.settings
+        environment = settings.environment()
         try:
-            for number in range(index * course.episodes_per_shard, (index + 1) * course.episodes_per_shard):
+            for number in range(index * settings.episodes_per_shard, (index + 1) * settings.episodes_per_shard):
                 yield record_episode(
                     environment,
-                    course,
-                    task=course.task(number),
-                    seed=FIRST_SEED[self.split] + number // course.episodes_per_seed,
+                    settings,
+                    task=settings.task(number),
+                    seed=FIRST_SEED[self.split] + number // settings.episodes_per_seed,
                     disturbance=Disturbance(),
                 )
         finally:

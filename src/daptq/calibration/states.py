@@ -1,4 +1,4 @@
-"""Calibration states from recorded demonstrations of any course.
+"""Calibration states from recorded demonstrations of any environment.
 
 States are drawn at random, without repetition, from successful demonstrations; recordings that are not in the cache
 yet are made on the way. Cameras and image sizes are those of the recordings.
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from daptq.artifacts import hash_tensors
 from daptq.calibration.contract import CalibrationSource
-from daptq.calibration.demonstrations import Course, DemonstrationSet
+from daptq.calibration.demonstrations import DemonstrationSet, DemonstrationSettings
 from daptq.errors import CalibrationDataError
 from daptq.observations import ACTION, STATE, TASK, camera_key
 from daptq.policies.contract import Batch
 
-__all__ = ["DemonstrationSource", "open_course"]
+__all__ = ["DemonstrationSource", "open_demonstrations"]
 
 BATCH_SIZE = 16
 STATES_PER_EPISODE = 6.4
 TASK_INDEX = "task_index"
 
 
-def open_course(
-    course: Course, split: str, *, limit: int | None, seed: int, folder: Path | None = None
+def open_demonstrations(
+    settings: DemonstrationSettings, split: str, *, limit: int | None, seed: int, folder: Path | None = None
 ) -> DemonstrationSource:
-    """Opens a split of a course's demonstrations.
+    """Opens a split of the demonstrations.
 
     Args:
-        course: What is demonstrated.
+        settings: What is demonstrated.
         split: Name of the split.
         limit: Number of states, drawn from one recording of 40 episodes per 256 states; None for every state.
         seed: Decides which states are drawn.
@@ -45,20 +45,20 @@ def open_course(
     """
     if limit is not None and limit < 1:
         raise CalibrationDataError(f"number of calibration states must be at least 1, got {limit}. Ask for 512.")
-    return DemonstrationSource(DemonstrationSet(course, split, folder), limit=limit, seed=seed)
+    return DemonstrationSource(DemonstrationSet(settings, split, folder), limit=limit, seed=seed)
 
 
 class DemonstrationSource(CalibrationSource):
-    """Batches of up to 16 demonstration states; see `open_course`."""
+    """Batches of up to 16 demonstration states; see `open_demonstrations`."""
 
     licence = "Apache-2.0"
 
     def __init__(self, demonstrations: DemonstrationSet, *, limit: int | None, seed: int) -> None:
-        course, split = demonstrations.course, demonstrations.split
-        count = course.shards[split]
+        settings, split = demonstrations.settings, demonstrations.split
+        count = settings.shards[split]
         if limit is not None:
-            count = min(count, math.ceil(limit / (STATES_PER_EPISODE * course.episodes_per_shard)))
-        keys = (STATE, ACTION, TASK_INDEX, *map(camera_key, course.cameras))
+            count = min(count, math.ceil(limit / (STATES_PER_EPISODE * settings.episodes_per_shard)))
+        keys = (STATE, ACTION, TASK_INDEX, *map(camera_key, settings.cameras))
         columns: dict[str, list[Tensor]] = {key: [] for key in keys}
         for index in range(count):
             shard = demonstrations.shard(index)
@@ -68,14 +68,14 @@ class DemonstrationSource(CalibrationSource):
         available = sum(len(part) for part in columns[ACTION])
         if limit is not None and limit > available:
             raise CalibrationDataError(
-                f"number of calibration states must be at most {available} for {course.name}:{split}, got {limit}. "
+                f"number of calibration states must be at most {available} for {settings.name}:{split}, got {limit}. "
                 "Ask for fewer."
             )
         order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
         self._states = {key: torch.cat(parts)[order] for key, parts in columns.items()}
-        self._cameras = tuple(map(camera_key, course.cameras))
-        self._instructions = [task.instruction for task in course.tasks.values()]
-        self.description = f"{len(order)} states of scripted {course.name} demonstrations, split {split}, seed {seed}"
+        self._cameras = tuple(map(camera_key, settings.cameras))
+        self._instructions = [task.instruction for task in settings.tasks.values()]
+        self.description = f"{len(order)} states of scripted {settings.name} demonstrations, split {split}, seed {seed}"
         read = torch.tensor(list("\n".join(self._instructions).encode()), dtype=torch.uint8)
         self.hash = hash_tensors(self._states | {TASK: read})
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daptq.calibration.demonstrations import Course
-from daptq.calibration.states import DemonstrationSource, open_course
+from daptq.calibration.demonstrations import DemonstrationSettings
+from daptq.calibration.states import DemonstrationSource, open_demonstrations
 from daptq.environments.tabletop import make
 from daptq.environments.tabletop.expert import TabletopExpert
 from daptq.environments.tabletop.objects import SCENES, TASKS
 
-__all__ = ["COURSE", "open_source"]
+__all__ = ["DEMONSTRATIONS", "open_source"]
 
 CAMERAS = {"front": 96, "wrist": 64}
-COURSE = Course(
+DEMONSTRATIONS = DemonstrationSettings(
     name="tabletop",
     version=2,
     environment=lambda: make(image_size=CAMERAS),
@@ -27,5 +27,5 @@ COURSE = Course(
 
 
 def open_source(split: str, *, limit: int | None, seed: int, folder: Path | None = None) -> DemonstrationSource:
-    """Opens a split of the demonstrations; see `open_course`."""
-    return open_course(COURSE, split, limit=limit, seed=seed, folder=folder)
+    """Opens a split of the demonstrations; see `open_demonstrations`."""
+    return open_demonstrations(DEMONSTRATIONS, split, limit=limit, seed=seed, folder=folder)

@@ -55,6 +55,6 @@ def quantize(
         )
     click.echo(output)
     if json_path is not None:
-        from daptq.cli.policy_folder import describe
+        from daptq.packing.description import PolicyDescription
 
-        write_json(json_path, describe(output))
+        write_json(json_path, PolicyDescription.of(output).to_json())

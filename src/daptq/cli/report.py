@@ -45,7 +45,7 @@ def report(file: Path, output: Path, benchmark_path: Path | None, animate: int |
 
 
 def _videos(result: EvaluationResult, animate: int | None) -> Videos:
-    """Videos; without a number that was asked for, what stands in their way is said on the page."""
+    """Videos; without a number that was asked for, the page says why there are none."""
     from daptq.errors import DaptqError
     from daptq.report.videos import Videos, record_discordant
 

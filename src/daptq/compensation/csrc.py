@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from daptq.compensation._alignment import Alignment
-from daptq.compensation._symmetry import symmetric_part
 from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_channels
 from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, rotary_matrix
+from daptq.numerics.symmetric import exact_symmetric_part
 
 __all__ = [
     "COMPENSATION",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Covariances with at most one direction of variance for so many channels are solved in their factors.
-FEW = 4
+CHANNELS_PER_DIRECTION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     M = Sigma_Q^-1/2 (Sigma_Q^1/2 Sigma_FP Sigma_Q^1/2)^1/2 Sigma_Q^-1/2, positive semi-definite. Directions in which
     `cov_q` has no variance (relative to its largest eigenvalue, 1e-12) are left alone: M is the identity there.
     """
-    source = symmetric_part(cov_q)
+    source = exact_symmetric_part(cov_q)
     values, vectors = torch.linalg.eigh(source)
     floor = 1e-12 * float(values[-1].clamp_min(0))
     alive = values > floor
@@ -141,7 +141,7 @@ def optimal_transport_map(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d 
     inverse_root = torch.where(alive, values.clamp_min(floor) ** -0.5, 0.0) if bool(alive.any()) else root
     half = (vectors * root) @ vectors.mT
     inverse_half = (vectors * inverse_root) @ vectors.mT
-    middle_values, middle_vectors = torch.linalg.eigh(symmetric_part(half @ symmetric_part(cov_fp) @ half))
+    middle_values, middle_vectors = torch.linalg.eigh(exact_symmetric_part(half @ exact_symmetric_part(cov_fp) @ half))
     middle = (middle_vectors * middle_values.clamp_min(0).sqrt()) @ middle_vectors.mT
     idle = (vectors * (~alive).to(vectors)) @ vectors.mT
     return inverse_half @ middle @ inverse_half + idle
@@ -184,8 +184,8 @@ def align_covariance(
             "Observe the same channels."
         )
     problem = Alignment(
-        symmetric_part(cov_fp).numpy(),
-        symmetric_part(cov_q).numpy(),
+        exact_symmetric_part(cov_fp).numpy(),
+        exact_symmetric_part(cov_q).numpy(),
         _diagonal(weight, size).numpy(),
         fit=fit_weight,
         identity=identity_weight,
@@ -270,7 +270,7 @@ def solve(
     if map_class != "affine":
         (channels,) = solve(mean_fp, cov_fp, mean_q, cov_q, replace(config, cross_channel=False)).values()
         return {"per-channel": channels if map_class == "diagonal" else _without_shift(channels)}
-    fp, q = symmetric_part(cov_fp), symmetric_part(cov_q)
+    fp, q = exact_symmetric_part(cov_fp), exact_symmetric_part(cov_q)
     target, centre = mean_fp.to(torch.float64), mean_q.to(torch.float64)
     variance_fp, variance_q = fp.diagonal().clamp_min(0), q.diagonal().clamp_min(0)
     unit = float(variance_fp.mean()) or 1.0
@@ -288,7 +288,7 @@ def solve(
         scaled = gain[:, None] * q * gain[None, :]
         weight = variance_ratio_weight(variance_fp, variance_q)
         target_factor, source_factor = factor((fp / unit).numpy()), factor((scaled / unit).numpy())
-        if FEW * max(target_factor.shape[1], source_factor.shape[1]) <= len(fp):
+        if CHANNELS_PER_DIRECTION * max(target_factor.shape[1], source_factor.shape[1]) <= len(fp):
             matrix = _aligned_few(target_factor, source_factor, weight, config)
         else:
             matrix = align_covariance(fp / unit, scaled / unit, weight, config.fit_weight, config.identity_weight)
@@ -326,7 +326,7 @@ def _per_head(
 
 def _per_pair(cov_fp: Float[Tensor, "d d"], cov_q: Float[Tensor, "d d"], config: CsrcConfig, heads: int) -> AffineMap:
     """A gain for every pair of channels (i, i + D/2) of each head, from the standard deviations of both together."""
-    fp, q = (symmetric_part(one).diagonal().clamp_min(0).view(heads, 2, -1).sum(dim=1) for one in (cov_fp, cov_q))
+    fp, q = (exact_symmetric_part(one).diagonal().clamp_min(0).view(heads, 2, -1).sum(dim=1) for one in (cov_fp, cov_q))
     unit = float(fp.mean()) / 2 or 1.0
     zero = torch.zeros_like(fp)
     epsilon = config.epsilon * math.sqrt(unit)

@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation._symmetry import NEGLIGIBLE, symmetric_part
 from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_channels
 from daptq.compensation.within_class import block_matrix, diagonal_matrix, rotary_least_squares
 from daptq.errors import InvalidInputError, RecipeError
@@ -31,6 +30,7 @@ from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass
 from daptq.methods import Needs
 from daptq.numerics.moments import Moments
+from daptq.numerics.symmetric import NEGLIGIBLE, exact_symmetric_part
 
 __all__ = ["COMPENSATION", "PairedConfig", "solve", "split"]
 
@@ -168,7 +168,7 @@ def solve(
     c = _positive(c)
     curvature = torch.outer(h, c)
     denominator = curvature + ridge * h.mean() * c.mean()
-    change = p.mT @ (cov_fq.to(c) - symmetric_part(cov_qq)) @ q
+    change = p.mT @ (cov_fq.to(c) - exact_symmetric_part(cov_qq)) @ q
     # Directions without data or effect stay as they are: nothing is known about them.
     scaled = torch.where(curvature > 0, h[:, None] * change / torch.where(curvature > 0, denominator, 1.0), 0.0)
     matrix = torch.eye(size, dtype=torch.float64) + p @ scaled @ q.mT
@@ -203,7 +203,7 @@ def _within(
 
 def _eigen(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Ascending eigenvalues and eigenvectors of the symmetric part, float64."""
-    values, vectors = torch.linalg.eigh(symmetric_part(matrix))
+    values, vectors = torch.linalg.eigh(exact_symmetric_part(matrix))
     return values, vectors
 
 

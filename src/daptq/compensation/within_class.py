@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation._symmetry import NEGLIGIBLE, symmetric_part
 from daptq.interfaces.map_class import blocks_of, rotary_matrix
+from daptq.numerics.symmetric import NEGLIGIBLE, exact_symmetric_part
 
 __all__ = ["block_matrix", "diagonal_matrix", "rotary_least_squares"]
 
@@ -40,7 +40,7 @@ def diagonal_matrix(
         weight: H.
         penalty: lambda, not negative.
     """
-    curvature = symmetric_part(weight) * symmetric_part(moment_qq)
+    curvature = exact_symmetric_part(weight) * exact_symmetric_part(moment_qq)
     slope = (weight @ moment_fq).diagonal() - curvature.sum(dim=1)
     return torch.diag(1.0 + _solved(curvature, slope, penalty))
 
@@ -63,8 +63,8 @@ def rotary_least_squares(
     # Second moments of z_Q and J z_Q: (J z)_i = sign_i z_partner(i).
     both = torch.cat([torch.arange(size), partner])
     signs = torch.cat([torch.ones(size, dtype=torch.float64), sign])
-    stacked = signs[:, None] * symmetric_part(moment_qq)[both][:, both] * signs
-    curvature = symmetric_part(weight).repeat(2, 2) * stacked
+    stacked = signs[:, None] * exact_symmetric_part(moment_qq)[both][:, both] * signs
+    curvature = exact_symmetric_part(weight).repeat(2, 2) * stacked
     pull = weight @ moment_fq
     slope = torch.cat([pull.diagonal(), pull[torch.arange(size), partner] * sign]) - curvature[:, :size].sum(dim=1)
     # The two channels of a pair share a and b.
@@ -84,7 +84,7 @@ def block_matrix(
     heads: int,
 ) -> Float[Tensor, "d d"]:
     """The best M with one block for each head, float64; see `diagonal_matrix`."""
-    source, metric = symmetric_part(moment_qq), symmetric_part(weight)
+    source, metric = exact_symmetric_part(moment_qq), exact_symmetric_part(weight)
     h, p = torch.linalg.eigh(blocks_of(metric, heads))
     c, q = torch.linalg.eigh(blocks_of(source, heads))
     h, c = _positive(h), _positive(c)
@@ -110,7 +110,7 @@ def block_matrix(
 
 def _solved(curvature: Float[Tensor, "n n"], slope: Float[Tensor, " n"], penalty: float) -> Float[Tensor, " n"]:
     """(curvature + penalty I)^-1 slope; 0 along directions without curvature."""
-    values, vectors = torch.linalg.eigh(symmetric_part(curvature))
+    values, vectors = torch.linalg.eigh(exact_symmetric_part(curvature))
     values = _positive(values)
     along = vectors.mT @ slope.to(vectors)
     scaled = torch.where(values > 0, along / torch.where(values > 0, values + penalty, 1.0), 0.0)

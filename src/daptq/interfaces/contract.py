@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
@@ -106,6 +106,15 @@ class FoldedLayer:
     bias: Float[Tensor, " out"] | None
     gain: Float[Tensor, " out"] | None = None
     restore: Callable[[Float[Tensor, "out in"]], Float[Tensor, "out in"]]
+
+    def linear(self, device: torch.device | str = "cpu") -> nn.Linear:
+        """A float32 linear layer with the new weight and bias, without gradients."""
+        with torch.device("meta"):
+            layer = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        layer.weight = nn.Parameter(self.weight.float().to(device).contiguous(), requires_grad=False)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.float().to(device), requires_grad=False)
+        return layer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,7 @@ from daptq.closed_loop.interface_stream import EpisodeStream
 from daptq.compensation.csrc import gain_and_shift
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
-from daptq.interfaces.contract import Fold, FoldedLayer
+from daptq.interfaces.contract import Fold
 from daptq.interfaces.map_class import MapClass, rotary_matrix
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.monitoring.interface_reference import InterfaceReference
@@ -171,7 +171,7 @@ class Refreshed:
         folded = fold.folded(affine, _tensors(layers, parameters))
         for path, layer in layers.items():
             if isinstance(layer, nn.Linear | BFloat16Linear):
-                replace_module(self._policy, path, _linear(folded.layers[path], layer))
+                replace_module(self._policy, path, folded.layers[path].linear(layer.weight.device))
             else:
                 self.exact = False
                 replace_module(self._policy, path, _MappedInput(layer, affine))
@@ -220,17 +220,6 @@ def _tensors(layers: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parame
         else:
             tensors[f"{path}.weight"] = torch.zeros(0, int(layer.in_features))  # type: ignore[arg-type]
     return tensors
-
-
-def _linear(new: FoldedLayer, before: nn.Linear | BFloat16Linear) -> nn.Linear:
-    """The layer with the map inside."""
-    device = before.weight.device
-    with torch.device("meta"):
-        layer = nn.Linear(new.weight.shape[1], new.weight.shape[0], bias=new.bias is not None)
-    layer.weight = nn.Parameter(new.weight.float().to(device), requires_grad=False)
-    if new.bias is not None:
-        layer.bias = nn.Parameter(new.bias.float().to(device), requires_grad=False)
-    return layer
 
 
 class _MappedInput(nn.Module):

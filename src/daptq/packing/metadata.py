@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daptq.artifacts import MANIFEST, Artifact
+from daptq.errors import ForeignArtifactError
 from daptq.json_model import read_json
 from daptq.numerics.grid import BFLOAT16
 
@@ -114,19 +115,31 @@ class CheckpointMetadata:
         """That of a policy folder, without looking at its tensors.
 
         Raises:
-            ForeignArtifactError: The folder has no manifest.
+            ForeignArtifactError: The folder has no manifest, or none of a policy.
             CorruptArtifactError: The manifest is not valid JSON.
         """
-        return cls.from_json(read_json(directory / MANIFEST)["metadata"])
+        return cls.from_json(read_json(directory / MANIFEST).get("metadata"))
 
     @classmethod
-    def from_json(cls, metadata: Mapping[str, Any]) -> CheckpointMetadata:
-        """Reads the metadata of a manifest."""
+    def from_json(cls, metadata: Any) -> CheckpointMetadata:
+        """Reads the metadata of a manifest.
+
+        Raises:
+            ForeignArtifactError: It does not say what the metadata of a policy say.
+        """
+        try:
+            family, name, config = (metadata[key] for key in ("family", "name", "config"))
+            layers = {name: StoredLayer.from_json(entry) for name, entry in metadata.get("layers", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ForeignArtifactError(
+                f"manifest of a policy must name family, name, config and the role and bits of each layer, got one "
+                f"without: {error!r}. Write the policy again with this version of daptq."
+            ) from error
         return cls(
-            family=metadata["family"],
-            name=metadata["name"],
-            config=metadata["config"],
-            layers={name: StoredLayer.from_json(entry) for name, entry in metadata.get("layers", {}).items()},
+            family=family,
+            name=name,
+            config=config,
+            layers=layers,
             plan=metadata.get("plan"),
             folding=metadata.get("folding"),
             recipe=metadata.get("recipe"),

@@ -161,7 +161,7 @@ class Folder:
         errors: dict[str, float] = {}
         for layer, new in changed.items():
             if not self._quantized(layer):
-                replace_module(target, layer, _linear(new))
+                replace_module(target, layer, new.linear())
             elif new.gain is not None:
                 layers[layer] = self._rescaled(layer, layers[layer], new)
             else:
@@ -263,13 +263,3 @@ def _tensors_of(changed: Mapping[str, FoldedLayer]) -> dict[str, Tensor]:
 
 def _float(bias: Float[Tensor, " out"] | None) -> Float[Tensor, " out"] | None:
     return None if bias is None else bias.float()
-
-
-def _linear(new: FoldedLayer) -> nn.Linear:
-    """A linear layer with these values."""
-    with torch.device("meta"):
-        layer = nn.Linear(new.weight.shape[1], new.weight.shape[0], bias=new.bias is not None)
-    layer.weight = nn.Parameter(new.weight.float().contiguous(), requires_grad=False)
-    if new.bias is not None:
-        layer.bias = nn.Parameter(new.bias.float(), requires_grad=False)
-    return layer

@@ -32,7 +32,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in FAMILIES.values():
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(catalog, "entry_points", lambda *, group: points if group == "daptq.policy" else [])
-    catalog._installed.cache_clear()
 
 
 def policy_of(family: str) -> Policy:

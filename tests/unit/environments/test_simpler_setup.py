@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from daptq.catalog import ENVIRONMENTS, SOURCES
 from daptq.cli import main
 from daptq.environments.simpler import driver, make, native_action, world
-from daptq.environments.simpler.expert import _Heights, carry, reach, towards
+from daptq.environments.simpler.expert import Heights, carry, reach, towards
 from daptq.environments.simpler.tasks import TASKS
 from daptq.errors import InvalidInputError, MissingDependencyError
 
@@ -142,7 +142,7 @@ def test_without_debians_packages_the_way_out_is_named(monkeypatch: pytest.Monke
         driver.install()
 
 
-HEIGHTS = _Heights(grasp=0.005, release=0.02, travel=0.08, aim=0.02)
+HEIGHTS = Heights(grasp=0.005, release=0.02, travel=0.08, aim=0.02)
 HERE = np.array([0.3, 0.0, 0.02])
 
 

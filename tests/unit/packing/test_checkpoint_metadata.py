@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from daptq.errors import ForeignArtifactError
 from daptq.packing.metadata import CheckpointMetadata, LayerDecision, StoredLayer
 
 PLAIN: dict[str, Any] = {"family": "f", "name": "n", "config": {}}
@@ -48,3 +49,19 @@ def test_plans_are_read_by_layer() -> None:
 def test_a_plan_in_another_form_says_nothing(plan: Any) -> None:
     metadata = CheckpointMetadata.from_json({**PLAIN, "plan": plan, "folding": plan})
     assert (metadata.decisions, metadata.folded, metadata.sensitivity) == (None, {}, None)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        [],
+        {},
+        {"family": "f", "config": {}},
+        {**PLAIN, "layers": []},
+        {**PLAIN, "layers": {"a": {"role": "vision"}}},
+    ],
+)
+def test_a_manifest_of_something_else_is_refused(metadata: Any) -> None:
+    with pytest.raises(ForeignArtifactError, match="manifest of a policy must name family, name, config and the role"):
+        CheckpointMetadata.from_json(metadata)

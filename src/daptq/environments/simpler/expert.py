@@ -26,7 +26,7 @@ __all__ = ["SimplerExpert"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heights:
+class Heights:
     """How high things are done, for one task [m].
 
     Attributes:
@@ -44,11 +44,11 @@ class _Heights:
     aim: float
 
 
-_HEIGHTS: Final[Mapping[str, _Heights]] = {
-    "spoon_on_towel": _Heights(grasp=0.005, release=0.020, travel=0.07, aim=0.02),
-    "carrot_on_plate": _Heights(grasp=0.005, release=0.030, travel=0.08, aim=0.02),
-    "stack_blocks": _Heights(grasp=-0.005, release=0.030, travel=0.08, aim=0.006),
-    "eggplant_in_basket": _Heights(grasp=0.005, held_up=0.02, release=0.05, travel=0.13, aim=0.02),
+_HEIGHTS: Final[Mapping[str, Heights]] = {
+    "spoon_on_towel": Heights(grasp=0.005, release=0.020, travel=0.07, aim=0.02),
+    "carrot_on_plate": Heights(grasp=0.005, release=0.030, travel=0.08, aim=0.02),
+    "stack_blocks": Heights(grasp=-0.005, release=0.030, travel=0.08, aim=0.006),
+    "eggplant_in_basket": Heights(grasp=0.005, held_up=0.02, release=0.05, travel=0.13, aim=0.02),
 }
 _MAX_STEP: Final = 0.035  # m per control step
 _MAX_TURN: Final = 0.3  # rad per control step
@@ -97,7 +97,7 @@ def _wrapped(angle: float) -> float:
     return (angle + np.pi / 2) % np.pi - np.pi / 2
 
 
-def _placed(source: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], heights: _Heights) -> bool:
+def _placed(source: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], heights: Heights) -> bool:
     """Whether the source lies where it belongs."""
     near = float(np.linalg.norm(source[:2] - target[:2])) < 2.5 * heights.aim
     return bool(near and source[2] < target[2] + heights.release + 0.01)
@@ -108,7 +108,7 @@ def carry(
     grip: Float[np.ndarray, "3"],
     source: Float[np.ndarray, "3"],
     target: Float[np.ndarray, "3"],
-    heights: _Heights,
+    heights: Heights,
 ) -> tuple[Float[np.ndarray, "3"], bool]:
     """The source is held, `grip` off the end-effector: lift it, bring it above the target, lower it, let go."""
     error = float(np.linalg.norm(target[:2] - source[:2]))
