@@ -16,10 +16,10 @@ from daptq.benchmarking.benchmark import benchmark
 from daptq.benchmarking.control_step import control_step
 from daptq.benchmarking.float_paths import (
     BITSANDBYTES_INPUTS,
-    TORCHAO_INPUTS,
-    TORCHAO_OUTPUTS,
     BITSANDBYTES_OUTPUTS,
     FLOAT_PATHS,
+    TORCHAO_INPUTS,
+    TORCHAO_OUTPUTS,
     fitting,
     float_paths,
 )

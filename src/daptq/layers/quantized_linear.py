@@ -257,6 +257,11 @@ class QuantizedLinear(nn.Module):
         else:
             self._hold(name, prepare(name, self.packed_weight(), self.activation_bits))
 
+    @property
+    def prepared(self) -> PreparedLinear | None:
+        """The weight in the form in which its backend multiplies; None until a backend is chosen."""
+        return self._prepared
+
     def packed_weight(self) -> PackedWeight:
         """The packed integers with what is needed to unpack them."""
         if self._prepared is not None:

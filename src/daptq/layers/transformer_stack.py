@@ -200,8 +200,8 @@ def _of_layer(layer: nn.Module) -> PackedLayer | None:
     """A layer as ``daptq::layer`` takes it; None if it does not."""
     if type(layer) is BFloat16Linear and layer.resident_weight.dtype == torch.bfloat16:
         return PackedLayer(LayerTensors(weight=layer.resident_weight, bias=layer.bias), BFLOAT16_LAYER)
-    if type(layer) is QuantizedLinear and isinstance(layer._prepared, Avx2Linear) and not _follows_steps(layer):
-        prepared, buffers = layer._prepared, layer._buffers
+    if type(layer) is QuantizedLinear and isinstance(layer.prepared, Avx2Linear) and not _follows_steps(layer):
+        prepared, buffers = layer.prepared, layer._buffers
         tensors = LayerTensors(
             weight=prepared.tiles,
             scale=buffers["weight_scale"],
@@ -220,7 +220,7 @@ def _take_kernels(modules: Iterable[nn.Module]) -> None:
 
     Whether a stack is fused decides about the last bits of its result: it must not depend on times that were measured.
     """
-    waiting = [module for module in modules if type(module) is QuantizedLinear and module._prepared is None]
+    waiting = [module for module in modules if type(module) is QuantizedLinear and module.prepared is None]
     if not all(avx2.unsupported(layer.packed_weight(), layer.activation_bits) is None for layer in waiting):
         return
     for layer in waiting:

@@ -11,7 +11,9 @@ __all__ = ["check_interfaces", "interfaces_of"]
 
 
 def interfaces_of(policy: Policy, recipe: Recipe) -> tuple[Interface, ...]:
-    """The interfaces of the recipe, by default those that the policy's family names, in execution order."""
+    """The interfaces that the recipe compensates, by default all that the family names, in execution order."""
+    if recipe.compensation is None:
+        return ()
     return policy.interfaces() if recipe.interfaces is None else recipe.interfaces
 
 

@@ -211,7 +211,7 @@ def test_few_states_are_solved_in_factors_to_the_same_map(
     statistics = (z.mean(0), torch.cov(z.mT), noisy.mean(0), torch.cov(noisy.mT))
     config = CsrcConfig(rank=rank)
     factored = solve(*statistics, config)["cross-channel"]
-    monkeypatch.setattr("daptq.compensation.csrc.FEW", math.inf)
+    monkeypatch.setattr("daptq.compensation.csrc.CHANNELS_PER_DIRECTION", math.inf)
     dense = solve(*statistics, config)["cross-channel"]
     # Both stop at a gradient of 1e-10 of its scale, here about 2000, and the weakest curvature is 2 identity_weight.
     torch.testing.assert_close(factored.matrix, dense.matrix, rtol=0, atol=1e-6)

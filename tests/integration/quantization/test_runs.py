@@ -20,6 +20,9 @@ from safetensors.torch import save_file
 from daptq.errors import CalibrationDataError, InvalidInputError, OutputExistsError, OutputWriteError, UnknownNameError
 from daptq.packing.checkpoint import load_policy
 from daptq.policies.cogact_small import SmallCogACTPolicy
+from daptq.quantization.profile import ProfileStage
+from daptq.quantization.profiling import Calibration
+from daptq.quantization.stage import Inputs
 from daptq.recipes import da_ptq, quantize, round_to_nearest
 
 KILLED_RUN = textwrap.dedent(
@@ -207,6 +210,14 @@ def test_bad_batch_is_named_before_anything_is_written(cogact: SmallCogACTPolicy
     with pytest.raises(CalibrationDataError, match="action of calibration batch 2 must be finite"):
         quantize(cogact, da_ptq(), data=source, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_interfaces_are_kept_for_a_compensation_alone(cogact: SmallCogACTPolicy, held: Any) -> None:
+    calibration = Calibration.checked(held(cogact, 2), cogact, limit=8, seed=0, progress=lambda *_: None)
+    everything = {interface.name for interface in cogact.interfaces()}
+    for recipe, names in ((da_ptq(compensation="none"), set()), (da_ptq(), everything)):
+        inputs = Inputs(policy=cogact, recipe=recipe, calibration=calibration, progress=lambda *_: None)
+        assert set(ProfileStage(inputs=inputs).profile().fitted) == names
 
 
 def test_quantized_policy_is_refused(cogact: SmallCogACTPolicy, tmp_path: Path) -> None:
