@@ -18,7 +18,7 @@ from daptq.errors import CheckFailedError, DaptqError
 
 if TYPE_CHECKING:
     from daptq import recipes
-    from daptq.environments.contract import check_environment
+    from daptq.environments.conformance import check_environment
     from daptq.evaluation.run import evaluate
     from daptq.packing.checkpoint import load_policy
     from daptq.policies.conformance import check_policy
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "check_environment": "daptq.environments.contract",
+    "check_environment": "daptq.environments.conformance",
     "check_policy": "daptq.policies.conformance",
     "evaluate": "daptq.evaluation.run",
     "load_policy": "daptq.packing.checkpoint",

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.environments.contract import Environment, Info, Observation, check_environment
+from daptq.environments.conformance import check_environment
+from daptq.environments.contract import Environment, Info, Observation
 from daptq.environments.tabletop import VARIANTS, TabletopEnvironment, make
 from daptq.errors import CheckFailedError
 

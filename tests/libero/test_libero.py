@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daptq.environments.contract import check_environment
+from daptq.environments.conformance import check_environment
 from daptq.environments.libero import LiberoEnvironment
 from daptq.environments.libero.tasks import TASKS
 from daptq.errors import InvalidInputError

@@ -15,7 +15,7 @@ from daptq.calibration.conformance import check_source
 from daptq.calibration.demonstrations import Disturbance, record_episode
 from daptq.calibration.simpler import DEMONSTRATIONS
 from daptq.calibration.states import open_demonstrations
-from daptq.environments.contract import check_environment
+from daptq.environments.conformance import check_environment
 from daptq.environments.simpler import SimplerEnvironment
 from daptq.environments.simpler.expert import SimplerExpert
 from daptq.environments.simpler.tasks import TASKS

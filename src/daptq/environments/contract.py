@@ -1,4 +1,4 @@
-"""The contract of a benchmark environment and its public conformance suite.
+"""The contract of a benchmark environment.
 
 An environment follows Gymnasium and adds what paired, resumable, closed-loop evaluation needs: named tasks with an
 instruction, the full state as one array, the arm's kinematics, and a success flag for every task of the scene. Episodes
@@ -8,27 +8,19 @@ A module of an environment offers `make` and `TASKS`. The sizes that `make(image
 `daptq.observations.ImageSizes`: cameras by short name or full key, square or rectangular pictures. A module with
 variants also offers `VARIANTS`, a mapping from each name to something with a `description`, and `make(variant=name)`: a
 variant changes one thing about the scene, the sensors or the motors, and no initial state.
-
-The suite checks the contract, not whether a task can be solved.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
-from daptq.errors import CheckFailedError
-from daptq.observations import STATE, is_camera
-
-__all__ = ["Environment", "Info", "Observation", "check_environment"]
+__all__ = ["Environment", "Info", "Observation"]
 
 Observation = dict[str, Any]
 Info = dict[str, Any]
@@ -132,212 +124,3 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
     @abstractmethod
     def set_state(self, state: Float[np.ndarray, " state"]) -> tuple[Observation, Info]:
         """Restores a state of `get_state`, of this or another instance; the episode goes on bit-identically."""
-
-
-_INFO_TYPES: Final[Mapping[str, type]] = {
-    "task": str,
-    "success": bool,
-    "success_any_step": bool,
-    "success_by_task": dict,
-    "end_effector_position": np.ndarray,
-    "end_effector_rotation": np.ndarray,
-    "step_index": int,
-    "seed": int,
-}
-
-
-def check_environment(make: Callable[[], Environment], *, seed: int = 0) -> None:
-    """Checks that what `make` returns keeps the contract of `Environment`.
-
-    It makes two instances, since a saved state has to work in another one, and closes both.
-
-    Args:
-        make: Returns a new environment, for example the class itself.
-        seed: Seed of the episodes and of the random actions.
-
-    Raises:
-        CheckFailedError: If anything differs; the message names the first difference.
-    """
-    first, second = make(), make()
-    try:
-        _check_spaces(first)
-        for task in first.tasks:
-            _check_observation(first, task, seed)
-            _check_repeatable(first, second, task, seed)
-            _check_restore(first, second, task, seed)
-            _check_kinematics(first, task, seed)
-        _check_refusals(first, seed)
-        _check_horizon(first, seed)
-    finally:
-        first.close()
-        second.close()
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(message)
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Bit-for-bit equality of nested dictionaries, tuples, arrays and scalars."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
-    if isinstance(first, tuple):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    return bool(np.array_equal(first, second))
-
-
-def _actions(count: int, seed: int) -> NDArray[np.float32]:
-    """Returns (count, 7) small random actions: +-2 cm, +-0.1 rad, either gripper command."""
-    generator = np.random.default_rng(seed)
-    moves = generator.uniform(-1, 1, (count, 7)) * np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1.0])
-    return moves.astype(np.float32)
-
-
-def _check_spaces(environment: Environment) -> None:
-    actions = environment.action_space
-    _require(
-        isinstance(actions, gymnasium.spaces.Box) and actions.shape == (7,) and actions.dtype == np.float32,
-        f"action space must be a float32 Box of shape (7,), got {actions}.",
-    )
-    space = environment.observation_space
-    _require(isinstance(space, gymnasium.spaces.Dict), f"observation space must be a Dict, got {space}.")
-    keys = set(space)  # type: ignore[call-overload]
-    wrong = sorted(key for key in keys if key != STATE and not is_camera(key))
-    _require(STATE in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}.")
-    _require(len(environment.tasks) > 0, "an environment must have a task, got none.")
-    frequency = environment.control_frequency
-    _require(frequency > 0, f"control frequency must be positive, got {frequency}.")
-
-
-def _check_info(environment: Environment, info: Info, step: int) -> None:
-    for key, kind in _INFO_TYPES.items():
-        _require(key in info, f"info must hold {key!r}, got {sorted(info)}.")
-        _require(isinstance(info[key], kind), f"info[{key!r}] must be {kind.__name__}, got {type(info[key]).__name__}.")
-    for key, shape in (("end_effector_position", (3,)), ("end_effector_rotation", (3, 3))):
-        array = info[key]
-        _require(
-            array.shape == shape and array.dtype == np.float64,
-            f"info[{key!r}] must be float64 of shape {shape}, got {array.dtype} of shape {array.shape}.",
-        )
-    by_task = info["success_by_task"]
-    _require(environment.task in by_task, f"success_by_task must hold {environment.task!r}, got {sorted(by_task)}.")
-    _require(info["success"] == by_task[environment.task], "success must agree with success_by_task, got two answers.")
-    held = environment.privileged_state().get("held", 0)
-    _require(held is None or isinstance(held, str), f"privileged_state must name what is 'held' or None, got {held!r}.")
-    _require(info["task"] == environment.instruction, f"info['task'] must be the instruction, got {info['task']!r}.")
-    _require(info["step_index"] == step, f"step_index must be {step}, got {info['step_index']}.")
-
-
-def _check_observation(environment: Environment, task: str, seed: int) -> None:
-    observation, info = environment.reset(seed=seed, options={"task": task})
-    _require(environment.task == task, f"task after reset must be {task!r}, got {environment.task!r}.")
-    _require(info["seed"] == seed, f"info['seed'] must be {seed}, got {info['seed']}.")
-    for step, action in enumerate(_actions(2, seed)):
-        _check_info(environment, info, step)
-        for key, value in observation.items():
-            kind = np.float32 if key == STATE else np.uint8
-            _require(value.dtype == kind, f"{key} must be {np.dtype(kind)}, got {value.dtype}.")
-        _require(environment.observation_space.contains(observation), "observation must lie in its space, it does not.")
-        observation, _, _, _, info = environment.step(action)
-
-
-def _check_repeatable(first: Environment, second: Environment, task: str, seed: int) -> None:
-    outcomes = []
-    for environment in (first, second, first):
-        outcome: list[Any] = [environment.reset(seed=seed, options={"task": task})[0]]
-        outcome += [environment.step(action)[0] for action in _actions(6, seed)]
-        outcomes.append([*outcome, environment.get_state()])
-    for other in outcomes[1:]:
-        for step, (one, two) in enumerate(zip(outcomes[0], other, strict=True)):
-            _require(_equal(one, two), f"{task}: the same seed must give the same episode, it differs at step {step}.")
-    first.reset(seed=seed + 1, options={"task": task})
-    second.reset(seed=seed, options={"task": task})
-    _require(
-        not _equal(first.privileged_state(), second.privileged_state()),
-        f"{task}: another seed must give another start, seeds {seed} and {seed + 1} give the same one.",
-    )
-    states = first.initial_states_of(task)
-    if states is not None:
-        first.reset(seed=seed + states, options={"task": task})
-        _require(
-            _equal(first.privileged_state(), second.privileged_state()),
-            f"{task}: {states} initial states must come back after {states} seeds, they do not.",
-        )
-
-
-def _check_restore(first: Environment, second: Environment, task: str, seed: int) -> None:
-    observation, info = first.reset(seed=seed, options={"task": task})
-    for action in _actions(5, seed):
-        observation, _, _, _, info = first.step(action)
-    state = first.get_state()
-    flat = state.ndim == 1 and state.dtype == np.float64
-    _require(flat, f"state must be a flat float64 array, got {state.dtype} of shape {state.shape}.")
-    second.reset(seed=seed + 1, options={"task": first.tasks[first.tasks.index(task) - 1]})
-    same = _equal((observation, info), second.set_state(state)) and _equal(second.get_state(), state)
-    _require(same, f"{task}: a restored state must give the observation it was saved at, it does not.")
-    for step, action in enumerate(_actions(5, seed + 1)):
-        same = _equal(first.step(action), second.step(action)) and _equal(first.get_state(), second.get_state())
-        _require(same, f"{task}: a restored episode must go on bit for bit, it differs after {step + 1} steps.")
-    for action in _actions(3, seed + 2):
-        observation, _, _, _, info = first.step(action)
-        same = _equal(second.advance(action), info)
-        _require(same, f"{task}: advance must return the info of step, it differs.")
-    same = _equal(second.observe(), observation) and _equal(second.observe(), observation)
-    _require(same, f"{task}: observe must return the observation of step however often it is asked, it does not.")
-
-
-def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
-    environment.reset(seed=seed, options={"task": task})
-    info: Info = {}
-    for action in _actions(3, seed):
-        info = environment.step(action)[-1]
-    joints = environment.joint_positions
-    position, rotation = environment.forward_kinematics(joints)
-    _require(
-        np.allclose(position, info["end_effector_position"], atol=1e-9)
-        and np.allclose(rotation, info["end_effector_rotation"], atol=1e-9),
-        f"{task}: forward kinematics must agree with info's end-effector pose, it does not.",
-    )
-    # Central differences at 1e-5 rad err by 1e-10 (third derivatives of order 1 m) plus 1e-11 (rounding).
-    step = 1e-5
-    columns = []
-    for offset in step * np.eye(joints.size):
-        ahead, behind = environment.forward_kinematics(joints + offset), environment.forward_kinematics(joints - offset)
-        turn = Rotation.from_matrix(ahead[1] @ behind[1].T).as_rotvec()
-        columns.append(np.concatenate([ahead[0] - behind[0], turn]) / (2 * step))
-    error = float(np.abs(environment.jacobian() - np.stack(columns, axis=1)).max())
-    _require(error < 1e-7, f"{task}: jacobian must agree with finite differences to 1e-7, got {error:.2e}.")
-
-
-def _check_refusals(environment: Environment, seed: int) -> None:
-    environment.reset(seed=seed)
-    for bad in (np.zeros(6, np.float32), np.full(7, np.nan, np.float32), np.full(7, np.inf, np.float32)):
-        _require(_refuses(partial(environment.step, bad)), f"step must refuse a bad action, got through: {bad}.")
-    unknown = partial(environment.reset, options={"task": "no such task"})
-    _require(_refuses(unknown), "reset must refuse an unknown task, got through: 'no such task'.")
-
-
-def _refuses(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except ValueError:
-        return True
-    return False
-
-
-def _check_horizon(environment: Environment, seed: int) -> None:
-    environment.reset(seed=seed)
-    still = np.array([0, 0, 0, 0, 0, 0, 1], dtype=np.float32)
-    horizon = environment.horizon_of(environment.task)
-    for step in range(1, horizon + 1):
-        _, _, terminated, truncated, _ = environment.step(still)
-        _require(not terminated, f"an episode must never terminate, it did at step {step}.")
-        _require(
-            bool(truncated) == (step == horizon),
-            f"an episode must be truncated at step {horizon}, got truncated={truncated} at step {step}.",
-        )
-    beyond = environment.advance(still)["step_index"]
-    _require(beyond == environment.horizon + 1, f"advance must go on beyond the horizon, got to step {beyond}.")
