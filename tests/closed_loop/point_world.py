@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.environments.contract import Environment, Info, Observation
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.observations import STATE, ImageSizes
-from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 
 TASKS = ("left", "right")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 from daptq.activation_scaling.conformance import check_activation_scaling
 from daptq.activation_scaling.contract import ActivationScaling, InputRanges
 from daptq.activation_scaling.static import StaticConfig
@@ -40,7 +41,6 @@ from daptq.errors import CheckFailedError, RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.methods import Needs
 from daptq.numerics.quantized_matrix import QuantizedMatrix
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 from daptq.quantization.recipe import METHOD_STAGES, method_named
 from daptq.rounding.conformance import check_rounding
 from daptq.rounding.gptq import GptqConfig

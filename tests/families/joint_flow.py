@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from daptq.action_space import ActionDimension
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_attention_keys import IntoAttentionKeys
 from daptq.interfaces.into_attention_values import IntoAttentionValues
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.observations import ACTION, STATE, TASK, CameraSize
-from daptq.policies.action_space import ActionDimension
 from daptq.policies.contract import Batch, Block, DenoisingStep, Policy, Prediction
 
 CAMERA = "observation.image"

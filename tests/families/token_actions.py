@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_norm import IntoNorm
 from daptq.observations import ACTION, TASK, CameraSize
-from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.contract import Batch, Block, DenoisingStep, Policy, Prediction
 
 CAMERA = "observation.images.primary"

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace, described
 from daptq.drift.contract import DriftModel
 from daptq.errors import CheckFailedError, InvalidInputError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace, described
 
 __all__ = ["check_drift_model"]
 

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import ActionSpace, described
 from daptq.errors import InvalidInputError
 from daptq.methods import Method
 from daptq.numerics.symmetric import symmetric_part
-from daptq.policies.action_space import ActionSpace, described
 
 __all__ = [
     "ROWS_PER_STEP",

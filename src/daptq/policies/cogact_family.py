@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from typing_extensions import Self
 
+from daptq.action_space import END_EFFECTOR_DELTA, described
 from daptq.errors import InvalidInputError
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.observations import ACTION, CameraSize, camera_key
 from daptq.policies._config import check_chunk, check_lengths, config_from_json
-from daptq.policies.action_space import END_EFFECTOR_DELTA, described
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 from daptq.policies.diffusion import add_noise, ddim_sample, ddim_steps, squared_cosine_alphas
 from daptq.policies.dit import DiT

@@ -32,10 +32,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.action_space import ActionSpace
 from daptq.errors import ForeignArtifactError
 from daptq.interfaces.contract import Interface
 from daptq.observations import TASK, CameraSize
-from daptq.policies.action_space import ActionSpace
 from daptq.policies.stored_weights import PolicyTensors, StoredWeights
 
 Role = Literal["vision", "connector", "language", "action_head"]

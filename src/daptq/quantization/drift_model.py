@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from daptq.action_space import ActionSpace
 from daptq.catalog import DRIFT_MODELS
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
-from daptq.policies.action_space import ActionSpace
 from daptq.policies.contract import Policy
 from daptq.quantization.recipe import Recipe
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.action_space import ActionDimension
 from daptq.drift.models.action import ActionConfig
-from daptq.policies.action_space import ActionDimension
 
 CHUNK = 4
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA as SPACE
+from daptq.action_space import ActionDimension, ActionSpace
 from daptq.drift import poses
 from daptq.drift.contract import mean_square, normalised
 from daptq.drift.models.kinematic import Commands, KinematicConfig
@@ -25,8 +27,6 @@ from daptq.environments.kinematics import POINTING_DOWN, ArmKinematics, euler_fr
 from daptq.environments.tabletop.objects import SCENES
 from daptq.environments.tabletop.scene import FINGER_CLOSED, FINGER_OPEN, build_model
 from daptq.environments.tabletop.world import HOME_POSITION
-from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
-from daptq.policies.action_space import ActionDimension, ActionSpace
 from daptq.robots.widowx_250 import JOINTS, SITE
 
 Array = NDArray[np.float64]

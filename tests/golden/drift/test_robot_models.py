@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 import torch
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension
 from daptq.drift.mjcf import read_chain
 from daptq.drift.models.kinematic import KinematicConfig
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension
 from daptq.robots.widowx_250 import JOINTS, MJCF, SITE
 
 CHUNK = 4

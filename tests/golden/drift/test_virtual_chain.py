@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.drift.loss import drift_loss
 from daptq.drift.models.virtual_chain import VirtualChainConfig, drift_weights, jacobian
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.contract import Prediction
 
 ACTIONS = torch.randn(9, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_attention_keys import IntoAttentionKeys
 from daptq.interfaces.into_attention_values import IntoAttentionValues
 from daptq.observations import ACTION, STATE, TASK
-from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 from tests.golden.interfaces.fold_cases import Attention
 

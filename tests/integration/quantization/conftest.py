@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.calibration.contract import CalibrationSource
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_producer import IntoProducer
 from daptq.observations import ACTION, STATE, TASK
-from daptq.policies.action_space import END_EFFECTOR_DELTA
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension
 from daptq.drift.models.kinematic import KinematicConfig
 from daptq.errors import RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.quantization.drift_model import models_that_read
 from daptq.quantization.profile import drift_metric

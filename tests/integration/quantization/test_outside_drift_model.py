@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from daptq import catalog
+from daptq.action_space import ActionSpace
 from daptq.artifacts import read_artifact
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
-from daptq.policies.action_space import ActionSpace
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
 from daptq.recipes import Recipe, da_ptq, quantize

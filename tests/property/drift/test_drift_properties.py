@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionKind, ActionSpace, ActionUnit
 from daptq.catalog import DRIFT_MODELS
 from daptq.drift.contract import DriftModel
 from daptq.drift.models.action import ActionConfig
 from daptq.drift.models.kinematic import KinematicConfig
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionKind, ActionSpace, ActionUnit
 from daptq.sensitivity.probe import metric_root, probe
 from daptq.sensitivity.rounding import RoundingSensitivity
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from daptq.action_space import END_EFFECTOR_DELTA as SPACE
+from daptq.action_space import ActionDimension, ActionSpace
 from daptq.drift.contract import DriftModel
 from daptq.drift.mjcf import read_chain
 from daptq.drift.models.action import ActionConfig
@@ -17,8 +19,6 @@ from daptq.drift.models.kinematic import KinematicConfig
 from daptq.drift.models.se3 import Se3Config
 from daptq.drift.models.virtual_chain import VirtualChainConfig
 from daptq.errors import CalibrationDataError, InvalidInputError, RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA as SPACE
-from daptq.policies.action_space import ActionDimension, ActionSpace
 from daptq.robots.widowx_250 import JOINTS, MJCF, SITE
 from daptq.sensitivity.probe import metric_root, probe
 from daptq.sensitivity.rounding import RoundingSensitivity

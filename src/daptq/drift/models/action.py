@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import ActionDimension, ActionSpace
 from daptq.drift.contract import SQUARE_MILLIMETRES, DriftModel, checked_chunks, normalised
 from daptq.errors import RecipeError
-from daptq.policies.action_space import ActionDimension, ActionSpace
 
 __all__ = ["DRIFT_MODEL", "ActionConfig"]
 

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 from daptq.drift.contract import (
     ROWS_PER_STEP,
     DriftModel,
@@ -40,7 +41,6 @@ from daptq.drift.mjcf import read_chain
 from daptq.drift.poses import compose, displacements, matrix_from_euler, pointing_down
 from daptq.drift.serial_chain import SerialChain, damped_inverse
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
 from daptq.robots.widowx_250 import JOINTS, MJCF, REST, SITE
 
 __all__ = ["DRIFT_MODEL", "Commands", "KinematicConfig", "State", "displacement_jacobian"]

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionSpace
 from daptq.drift.contract import (
     ROWS_PER_STEP,
     DriftModel,
@@ -31,7 +32,6 @@ from daptq.drift.contract import (
 )
 from daptq.drift.poses import Frame, carried, compose, displacements, matrix_from_euler, pointing_down
 from daptq.errors import RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionSpace
 
 __all__ = ["ACTION_DIM", "DRIFT_MODEL", "Se3Config", "State", "displacement_jacobian"]
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionSpace
 from daptq.drift.contract import SQUARE_MILLIMETRES, DriftModel, checked_chunks, refusal
 from daptq.errors import InvalidInputError, RecipeError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionSpace
 
 __all__ = ["ACTION_DIM", "DRIFT_MODEL", "VirtualChainConfig", "drift_weights", "jacobian"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, described
 from daptq.errors import InvalidInputError
-from daptq.policies.action_space import END_EFFECTOR_DELTA, ActionDimension, described
 
 
 @pytest.mark.parametrize(
