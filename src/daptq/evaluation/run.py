@@ -6,12 +6,16 @@ between two records of an episode is then the policy and nothing else; a policy 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from daptq.closed_loop.episodes import Episode, schedule_episodes
 from daptq.environments.contract import Environment
+from daptq.errors import UnknownNameError
 from daptq.evaluation.describe import describe_policy
 from daptq.evaluation.journal import Journal
 from daptq.evaluation.outcome import Outcome
@@ -32,74 +36,46 @@ from daptq.progress import Progress
 __all__ = ["evaluate", "run_evaluation"]
 
 
-def evaluate(
-    policy: PolicySource,
-    *,
-    against: PolicySource | None = None,
-    environment: str = "tabletop",
-    variant: str | None = None,
-    variants: Sequence[str] = (),
-    tasks: Sequence[str] | None = None,
-    episodes: int = 100,
-    seed: int = 0,
-    workers: int = 1,
-    ray: str | None = None,
-    batch: int = 1,
-    stop_margin: float | None = None,
-    drift_states: int | None = None,
-    closed_loop: bool = True,
-    monitor: InterfaceReference | None = None,
-    journal: Path | None = None,
-    progress: Progress | None = None,
-) -> EvaluationResult:
+def evaluate(policy: PolicySource, *, progress: Progress | None = None, **settings: Any) -> EvaluationResult:
     """Evaluates one policy, optionally against a baseline.
-
-    The arguments are the fields of `daptq.evaluation.request.Evaluation`, which explains them; `run_evaluation` runs a
-    request, also one with several candidates.
 
     Args:
         policy: The policy to evaluate: a name, a folder or a loaded policy.
-        against: See `Evaluation`, as for all that follow.
-        environment: See there.
-        variant: See there.
-        variants: See there.
-        tasks: See there.
-        episodes: See there.
-        seed: See there.
-        workers: See there.
-        ray: See there.
-        batch: See there.
-        stop_margin: See there.
-        drift_states: See there.
-        closed_loop: See there.
-        monitor: See there.
-        journal: See there.
         progress: As in `run_evaluation`.
+        **settings: Fields of `daptq.evaluation.request.Evaluation`, which explains them, such as ``against``,
+            ``environment`` and ``episodes``; `inspect.signature` and `help` show all of them with their defaults.
+
+    Returns:
+        The result of the request; `run_evaluation` runs one with several candidates.
 
     Raises:
-        UnknownNameError: As in `run_evaluation`.
+        UnknownNameError: As in `run_evaluation`, or there is no such setting.
         InvalidInputError: As in `run_evaluation`.
         DaptqError: An episode could not be run to its end.
     """
-    request = Evaluation(
-        candidates=[policy],
-        against=against,
-        environment=environment,
-        variant=variant,
-        variants=variants,
-        tasks=tasks,
-        episodes=episodes,
-        seed=seed,
-        workers=workers,
-        ray=ray,
-        batch=batch,
-        stop_margin=stop_margin,
-        drift_states=drift_states,
-        closed_loop=closed_loop,
-        monitor=monitor,
-        journal=journal,
-    )
-    return run_evaluation(request, progress)
+    known = [field.name for field in _settings()]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError("setting of an evaluation", name, known)
+    return run_evaluation(Evaluation(candidates=[policy], **settings), progress)
+
+
+def _settings() -> list[Field[Any]]:
+    """The fields of a request that `evaluate` takes."""
+    return [field for field in fields(Evaluation) if field.name != "candidates"]
+
+
+def _signature() -> inspect.Signature:
+    """The signature of `evaluate` with the settings in full."""
+    policy, progress, _ = inspect.signature(evaluate).parameters.values()
+    settings = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in _settings()
+    ]
+    return inspect.Signature([policy, *settings, progress], return_annotation=EvaluationResult.__name__)
+
+
+vars(evaluate)["__signature__"] = _signature()
 
 
 def run_evaluation(request: Evaluation, progress: Progress | None = None) -> EvaluationResult:

@@ -63,6 +63,13 @@ def test_the_function_has_the_fields_of_the_request_with_their_defaults() -> Non
     assert offered == {one.name: one.default for one in fields(Evaluation) if one.default is not MISSING}
 
 
+def test_an_unknown_setting_of_the_function_is_refused_by_name() -> None:
+    with pytest.raises(UnknownNameError, match="setting of an evaluation must be .*'episode'. Did you mean 'episodes'"):
+        evaluate("reference", episode=8)
+    with pytest.raises(UnknownNameError, match="got 'candidates'"):
+        evaluate("reference", candidates=["reference"])
+
+
 def test_options_are_made_of_the_fields() -> None:
     options = {option.name: option for option in command.params if isinstance(option, click.Option)}
     for name in METAVARS:
