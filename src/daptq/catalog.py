@@ -9,6 +9,9 @@ points of the group ``daptq.<kind>`` (``drift_model`` for a drift model) whose v
 
 A module that was renamed says so with a literal ``FORMER_NAMES = ("old-name",)``: it is still found under the old name,
 so that checkpoints that name it keep loading, and is listed under the new one alone.
+
+What another distribution provides may be broken. It is refused where it is asked for by name, and left out with a
+warning where everything of a kind is looked through, so that it stops nobody who does not use it.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ import ast
 import functools
 import importlib
 import importlib.util
+import logging
 import pkgutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from daptq.errors import InvalidInputError, UnknownNameError
+from daptq.errors import DaptqError, InvalidInputError, UnknownNameError
 
 __all__ = [
     "ACTIVATION_SCALINGS",
@@ -41,6 +45,19 @@ __all__ = [
     "SOURCES",
     "Catalog",
 ]
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+ADVICE = "Install what it needs, update the distribution that provides it, or uninstall it."
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warns once in a process."""
+    LOG.warning(message)
 
 
 @functools.cache
@@ -90,7 +107,7 @@ class Catalog:
             entry-point group ``daptq.<kind>``, spaces as underscores.
         package: Dotted name of the package whose folder is listed.
         provides: Top-level name that a module of this kind defines; ``{module}`` stands for the module's own name.
-            Files that do not define it (a stage's shared mathematics) are not listed.
+            Files that do not define it (mathematics that several methods share) are not listed.
     """
 
     def __init__(self, kind: str, package: str, *, provides: str) -> None:
@@ -102,6 +119,48 @@ class Catalog:
         """Every name, sorted; no listed module is imported."""
         return tuple(sorted({*self._own(), *self._foreign()}))
 
+    def usable(self, read: Callable[[str, Any], T], *, asked: str | None = None) -> dict[str, T]:
+        """What `read` makes of everything that is provided, this package's own first.
+
+        Args:
+            read: Called with a name and what the module of this name provides.
+            asked: The name, present or former, that somebody asked for; None where none was.
+
+        Returns:
+            What `read` returned, by name. What another distribution provides and cannot be loaded or read is named in
+            a warning and left out.
+
+        Raises:
+            InvalidInputError: The name that was asked for is one of those.
+        """
+        asked = self._renamed().get(asked, asked) if asked is not None else None
+        own, foreign = self._own(), self._foreign()
+        found: dict[str, T] = {}
+        for name in (*sorted(own), *sorted(foreign.keys() - own.keys())):
+            if name not in foreign:
+                found[name] = read(name, self.provided(name))
+                continue
+            try:
+                found[name] = self._read(name, read)
+            except DaptqError as error:
+                if name == asked:
+                    raise
+                _warn(f"{self.kind} {name!r} of another distribution is left out: {error}")
+        return found
+
+    def _read(self, name: str, read: Callable[[str, Any], T]) -> T:
+        """What `read` makes of one name of another distribution."""
+        provided = self.provided(name)
+        try:
+            return read(name, provided)
+        except DaptqError:
+            raise
+        except Exception as error:
+            raise InvalidInputError(
+                f"{self.kind} {name!r} must keep the contract of its kind, got {type(error).__name__}: {error}. "
+                f"{ADVICE}"
+            ) from error
+
     def load(self, name: str) -> ModuleType:
         """Imports the module called `name`.
 
@@ -110,10 +169,11 @@ class Catalog:
 
         Raises:
             UnknownNameError: Nothing has this name; the message suggests near names.
-            InvalidInputError: Two distributions provide this name.
+            InvalidInputError: Two distributions provide this name, or another distribution's module cannot be imported.
         """
         name = self._renamed().get(name, name)
-        providers = [modules[name] for modules in (self._own(), self._foreign()) if name in modules]
+        own, foreign = self._own(), self._foreign()
+        providers = [modules[name] for modules in (own, foreign) if name in modules]
         paths = {path for found in providers for path in found}
         if not paths:
             raise UnknownNameError(self.kind, name, self.names())
@@ -122,7 +182,16 @@ class Catalog:
             raise InvalidInputError(
                 f"{self.kind} {name!r} must be provided once, got {listed}. Uninstall all but one of the providers."
             )
-        return importlib.import_module(paths.pop())
+        path = paths.pop()
+        if name in own:
+            return importlib.import_module(path)
+        try:
+            return importlib.import_module(path)
+        except Exception as error:
+            raise InvalidInputError(
+                f"{self.kind} {name!r} must be a module that can be imported, got {type(error).__name__} from {path}: "
+                f"{error}. {ADVICE}"
+            ) from error
 
     def provided(self, name: str) -> Any:
         """What the module called `name` defines under the name that its kind asks for.
@@ -132,7 +201,8 @@ class Catalog:
 
         Raises:
             UnknownNameError: Nothing has this name; the message suggests near names.
-            InvalidInputError: Two distributions provide this name, or the module does not define it.
+            InvalidInputError: Two distributions provide this name, or the module cannot be imported or does not define
+                it.
         """
         module = self.load(name)
         wanted = self.provides.format(module=self._renamed().get(name, name).replace("-", "_"))

@@ -101,6 +101,54 @@ def test_a_name_provided_twice_is_refused(package: str, monkeypatch: pytest.Monk
         Catalog("some thing", package, provides="make").load("good-one")
 
 
+@pytest.fixture
+def plugged(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
+    """A catalog of two own things and four of other distributions, of which one can be used."""
+    for path in ("bad.py", "in_folder/__init__.py"):
+        (tmp_path / "shelf" / path).unlink()
+    (tmp_path / "shelf" / "zebra.py").write_text("def make() -> int:\n    return 5\n")
+    other = tmp_path / "other_shelf"
+    other.mkdir()
+    (other / "__init__.py").write_text("")
+    (other / "fine.py").write_text("def make() -> int:\n    return 7\n")
+    (other / "boom.py").write_text(BOOM)
+    (other / "text.py").write_text("make = 'no function'\n")
+    monkeypatch.setattr(
+        sys, "modules", {n: m for n, m in sys.modules.items() if n.split(".")[0] not in ("shelf", "other_shelf")}
+    )
+    names = {"fine": "fine", "broken": "boom", "lost": "nowhere", "wordy": "text"}
+    _plug_in(monkeypatch, *[(name, f"other_shelf.{module}") for name, module in names.items()])
+    return Catalog("some thing", package, provides="make")
+
+
+def test_what_cannot_be_used_is_left_out_and_named(plugged: Catalog, caplog: pytest.LogCaptureFixture) -> None:
+    assert plugged.names() == ("broken", "fine", "good-one", "lost", "wordy", "zebra")
+    made = plugged.usable(lambda name, make: (name, make()))
+    # This package's own come first.
+    assert list(made.items()) == [(n, (n, v)) for n, v in (("good-one", 1), ("zebra", 5), ("fine", 7))]
+    warnings = {record.getMessage() for record in caplog.records}
+    assert {message.split(" of another distribution is left out: ")[0] for message in warnings} == {
+        f"some thing {name!r}" for name in ("broken", "lost", "wordy")
+    }
+    assert any("got RuntimeError from other_shelf.boom: imported. Install what it needs" in m for m in warnings)
+    assert any("must keep the contract of its kind, got TypeError: 'str' object" in m for m in warnings)
+    caplog.clear()
+    plugged.usable(lambda name, make: (name, make()))
+    assert not caplog.records  # once is enough
+
+
+@pytest.mark.parametrize("name", ["broken", "lost", "wordy"])
+def test_what_cannot_be_used_is_refused_where_it_is_asked_for(plugged: Catalog, name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"some thing {name!r} must .*uninstall it"):
+        plugged.usable(lambda _, make: make(), asked=name)
+
+
+def test_what_this_package_provides_is_never_left_out(plugged: Catalog, package: str, tmp_path: Path) -> None:
+    (tmp_path / "shelf" / "bad.py").write_text("make = 1\n" + BOOM)
+    with pytest.raises(RuntimeError, match="imported"):
+        plugged.usable(lambda _, make: make)
+
+
 def test_what_ships() -> None:
     assert {"cogact-small", "cogact-public"} <= set(POLICIES.names())
     assert "cogact" not in POLICIES.names()

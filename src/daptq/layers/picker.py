@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.catalog import KERNELS
-from daptq.errors import BackendUnavailableError
+from daptq.errors import BackendUnavailableError, InvalidInputError
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, rounding_bound
 from daptq.kernels.linear.contract import Backend, PackedWeight, PreparedLinear
 from daptq.layers.bfloat16_linear import BFloat16Linear
@@ -155,7 +155,10 @@ def _chosen_earlier(
     kept = recall(shape.file_name())
     if kept is None:
         return None
-    prepared = _try(kept.kernel, weight, operands, agrees)
+    try:
+        prepared = _try(kept.kernel, weight, operands, agrees)
+    except InvalidInputError:  # It is from another distribution that has broken since.
+        return None
     if isinstance(prepared, str):
         return None
     _settle(shape, kept, "measured by an earlier process on this machine")
@@ -166,7 +169,7 @@ def _measure_and_choose(
     shape: Shape, weight: PackedWeight, operands: Operands, agrees: Agreement
 ) -> tuple[str, PreparedLinear]:
     """The fastest backend, or the one that another process has chosen while this one measured."""
-    tried = {name: _try(name, weight, operands, agrees) for name in KERNELS.names()}
+    tried = KERNELS.usable(lambda name, _: _try(name, weight, operands, agrees))
     candidates = {name: prepared for name, prepared in tried.items() if not isinstance(prepared, str)}
     measured_now = _race(candidates, BFloat16Linear(weight.matrix(operands[1]).dequantize(), operands[2]), operands)
     kept = remember(shape.file_name(), measured_now)

@@ -78,7 +78,7 @@ def save_quantized(
         directory: Folder to create; may exist when empty.
         layers: The quantized layers by module path.
         plan: The bit plan, JSON.
-        folding: The folding plan, JSON.
+        folding: Which fold took the map of each interface, JSON.
         recipe: The resolved recipe, a JSON object.
         provenance: Versions, machine, data and seed, a JSON object.
 

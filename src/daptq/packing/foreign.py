@@ -15,15 +15,18 @@ __all__ = ["foreign_family"]
 def foreign_family(directory: Path) -> type[Policy] | None:
     """The family that recognises a folder; None for an artifact of daptq, and where no family does.
 
-    No family is imported unless `directory` is a folder without an artifact.
+    No family is imported unless `directory` is a folder without an artifact; one that cannot be imported is left out.
 
     Raises:
         ForeignArtifactError: Several families recognise it.
     """
     if not directory.is_dir() or (directory / MANIFEST).is_file():
         return None
-    families: list[type[Policy]] = [POLICIES.load(name).POLICY for name in POLICIES.names()]
-    found = [family for family in families if family.recognises(directory)]
+
+    def recognising(_: str, family: type[Policy]) -> type[Policy] | None:
+        return family if family.recognises(directory) else None
+
+    found = [family for family in POLICIES.usable(recognising).values() if family is not None]
     if len(found) > 1:
         raise ForeignArtifactError(
             f"{directory} must be recognised by one family, got {', '.join(family.family for family in found)}. "

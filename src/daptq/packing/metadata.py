@@ -91,7 +91,7 @@ class CheckpointMetadata:
         config: What the family builds the policy from.
         layers: The linear layers by module path, in execution order.
         plan: The bit plan as it was written.
-        folding: The folding plan as it was written.
+        folding: The folds as they were written.
         recipe: The resolved recipe as it was written.
         provenance: Versions, machine, data and seed as they were written.
     """

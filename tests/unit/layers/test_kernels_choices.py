@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import daptq.kernels.linear.backends.float32_carried as carried
+from daptq import catalog
 from daptq.errors import BackendUnavailableError
 from daptq.kernels.linear.contract import PackedWeight, PreparedLinear
 from daptq.layers import choices, picker
@@ -212,3 +216,23 @@ def test_processor_torch_and_sources_are_part_of_the_folder(monkeypatch: pytest.
         assert len(seen) == 6
     finally:
         choices._machine.cache_clear()
+
+
+def test_a_kernel_of_another_distribution_that_is_broken_is_no_candidate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = ModuleType("acme_kernel")
+    for name in ("unavailable", "unsupported", "prepare"):
+        setattr(module, name, getattr(carried, name))
+    monkeypatch.setitem(sys.modules, "acme_kernel", module)
+    points = [EntryPoint("acme-kernel", "acme_kernel", "daptq.kernel")]
+    monkeypatch.setattr(catalog, "entry_points", lambda *, group: points if group == "daptq.kernel" else [])
+    monkeypatch.setattr(catalog, "_warn", catalog.LOG.warning)
+    assert chosen() in ("acme-kernel", "float32-carried")
+    (path,) = folder.iterdir()
+    path.write_text(path.read_text().replace('"kernel": "float32-carried"', '"kernel": "acme-kernel"'))
+    # It was chosen once; since then it lost something that it needs.
+    monkeypatch.delitem(sys.modules, "acme_kernel")
+    fresh_process(monkeypatch)
+    assert chosen() == "float32-carried"
+    assert "kernel 'acme-kernel' of another distribution is left out" in caplog.text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from daptq import catalog
 from daptq.catalog import POLICIES
 from daptq.errors import ArtifactError, ForeignArtifactError
 from daptq.packing.checkpoint import load_policy, save_policy
@@ -41,8 +42,11 @@ class Rival(Reader):
 def families(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The families of the catalog, by name; tests add to them."""
     found: dict[str, Any] = {"cogact-small": SmallCogACTPolicy, "reader": Reader}
-    monkeypatch.setattr(POLICIES, "names", lambda: tuple(found), raising=True)
-    monkeypatch.setattr(POLICIES, "load", lambda name: SimpleNamespace(POLICY=found[name]), raising=True)
+
+    def usable(read: Any) -> dict[str, Any]:
+        return {name: read(name, family) for name, family in found.items()}
+
+    monkeypatch.setattr(POLICIES, "usable", usable, raising=True)
     return found
 
 
@@ -66,6 +70,15 @@ def test_a_folder_that_nobody_recognises_is_refused(tmp_path: Path, families: di
     assert foreign_family(tmp_path) is None
     with pytest.raises(ArtifactError):
         load_policy(tmp_path)
+
+
+def test_a_family_of_another_distribution_that_cannot_be_imported_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = {"daptq.policy": [EntryPoint("lost-family", "nowhere.lost", "daptq.policy")]}
+    monkeypatch.setattr(catalog, "entry_points", lambda *, group: points.get(group, []))
+    assert foreign_family(tmp_path) is None
+    assert "policy 'lost-family' of another distribution is left out: policy 'lost-family' must be" in caplog.text
 
 
 def test_no_family_is_asked_about_an_artifact_or_what_is_no_folder(
