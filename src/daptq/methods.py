@@ -25,6 +25,8 @@ class Needs:
         weighted_grams: These, with every token weighted by how much the drift depends on it.
         metric: The matrix G of the drift model.
         interface_sensitivities: The matrix H of every interface: what an error of its representation does to the robot.
+        gradients: Gradients of the policy's predictions. A layer whose weight stays in a file has none, so a recipe
+            that takes them with respect to its weight is refused.
         scores: A score of every layer that is decided about.
         costs: Scores that say what rounding to each number of bits costs.
     """
@@ -35,6 +37,7 @@ class Needs:
     weighted_grams: bool = False
     metric: bool = False
     interface_sensitivities: bool = False
+    gradients: bool = False
     scores: bool = False
     costs: bool = False
 
@@ -42,6 +45,7 @@ class Needs:
         implied = {
             "grams": self.weighted_grams,
             "metric": self.weighted_grams or self.interface_sensitivities,
+            "gradients": self.weighted_grams or self.interface_sensitivities,
             "scores": self.costs,
             "data": any(getattr(self, need.name) for need in fields(self)),
         }

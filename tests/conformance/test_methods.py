@@ -41,7 +41,7 @@ from daptq.errors import CheckFailedError, RecipeError
 from daptq.interfaces.affine import AffineMap
 from daptq.methods import Needs
 from daptq.numerics.quantized_matrix import QuantizedMatrix
-from daptq.quantization.recipe import METHOD_STAGES, method_named
+from daptq.quantization.recipe import METHOD_PARTS, method_named
 from daptq.rounding.conformance import check_rounding
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.nearest import NearestConfig
@@ -135,9 +135,9 @@ def test_drift_models_of_other_spaces(model: Any, space: ActionSpace) -> None:
     check_drift_model(model, space, state=torch.zeros(6, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("stage", list(METHOD_STAGES))
-def test_every_method_is_of_its_kind(stage: str) -> None:
-    catalog, contract = METHOD_STAGES[stage]
+@pytest.mark.parametrize("part", list(METHOD_PARTS))
+def test_every_method_is_of_its_kind(part: str) -> None:
+    catalog, contract = METHOD_PARTS[part]
     assert catalog.names()
     for name in catalog.names():
         assert issubclass(method_named(catalog, name), contract)
@@ -206,10 +206,25 @@ class _OwesNothing(SensitivityConfig):
 class _ScoresOnce(SensitivityConfig):
     @property
     def needs(self) -> Needs:
-        return Needs(data=True)
+        return Needs(data=True, gradients=True)
 
     def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
         return {name: {4: 1.0} for name in passes.bits}
+
+
+class _WatchesUndeclared(SensitivityConfig):
+    @property
+    def needs(self) -> Needs:
+        return Needs(data=True)
+
+
+class _TakesGradientsUndeclared(_WatchesUndeclared):
+    def watch_loss(self, weights: Any) -> Any:
+        return None
+
+    def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
+        with passes.gradients(tuple(passes.bits)) as (weights, _):
+            return {n: dict.fromkeys(bits, float(weights[n].detach().norm())) for n, bits in passes.bits.items()}
 
 
 class _WeighsByChunk(ActionConfig):
@@ -294,6 +309,8 @@ class _DoesWithoutH(PairedConfig):
         (check_allocation, _SpendsTwice(budget_bits=3.0), "must keep its budget"),
         (check_sensitivity, _OwesNothing(), "a cost not negative"),
         (check_sensitivity, _ScoresOnce(), "every layer at each of its bits"),
+        (check_sensitivity, _WatchesUndeclared(), "needs of a method that watches the loss"),
+        (check_sensitivity, _TakesGradientsUndeclared(), "needs of a method that takes them"),
         (check_drift_model, _WeighsByChunk(), "must not change with order"),
         (check_drift_model, _CountsWhatIsNotExecuted(), "must be zero for later actions"),
         (check_drift_model, _IsNotSymmetric(), "must be symmetric"),

@@ -230,9 +230,9 @@ def _require_float(policy: Policy) -> None:
 
 
 def _require_gradients(policy: Policy, recipe: Recipe) -> None:
-    """Refuses gradients of weights that are not in memory."""
+    """Refuses gradients with respect to weights that are not in memory."""
     needs = recipe.needs
-    scored = layers_in_scope(policy, recipe) if needs.scores else ()
+    scored = layers_in_scope(policy, recipe) if needs.scores and recipe.sensitivity.needs.gradients else ()
     wanted = (*scored, *(calibrated_layers(policy, recipe) if needs.weighted_grams else ()))
     if streamed := [name for name in wanted if float_linear(policy, name).weight.is_meta]:
         raise RecipeError(

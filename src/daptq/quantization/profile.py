@@ -87,7 +87,7 @@ class DriftProfile:
         if artifact.kind != PROFILE_KIND:
             raise ForeignArtifactError(
                 f"{artifact.directory} must hold a drift profile, got an artifact of kind {artifact.kind!r}. "
-                "Pass the folder of the right stage."
+                "Pass the folder of a profile."
             )
         data = artifact.metadata
 
@@ -109,7 +109,7 @@ class DriftProfile:
 
 def drift_metric(policy: Policy, recipe: Recipe, calibration: Calibration) -> Float[Tensor, "k k"]:
     """The matrix G of the recipe's drift model over the demonstrated chunks, or what is executed of them [mm^2]."""
-    return recipe.drift.metric(
+    return recipe.drift_model.metric(
         calibration.chunks,
         calibration.positions,
         space=policy.action_space,
@@ -133,8 +133,8 @@ class ProfileStage(Stage[DriftProfile]):
         """Runs the pass."""
         policy, recipe, calibration = self.inputs.policy, self.inputs.recipe, self.inputs.data
         needs = recipe.needs
-        drift_weights = recipe.drift.weights(calibration.actions, policy.action_unit, space=policy.action_space)
-        scored = layers_in_scope(policy, recipe) if needs.scores else ()
+        drift_weights = recipe.drift_model.weights(calibration.actions, policy.action_unit, space=policy.action_space)
+        scored = layers_in_scope(policy, recipe) if needs.scores and recipe.sensitivity.needs.gradients else ()
         weights = {name: float_linear(policy, name).weight for name in scored}
         watcher = recipe.sensitivity.watch_loss(weights) if weights else None
 

@@ -18,6 +18,7 @@ from daptq.artifacts import Artifact
 from daptq.calibration.contract import batch_size
 from daptq.calibration.input_errors import observe_input_errors
 from daptq.drift.loss import drift_loss
+from daptq.errors import InvalidInputError
 from daptq.policies.contract import Batch
 from daptq.quantization.allocation import candidate_bits, float_linear, layers_in_scope
 from daptq.quantization.profile import DriftProfile
@@ -78,10 +79,23 @@ class PolicyPasses:
                 seen += batch_size(part)
                 yield part, torch.Generator().manual_seed(generator.initial_seed() + start)
 
+    def weight(self, name: str) -> Float[Tensor, "out in"]:
+        """The float weight of a layer."""
+        return self.layers.rounder.weight(name).detach().to(torch.float32)
+
     @contextmanager
     def gradients(self, names: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Tensor], InputError]]:
-        """Within the block the weights of these layers, and no other parameters, require gradients."""
-        policy = self.inputs.policy
+        """Within the block the weights of these layers, and no other parameters, require gradients.
+
+        Raises:
+            InvalidInputError: The method does not say that it needs gradients, so nobody made sure that there are some.
+        """
+        policy, method = self.inputs.policy, self.inputs.recipe.sensitivity
+        if not method.needs.gradients:
+            raise InvalidInputError(
+                f"needs of the sensitivity {method.method} must include gradients, got {method.needs}. Add "
+                "gradients=True to them, or read weights by `Passes.weight`."
+            )
         weights = {name: float_linear(policy, name).weight for name in names}
         with (
             evaluating(policy),
@@ -104,7 +118,7 @@ class PolicyPasses:
 
     def report(self, done: int, total: int) -> None:
         """Tells the user how far the scoring is."""
-        self.inputs.progress(done, total, "cost")
+        self.inputs.progress(done, total, "score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,25 +131,25 @@ class ScoresStage(Stage[dict[str, dict[int, float]]]):
         layers: The rounded layers.
     """
 
-    name = "costs"
-    kind = "rounding-costs"
+    name = "scores"
+    kind = "layer-scores"
 
     inputs: Inputs
     profile: DriftProfile
     layers: RoundedLayers
 
     def compute(self) -> StageContent:
-        """No tensors; metadata ``costs`` by layer and bits."""
+        """No tensors; metadata ``scores`` by layer and bits."""
         policy, recipe = self.inputs.policy, self.inputs.recipe
         options = candidate_bits(policy, recipe)
         bits = {name: options[name] for name in layers_in_scope(policy, recipe)}
         passes = PolicyPasses(inputs=self.inputs, profile=self.profile, layers=self.layers, bits=bits)
         scores = recipe.sensitivity.scores(passes)
-        return {}, {"costs": {name: {**scores[name], BFLOAT16: 0.0} for name in bits}}
+        return {}, {"scores": {name: {**scores[name], BFLOAT16: 0.0} for name in bits}}
 
     def read(self, artifact: Artifact) -> dict[str, dict[int, float]]:
         """The scores; JSON has turned bits into text."""
         return {
             name: {int(bits): float(score) for bits, score in by_bits.items()}
-            for name, by_bits in artifact.metadata["costs"].items()
+            for name, by_bits in artifact.metadata["scores"].items()
         }

@@ -37,8 +37,9 @@ class _Network(nn.Module):
 class _Passes:
     """What a method is lent, see `daptq.sensitivity.contract.Passes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gradients: bool = True) -> None:
         self.network = _Network()
+        self._may_take_gradients = gradients
         self.bits: Mapping[str, tuple[int, ...]] = {"first": (2, 4), "second": (4, 8)}
         self.states = STATES
         self.loss_scores: Mapping[str, float] = {}
@@ -56,8 +57,13 @@ class _Passes:
         for index, part in enumerate(features.split(size)):
             yield {"features": part}, torch.Generator().manual_seed(index)
 
+    def weight(self, name: str) -> Float[Tensor, "out in"]:
+        return self.weights[name].detach()
+
     @contextmanager
     def gradients(self, names: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Tensor], InputError]]:
+        if not self._may_take_gradients:
+            raise CheckFailedError("gradients must be among the needs of a method that takes them.")
         weights = {name: self.weights[name] for name in names}
         with only_gradients_of(self.network, weights):
             yield weights, lambda _: None
@@ -69,7 +75,7 @@ class _Passes:
         return self.chunk(batch, generator).square().sum(dim=-1).mean()
 
     def rounded(self, name: str, num_bits: int) -> Float[Tensor, "out in"]:
-        weight = self.weights[name].detach()
+        weight = self.weight(name)
         step = weight.abs().max() / 2 ** (num_bits - 1)
         return torch.round(weight / step) * step
 
@@ -86,8 +92,10 @@ def check_sensitivity(method: SensitivityMethod) -> None:
     """
     found = []
     for _ in range(2):
-        passes = _Passes()
+        passes = _Passes(gradients=method.needs.gradients)
         watcher = method.watch_loss(passes.weights)
+        if watcher is not None and not method.needs.gradients:
+            raise CheckFailedError("gradients must be among the needs of a method that watches the loss.")
         if watcher is not None:
             for batch, generator in passes.batches(STATES, 8):
                 watcher.update(passes.loss(batch, generator))

@@ -67,8 +67,14 @@ class Passes(Protocol):
         """The first `states` calibration states in batches of at most `size`, each with the source of its noise."""
         ...
 
+    def weight(self, name: str) -> Float[Tensor, "out in"]:
+        """The float weight of a layer, float32, without gradients; one that stays in a file is read from it."""
+        ...
+
     def gradients(self, names: tuple[str, ...]) -> AbstractContextManager[tuple[Mapping[str, Tensor], InputError]]:
         """Within the block the weights of these layers, and no other parameters, require gradients.
+
+        For a method that says in its `needs` that it takes gradients.
 
         Yields:
             The weights (out, in) by layer, and a function that returns, after a backward pass, the sum over tokens of
@@ -104,6 +110,8 @@ class SensitivityMethod(Method):
 
     def watch_loss(self, weights: Mapping[str, Tensor]) -> LossWatcher | None:  # noqa: ARG002  (overridden)
         """What takes part in the profile's pass; by default nothing does, and the pass needs no gradients.
+
+        Only a method that says in its `needs` that it takes gradients is asked.
 
         Args:
             weights: Weight (out, in) of each layer to be scored; each requires gradients while the pass runs.

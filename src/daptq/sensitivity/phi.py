@@ -48,8 +48,8 @@ class SensitivityConfig(SensitivityMethod):
 
     @property
     def needs(self) -> Needs:
-        """Calibration data."""
-        return Needs(data=True)
+        """Gradients of the drift loss over calibration data."""
+        return Needs(data=True, gradients=True)
 
     def watch_loss(self, weights: Mapping[str, Tensor]) -> Sensitivity:
         """Adds up the gradients of the profile's pass."""

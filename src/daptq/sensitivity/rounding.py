@@ -63,8 +63,8 @@ class RoundingSensitivityConfig(SensitivityMethod):
 
     @property
     def needs(self) -> Needs:
-        """Calibration data, and the metric that probes are drawn by."""
-        return Needs(data=True, metric=self.estimate == "fisher")
+        """Gradients over calibration data, and the metric that probes are drawn by."""
+        return Needs(data=True, gradients=True, metric=self.estimate == "fisher")
 
     def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
         """Costs, in mm^2 or in units of the drift loss; one pass over the data for as many layers as fit in memory."""

@@ -9,18 +9,20 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.calibration.contract import CalibrationSource
-from daptq.errors import RecipeError
+from daptq.errors import InvalidInputError, RecipeError
+from daptq.methods import Needs
 from daptq.packing.checkpoint import load_policy, save_policy
 from daptq.policies import cogact_public as cogact_prismatic
 from daptq.policies import cogact_small as cogact
@@ -29,6 +31,8 @@ from daptq.policies.stored_weights import StoredWeights
 from daptq.quantization.recipe import Recipe
 from daptq.recipes import da_ptq, quantize, round_to_nearest
 from daptq.rounding.gptq import GptqConfig
+from daptq.sensitivity.contract import Passes, SensitivityMethod
+from daptq.sensitivity.phi import SensitivityConfig
 
 FAMILIES = [cogact, cogact_prismatic]
 
@@ -104,6 +108,54 @@ def test_gradients_of_weights_in_files_are_refused(folder: Path, tmp_path: Path)
     with pytest.raises(RecipeError, match="must take gradients of layers in memory alone"):
         quantize(policy, recipe, data=MadeUp(policy), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingError(SensitivityMethod):
+    """How much of a weight rounding loses; it reads weights alone."""
+
+    method: ClassVar[str] = "rounding-error"
+    needs: ClassVar[Needs] = Needs(data=True)
+
+    asks_for_gradients: bool = False
+
+    def scores(self, passes: Passes) -> dict[str, dict[int, float]]:
+        if self.asks_for_gradients:
+            with passes.gradients(tuple(passes.bits)):
+                pass
+        found = {}
+        for name, bits in passes.bits.items():
+            weight = passes.weight(name)
+            assert weight.dtype == torch.float32
+            assert not weight.requires_grad
+            found[name] = {b: float((passes.rounded(name, b) - weight).norm()) for b in bits}
+        return found
+
+
+def test_a_sensitivity_that_reads_weights_alone_scores_layers_in_files(folder: Path, tmp_path: Path) -> None:
+    everywhere = TopFractionConfig(scope="all", keep_last_blocks=0)
+    recipe = replace(da_ptq(), allocation=everywhere, sensitivity=RoundingError(), order="allocation-first")
+    results = []
+    for stream in (False, True):
+        policy = load_policy(folder, stream=stream)
+        results.append(content(quantize(policy, recipe, data=MadeUp(policy), output=tmp_path / str(stream))))
+    assert results[0] == results[1]
+    plan = json.loads(results[0]["manifest"])["metadata"]["plan"]["layers"]
+    policy = load_policy(folder, stream=True)
+    in_files = {f"{entry['name']}.weight" for entry in plan if entry["score"] is not None} & {
+        name for name, parameter in policy.named_parameters() if parameter.is_meta
+    }
+    assert in_files
+    phi = replace(recipe, sensitivity=SensitivityConfig())
+    with pytest.raises(RecipeError, match="must take gradients of layers in memory alone"):
+        quantize(policy, phi, data=MadeUp(policy), output=tmp_path / "phi")
+
+
+def test_gradients_that_were_not_asked_for_are_refused(folder: Path, tmp_path: Path) -> None:
+    policy = load_policy(folder)
+    recipe = replace(da_ptq(), sensitivity=RoundingError(asks_for_gradients=True))
+    with pytest.raises(InvalidInputError, match="needs of the sensitivity rounding-error must include gradients"):
+        quantize(policy, recipe, data=MadeUp(policy), output=tmp_path / "out")
 
 
 def test_never_more_than_a_few_layers_are_in_memory(tmp_path: Path, live_weights: Any) -> None:

@@ -64,7 +64,7 @@ def test_costs_are_the_drift_of_a_first_order_change(chain: Policy, tmp_path: Pa
     bits = dict.fromkeys(chain.linear_layers(), (2, 4))
     stage = RoundingStage(name="all", bits=bits, rounder=rounder, progress=silent, before=0, total=len(bits))
     rounded = RoundedLayers(chain, rounder, dict.fromkeys(bits, ran(tmp_path / "rounded", stage)))
-    costs = ran(tmp_path / "costs", ScoresStage(inputs=inputs, profile=profile, layers=rounded))
+    costs = ran(tmp_path / "scores", ScoresStage(inputs=inputs, profile=profile, layers=rounded))
     assert profile.metric is not None
     name = "stack.1"
     change = (rounded.weight(name, 2) - float_linear(chain, name).weight).detach()

@@ -152,7 +152,7 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("stage", ["profile", "statistics", "ranges", "round", "cost", "verify", "measure", "write"])
+@pytest.mark.parametrize("stage", ["profile", "statistics", "ranges", "round", "score", "verify", "measure", "write"])
 def test_a_run_that_ends_in_any_stage_continues_to_the_same_bytes(
     cogact: SmallCogACTPolicy, tmp_path: Path, held: Any, stage: str, whole: Callable[[Path], dict[str, bytes]]
 ) -> None:
