@@ -74,8 +74,8 @@ def arms(setting: Setting) -> dict[str, Recipe]:
         "plus": plus,
         "plus, rotated": replace(plus, transform=TransformConfig(rotation_block=64)),
         "plus, not rotated": replace(plus, transform=TransformConfig()),
-        "plus, kinematic": replace(plus, drift=da_ptq_plus(drift_model="kinematic").drift),
-        "plus, virtual chain": replace(plus, drift=da_ptq_plus(drift_model="virtual-chain").drift),
+        "plus, kinematic": replace(plus, drift_model=da_ptq_plus(drift_model="kinematic").drift_model),
+        "plus, virtual chain": replace(plus, drift_model=da_ptq_plus(drift_model="virtual-chain").drift_model),
         "plus without compensation": replace(plus, compensation=None),
         "plus, plain Gram": replace(plus, rounding=GptqConfig()),
         "plus, nearest": replace(plus, rounding=NearestConfig()),
@@ -96,8 +96,8 @@ def arms(setting: Setting) -> dict[str, Recipe]:
             "DA-PTQ": paper,
             "DA-PTQ, allocation first": replace(paper, order="allocation-first"),
             "DA-PTQ, Fisher": replace(paper, sensitivity=costs),
-            "DA-PTQ, se3": replace(paper, drift=plus.drift),
-            "DA-PTQ, kinematic": replace(paper, drift=da_ptq_plus(drift_model="kinematic").drift),
+            "DA-PTQ, se3": replace(paper, drift_model=plus.drift_model),
+            "DA-PTQ, kinematic": replace(paper, drift_model=da_ptq_plus(drift_model="kinematic").drift_model),
             "DA-PTQ, paired": replace(paper, compensation=plus.compensation),
             "paired": replace(nearest, compensation=plus.compensation, order="allocation-first"),
         }
@@ -138,6 +138,6 @@ def choices(setting: Setting) -> dict[str, Recipe]:
 def match(paper: Recipe, plus: Recipe, budget_mib: float) -> dict[str, Recipe]:
     """The knapsack at the bytes of DA-PTQ, in the paper's layer scope, with nearest and with our rounding."""
     knapsack = KnapsackConfig(budget_mib=budget_mib)
-    same = replace(paper, allocation=knapsack, sensitivity=RoundingSensitivityConfig(), drift=plus.drift)
+    same = replace(paper, allocation=knapsack, sensitivity=RoundingSensitivityConfig(), drift_model=plus.drift_model)
     ours = replace(plus, weight_bits=paper.weight_bits, allocation=knapsack)
     return dict(zip(MATCHED, (same, ours), strict=True))

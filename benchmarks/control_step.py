@@ -40,8 +40,8 @@ def page(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     origin = result["provenance"]
     baseline = result["policies"][-1]
-    stages = list(baseline["stages_ms"])
-    columns = ["policy", "p50 [ms]", "p95", "p99", *(f"{stage.replace('_', ' ')} [ms]" for stage in stages)]
+    parts = list(baseline["stages_ms"])
+    columns = ["policy", "p50 [ms]", "p95", "p99", *(f"{part.replace('_', ' ')} [ms]" for part in parts)]
     columns += ["weights [MiB]", "saved", "peak [MiB]", "/ float path", "/ eager"]
     measured = (
         f"`reference` by each method at its defaults, {origin['threads']} threads, n = {origin['repeats']} interleaved "
@@ -59,7 +59,7 @@ def page(result: Mapping[str, Any]) -> str:
     for policy in result["policies"]:
         times = policy["control_step_ms"]
         cells = [Path(policy["name"]).name, *(f"{times[key]:.1f}" for key in ("p50", "p95", "p99"))]
-        cells += [f"{policy['stages_ms'][stage]:.1f}" for stage in stages]
+        cells += [f"{policy['stages_ms'][part]:.1f}" for part in parts]
         saved = 100 * (1 - policy["weight_bytes"] / baseline["weight_bytes"])
         cells += [f"{policy['weight_bytes'] / 2**20:.2f}", f"{saved:.0f} %", f"{policy['peak_bytes'] / 2**20:.2f}"]
         cells += [_interval(result[key][policy["name"]]) for key in ("ratio_to_float_path", "ratio_to_eager")]

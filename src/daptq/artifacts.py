@@ -1,4 +1,4 @@
-"""Files between the stages: a folder of safetensors shards and text files under one manifest, and plain JSON files.
+"""Files between steps of work: a folder of safetensors shards and text files under one manifest, and plain JSON files.
 
     manifest.json              schema version, kind, metadata, which shard holds each tensor, size and SHA-256 of every
                                file, and the SHA-256 of the manifest itself
@@ -200,7 +200,7 @@ def read_artifact(directory: Path, *, kind: str | Collection[str]) -> Artifact:
     if manifest["kind"] not in kinds:
         raise ForeignArtifactError(
             f"{directory} must hold an artifact of kind {' or '.join(map(repr, kinds))}, got {manifest['kind']!r}. "
-            "Pass the folder of the right stage."
+            "Pass the folder of the right kind."
         )
     for name, expected in manifest["files"].items():
         _verify(directory, _require_plain_name(name), expected)

@@ -24,11 +24,11 @@ def argument_texts(documented: Callable[..., Any]) -> dict[str, str]:
 
 
 def _section(docstring: str | None, title: str) -> dict[str, str]:
-    """The entries of one section by name, each in one line."""
+    """The entries of one section by name, each in one line; an entry may be of several names."""
     _, _, section = inspect.cleandoc(docstring or "").partition(f"\n{title}:\n")
     found: dict[str, str] = {}
     section = re.split(r"\n(?=\S)", section)[0]
     for entry in re.split(r"\n(?=    \S)", "\n" + section)[1:]:
-        name, _, text = entry.strip().partition(":")
-        found[name] = " ".join(text.split())
+        names, _, text = entry.strip().partition(":")
+        found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return found

@@ -76,7 +76,7 @@ FROZEN: dict[str, dict[str, Any]] = {
     "inspect": {"DIRECTORY": "required", "--json": None},
     "audit": {"DIRECTORY": "required", "--seed": 0, "--json": None},
     "report": {"FILE": "required", "--output": "required", "--benchmark": None, "--animate": None, "--json": None},
-    "list": {"KIND": "required", "--json": None},
+    "list": {"KIND": "required", "--settings": False, "--json": None},
     "install": {"WHAT": "required", "--library": None},
 }
 

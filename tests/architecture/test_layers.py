@@ -1,4 +1,4 @@
-"""Imports follow the layers, methods of one stage ignore each other, and both guards can fail."""
+"""Imports follow the layers, methods of one kind ignore each other, and both guards can fail."""
 
 from __future__ import annotations
 

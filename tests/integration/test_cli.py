@@ -71,6 +71,31 @@ def test_list(run: Run, tmp_path: Path) -> None:
     assert run("list", "animals").exit_code == 2
 
 
+def test_list_of_settings(run: Run, tmp_path: Path) -> None:
+    said = " ".join(run("list", "roundings", "--settings").stdout.split())
+    assert "gptq: " in said
+    assert "--set rounding.damping=0.01 " in said
+    assert "--set rounding.scale=searched" in said
+    assert "One of searched, absmax." in said
+    assert "--asymmetric " in run("list", "methods", "--settings").stdout
+    path = tmp_path / "parts.json"
+    assert run("list", "parts", "--settings", "--json", path).exit_code == 0
+    told = json.loads(path.read_text())
+    assert told["names"] == sorted(told["settings"]) == run("list", "parts").stdout.split()
+    horizon = next(one for one in told["settings"]["recipe"] if one["written"] == "--set recipe.drift_horizon")
+    assert (horizon["default"], horizon["choices"]) == ("executed", ["executed", "chunk"])
+    (rounding,) = told["settings"]["rounding"]
+    assert (rounding["written"], rounding["choices"]) == ("--rounding", ["gptq", "nearest"])
+    assert "daptq list roundings --settings" in rounding["meaning"]
+
+
+@pytest.mark.parametrize("kind", ["kernels", "policies"])
+def test_what_has_no_settings_says_so(run: Run, kind: str) -> None:
+    result = run("list", kind, "--settings")
+    assert result.exit_code == 2
+    assert "--settings must come with one of methods, parts, roundings" in result.stderr
+
+
 def test_progress_is_one_line_per_step_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with reported_progress() as progress:
         progress(1, 2, "first")

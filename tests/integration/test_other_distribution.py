@@ -1,5 +1,7 @@
 """Another distribution on the path adds one file of every kind, and the command line and the library use each.
 
+A second one adds a name of every kind that cannot be imported; it is named in warnings and stops nothing.
+
 The distribution is a folder with `*.dist-info/entry_points.txt`, as pip installs one; a fresh interpreter finds it.
 """
 
@@ -89,10 +91,9 @@ FILES = {
 
             def scores(self, passes):
                 scores = {}
-                for (name,) in passes.groups(10**12):
-                    with passes.gradients((name,)) as (weights, _):
-                        exact = weights[name].detach()
-                        scores[name] = {b: float((passes.rounded(name, b) - exact).norm()) for b in passes.bits[name]}
+                for name, bits in passes.bits.items():
+                    exact = passes.weight(name)
+                    scores[name] = {b: float((passes.rounded(name, b) - exact).norm()) for b in bits}
                 return scores
 
         SENSITIVITY = RoundingError
@@ -190,7 +191,7 @@ FILES = {
             return Recipe(
                 name="acme-method",
                 activation_scaling=ACTIVATION_SCALING(),
-                drift=DRIFT_MODEL(),
+                drift_model=DRIFT_MODEL(),
                 sensitivity=SENSITIVITY(),
                 allocation=ALLOCATION(budget_of_layers=fewest),
             )
@@ -215,6 +216,8 @@ from daptq.policies.conformance import check_policy
 from daptq.quantization.recipe import Recipe
 from daptq.artifacts import read_artifact
 from daptq.cli import main
+from daptq.cli.recipe_choice import chosen_recipe
+from daptq.errors import DaptqError
 
 folder = Path(sys.argv[1])
 shelves = [shelf for shelf in vars(catalog).values() if isinstance(shelf, catalog.Catalog)]
@@ -236,7 +239,17 @@ x = torch.randn(3, layer.in_features)
 layer.use_backend("reference")
 expected = layer(x)
 layer.use_backend("acme-kernel")
-same = bool(torch.equal(layer(x), expected))
+multiplied = bool(torch.equal(layer(x), expected)) and layer.backend == "acme-kernel"
+main(["list", "roundings", "--settings"], standalone_mode=False)
+(folder / "empty").mkdir()
+try:
+    load_policy(folder / "empty")
+except DaptqError:
+    pass
+try:
+    chosen_recipe("lost-method", {})
+except DaptqError as error:
+    refused = str(error)
 env = catalog.ENVIRONMENTS.load("acme-environment").make()
 env.reset(seed=0)
 env.close()
@@ -246,7 +259,8 @@ print(json.dumps({
     "bits": sorted(entry["num_bits"] for entry in metadata["plan"]["layers"] if entry["reason"] == "acme"),
     "folding": [(entry["map"], entry["kind"].removesuffix("-rounded")) for entry in metadata["folding"]],
     "scaled": layer.activation_scale is not None,
-    "multiplied": same and layer.backend == "acme-kernel",
+    "refused": refused,
+    "multiplied": multiplied,
 }))
 """
 
@@ -270,13 +284,28 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def broken_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package `lost` that needs something that is not installed."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "lost.py").write_text("import not_installed_anywhere\n")
+    info = folder / "lost-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lost\nVersion: 1.0\n")
+    lines = [f"[daptq.{kind}]\nlost-{kind.replace('_', '-')} = lost\n" for kind in FILES]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return folder
+
+
 def test_every_kind_is_tried() -> None:
     kinds = {shelf.kind.replace(" ", "_") for shelf in vars(catalog).values() if isinstance(shelf, catalog.Catalog)}
     assert kinds == set(FILES)
 
 
-def test_one_file_of_every_kind_is_listed_and_used(distribution: Path, tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(distribution), *[path for path in sys.path if path]])
+def test_one_file_of_every_kind_is_listed_and_used(
+    distribution: Path, broken_distribution: Path, tmp_path: Path
+) -> None:
+    paths = os.pathsep.join([str(distribution), str(broken_distribution), *[path for path in sys.path if path]])
     script = tmp_path / "use.py"
     script.write_text(USE)
     result = subprocess.run(
@@ -298,3 +327,8 @@ def test_one_file_of_every_kind_is_listed_and_used(distribution: Path, tmp_path:
     assert told["folding"] == [["mean", "acme-fold"]]
     assert told["scaled"]
     assert told["multiplied"]
+    assert "method 'lost-method' must be a module that can be imported" in told["refused"]
+    assert "No module named 'not_installed_anywhere'. Install what it needs" in told["refused"]
+    # What is looked through as a whole: each broken name once.
+    for kind in ("method", "rounding", "policy"):
+        assert result.stderr.count(f"{kind} 'lost-{kind}' of another distribution is left out") == 1

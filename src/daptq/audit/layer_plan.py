@@ -30,7 +30,7 @@ __all__ = ["LayerPlan", "read_plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """One linear layer of a checkpoint.
+    """What the bit plan and the checkpoint that follows it say of one linear layer.
 
     Attributes:
         name: Module path.

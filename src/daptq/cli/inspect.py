@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("directory", metavar="DIR")
 @json_option
 def inspect(directory: str, json_path: Path | None) -> None:
-    """Prints layers, bit-widths, sizes, folding plan and provenance of DIR, after verifying every byte of it."""
+    """Prints layers, bit-widths, sizes, folds and provenance of DIR, after verifying every byte of it."""
     from daptq.artifacts import write_json
     from daptq.packing.description import PolicyDescription
 

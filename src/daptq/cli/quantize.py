@@ -13,11 +13,17 @@ from daptq.cli.recipe_options import RecipeCommand
 @click.command(cls=RecipeCommand)
 @click.argument("policy")
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder to write.")
-@click.option("--method", metavar="NAME", default="da-ptq", help="Recipe; see `daptq list methods`.")
+@click.option(
+    "--method", metavar="NAME", default="da-ptq", help="Recipe; `daptq list methods --settings` says what each takes."
+)
 @click.option("--data", metavar="SOURCE", default="tabletop:train", help="Calibration data, as source:split.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Seed of the calibration states and their noise.")
 @click.option("--stream", is_flag=True, help="Leave large weights on the disk, for a policy larger than memory.")
-@click.option("--dataset", metavar="NAME", help="Statistics of a public CogACT checkpoint to un-normalise by.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Robot data set that POLICY drives like, for a folder with dataset_statistics.json of several: a key of it.",
+)
 @json_option
 def quantize(
     policy: str,
@@ -34,7 +40,7 @@ def quantize(
     """Quantizes POLICY into the new folder DIR, which loads without the original policy.
 
     A killed run continues where it stopped when the same command is given again. Without options the recipe is the
-    method's own; an option that names another method for a stage keeps the settings that both have.
+    method's own; an option that names another method for a part of it keeps the settings that both have.
     """
     from daptq.artifacts import require_new_output, write_json
     from daptq.cli.recipe_choice import chosen_recipe

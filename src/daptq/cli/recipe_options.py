@@ -1,33 +1,47 @@
 """The options of `daptq quantize` that make up its recipe, generated from the recipes and methods that are installed.
 
-Every keyword of a recipe's function is an option, with its type and what its docstring says; a stage that is done by a
-method has an option that names it. Nothing is imported before the command is parsed or explains itself.
+Every keyword of a recipe's function is an option, with its type and what its docstring says; a part of a recipe that is
+done by a method has an option that names it. Keywords of several recipes with one name are what the recipe that is
+chosen says. Nothing is imported before the command is parsed or explains itself.
 """
 
 from __future__ import annotations
 
-import inspect
-import types
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import click
 
+from daptq.cli.settings import Setting, choices_of, flag, plain_type, recipe_options
 from daptq.errors import InvalidInputError
 
-__all__ = ["RecipeCommand", "choices_of", "flag", "method_options", "plain_type", "recipe_function"]
+__all__ = ["RecipeCommand", "recipe_function"]
+
+METHOD = "method"
 
 
 class RecipeCommand(click.Command):
-    """A command with the options of a recipe behind its own."""
+    """A command with the options of a recipe behind its own, one of which is ``--method``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Finds the recipe that is asked for, on which options depend, then parses."""
+        ctx.meta[METHOD] = self._asked(args)
+        return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The declared parameters, and the generated ones before ``--help``."""
         declared = super().get_params(ctx)
         count = len(self.params)
-        return [*declared[:count], *_generated(self.params), *declared[count:]]
+        return [*declared[:count], *_generated(declared, ctx.meta.get(METHOD) or self._asked([])), *declared[count:]]
+
+    def _asked(self, args: list[str]) -> str:
+        """The recipe that arguments name, every other one of them aside."""
+        (option,) = (parameter for parameter in self.params if parameter.name == METHOD)
+        lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
+        command = click.Command(METHOD, params=[option], add_help_option=False, context_settings=lenient)
+        found = command.make_context(METHOD, [*args], resilient_parsing=True).params.get(METHOD)
+        return str(found or option.default)
 
 
 def recipe_function(method: str) -> Callable[..., Any]:
@@ -35,128 +49,101 @@ def recipe_function(method: str) -> Callable[..., Any]:
 
     Raises:
         UnknownNameError: No recipe has this name.
+        InvalidInputError: Another distribution provides it and it cannot be imported.
     """
     from daptq.catalog import METHODS
 
     return METHODS.provided(method)
 
 
-def method_options() -> dict[str, str]:
-    """Stage of a recipe by the name of the option, without dashes in front, that chooses its method."""
-    from daptq.quantization.recipe import METHOD_STAGES
-
-    return {catalog.kind.replace(" ", "-"): stage for stage, (catalog, _) in METHOD_STAGES.items()}
-
-
-def flag(name: str) -> str:
-    """The option of a setting."""
-    return "--" + name.replace("_", "-")
-
-
-def plain_type(hint: Any) -> Any:
-    """What a hint allows beside None: ``bool``, ``int``, ``float``, ``str`` or a Literal; None for anything else."""
-    if get_origin(hint) in (Union, types.UnionType):
-        others = [one for one in get_args(hint) if one is not type(None)]
-        return plain_type(others[0]) if len(others) == 1 else None
-    return hint if hint in (bool, int, float, str) or get_origin(hint) is Literal else None
-
-
-def choices_of(hint: Any) -> tuple[str, ...]:
-    """The values of a Literal, none for any other hint."""
-    plain = plain_type(hint)
-    return get_args(plain) if get_origin(plain) is Literal else ()
-
-
 @dataclass(kw_only=True)
 class _Keyword:
-    """A keyword of one or several recipes."""
+    """A keyword of one or several recipes that say the same of its type."""
 
-    hint: Any
-    default: Any
-    text: str
-    choices: tuple[str, ...]
-    methods: tuple[str, ...]
+    setting: Setting
+    recipes: tuple[str, ...]
 
 
-def _keywords() -> dict[str, _Keyword]:
-    """Every keyword of every recipe that an option can carry, those of the first recipe first."""
-    from daptq.catalog import METHODS
-    from daptq.docstrings import argument_texts
-
+def _keywords(recipes: Mapping[str, tuple[Setting, ...]], asked: str) -> dict[str, _Keyword]:
+    """Every keyword of every recipe that an option can carry, those of the recipe that is asked for first."""
     found: dict[str, _Keyword] = {}
-    for method in METHODS.names():
-        function = recipe_function(method)
-        texts, hints = argument_texts(function), typing.get_type_hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            hint = plain_type(hints.get(name, str))
-            if hint is None:
-                continue
-            keyword = found.setdefault(
-                name,
-                _Keyword(
-                    hint=hint,
-                    default=parameter.default,
-                    text=texts.get(name, "A setting of the recipe."),
-                    choices=(),
-                    methods=(),
-                ),
-            )
-            keyword.choices = tuple(dict.fromkeys((*keyword.choices, *choices_of(hint))))
-            keyword.methods = (*keyword.methods, method)
+    for recipe in sorted(recipes, key=lambda name: name != asked):
+        for setting in recipes[recipe]:
+            keyword = found.setdefault(setting.name, _Keyword(setting=setting, recipes=()))
+            if plain_type(setting.hint) == plain_type(keyword.setting.hint):
+                keyword.recipes = (*keyword.recipes, recipe)
     return found
 
 
-def _generated(own: list[click.Parameter]) -> list[click.Parameter]:
-    """The options of all recipes and methods."""
-    from daptq.catalog import METHODS
+def _generated(declared: list[click.Parameter], asked: str) -> list[click.Parameter]:
+    """The options of all recipes and methods.
 
-    keywords, methods = _keywords(), method_options()
-    if taken := sorted({parameter.name for parameter in own if parameter.name} & keywords.keys()):
-        raise InvalidInputError(
-            f"keywords of a recipe must not be options of every recipe, got {taken} of "
-            f"{', '.join(keywords[taken[0]].methods)}. Rename the keyword."
-        )
-    options = {
-        name: _keyword_option(name, keyword, every=len(keyword.methods) == len(METHODS.names()))
-        for name, keyword in keywords.items()
-    }
-    for option, stage in methods.items():
-        name = option.replace("-", "_")
-        options[name] = _method_option(option, stage, keywords.get(name))
+    Raises:
+        InvalidInputError: The recipe that is asked for cannot be used; another one is left out with a warning.
+    """
+    from daptq.catalog import METHODS
+    from daptq.quantization.recipe import METHOD_PARTS
+
     assignment = click.Option(
         ["--set", "assignments"],
-        metavar="STAGE.SETTING=VALUE",
+        metavar="PART.SETTING=VALUE",
         multiple=True,
-        help="A setting of a stage's method, for example rounding.damping=0.05; may be repeated.",
+        help="A setting of a part of the recipe, for example rounding.damping=0.05; `daptq list parts --settings` "
+        "names them all. May be repeated.",
     )
+    taken = {name for parameter in (*declared, assignment) for name in (parameter.name, *parameter.opts)}
+
+    def read(_: str, function: Callable[..., Any]) -> tuple[Setting, ...]:
+        settings = recipe_options(function)
+        if clash := sorted(one.name for one in settings if {one.name, *_option_names(one)} & taken):
+            raise InvalidInputError(
+                f"keywords of a recipe must not be options of every recipe, got {clash} of {function.__name__}. "
+                "Rename the keyword, or uninstall the distribution that provides the recipe."
+            )
+        return settings
+
+    recipes = METHODS.usable(read, asked=asked)
+    keywords = _keywords(recipes, asked)
+    options = {name: _keyword_option(keyword, count=len(recipes)) for name, keyword in keywords.items()}
+    options |= {part: _method_option(part, keywords.get(part), count=len(recipes)) for part in METHOD_PARTS}
     return [*options.values(), assignment]
 
 
-def _keyword_option(name: str, keyword: _Keyword, *, every: bool) -> click.Option:
+def _option_names(setting: Setting) -> tuple[str, ...]:
+    """The names of the option of a keyword; one that is on by default can be switched off."""
+    off = plain_type(setting.hint) is bool and setting.default is True
+    return (flag(setting.name), flag(f"no_{setting.name}")) if off else (flag(setting.name),)
+
+
+def _keyword_option(keyword: _Keyword, *, count: int) -> click.Option:
     """The option of a keyword; None unless it is given."""
-    help_text = _help(keyword.text, () if every else keyword.methods)
-    if keyword.hint is bool:
-        names = f"{flag(name)}/{flag(f'no_{name}')}" if keyword.default is True else flag(name)
-        return click.Option([names, name], is_flag=True, default=None, help=help_text)
-    kind = click.Choice(keyword.choices) if keyword.choices else keyword.hint
-    return click.Option([flag(name), name], type=kind, default=None, help=help_text)
+    setting, kind = keyword.setting, plain_type(keyword.setting.hint)
+    help_text = setting.text + _recipes_of(keyword, count)
+    if kind is bool:
+        names = "/".join(_option_names(setting))
+        return click.Option([names, setting.name], is_flag=True, default=None, help=help_text)
+    choices = choices_of(setting.hint)
+    return click.Option(
+        [flag(setting.name), setting.name],
+        type=click.Choice(choices) if choices else kind,
+        default=None,
+        help=help_text,
+    )
 
 
-def _method_option(option: str, stage: str, keyword: _Keyword | None) -> click.Option:
-    """The option that chooses the method of a stage; a keyword of a recipe with this name stays what it is there."""
-    from daptq.catalog import METHODS
-    from daptq.quantization.recipe import METHOD_STAGES, OPTIONAL_STAGES
+def _method_option(part: str, keyword: _Keyword | None, *, count: int) -> click.Option:
+    """The option that chooses the method of a part; a keyword of a recipe with this name stays what it is there."""
+    from daptq.quantization.recipe import METHOD_PARTS, OPTIONAL_PARTS
 
-    catalog, _ = METHOD_STAGES[stage]
-    names = [*catalog.names(), *(["none"] if stage in OPTIONAL_STAGES else [])]
+    catalog, _ = METHOD_PARTS[part]
+    names = [*catalog.names(), *(["none"] if part in OPTIONAL_PARTS else [])]
     text = f"Method of the {catalog.kind}: {', '.join(names)}."
-    if keyword is not None and keyword.choices:
-        recipes = () if len(keyword.methods) == len(METHODS.names()) else keyword.methods
-        text = f"{text} {_help(f'Also {keyword.text[0].lower()}{keyword.text[1:]}', recipes)}"
-    return click.Option([f"--{option}", option.replace("-", "_")], metavar="NAME", default=None, help=text)
+    if keyword is not None and choices_of(keyword.setting.hint):
+        also = keyword.setting.text
+        text = f"{text} Also {also[0].lower()}{also[1:]}{_recipes_of(keyword, count)}"
+    return click.Option([flag(part), part], metavar="NAME", default=None, help=text)
 
 
-def _help(text: str, methods: tuple[str, ...]) -> str:
-    """A docstring's entry without its marks, with the recipes that have the keyword where not all do."""
-    plain = text.replace("``", "").replace("`", "")
-    return f"{plain}  [{', '.join(methods)}]" if methods else plain
+def _recipes_of(keyword: _Keyword, count: int) -> str:
+    """The recipes that have a keyword, where not all do."""
+    return f"  [{', '.join(sorted(keyword.recipes))}]" if len(keyword.recipes) < count else ""

@@ -1,4 +1,4 @@
-"""The public conformance suite of a VLA family: what every later stage takes for granted, checked on one policy.
+"""The public conformance suite of a VLA family: what everything else takes for granted, checked on one policy.
 
 It runs the policy on its own example batch; it knows no family.
 """

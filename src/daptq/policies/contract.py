@@ -1,4 +1,4 @@
-"""The contract of a Vision-Language-Action policy, as every later stage sees it.
+"""The contract of a Vision-Language-Action policy, as everything else sees it.
 
 A family (one file beside this one) provides the structure that quantization needs (linear layers in execution order,
 each with a role, and the perception-to-action interface), the two halves of the prediction of an action chunk, and the

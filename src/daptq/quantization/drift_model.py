@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
+from typing import Any, cast
+
 from daptq.action_space import ActionSpace
 from daptq.catalog import DRIFT_MODELS
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
 from daptq.policies.contract import Policy
-from daptq.quantization.recipe import Recipe
+from daptq.quantization.recipe import Recipe, method_named
 
 __all__ = ["check_drift_model", "models_that_read"]
 
@@ -18,15 +21,26 @@ def check_drift_model(policy: Policy, recipe: Recipe) -> None:
     Raises:
         RecipeError: It does not; the message names the models that do.
     """
-    reason = recipe.drift.refuses(policy.action_space) if recipe.needs.data else None
+    reason = recipe.drift_model.refuses(policy.action_space) if recipe.needs.data else None
     if reason is not None:
+        others = models_that_read(policy.action_space)
+        advice = f"Choose {' or '.join(others)}." if others else "No installed one does without settings."
         raise RecipeError(
-            f"drift model {recipe.drift.method} must read the actions of policy {policy.name}, got a refusal: {reason}"
-            f". Choose {' or '.join(models_that_read(policy.action_space))}."
+            f"drift model {recipe.drift_model.method} must read the actions of policy {policy.name}, got a refusal: "
+            f"{reason}. {advice}"
         )
 
 
 def models_that_read(space: ActionSpace) -> tuple[str, ...]:
-    """Names of the drift models that read a space with their default settings."""
-    defaults: dict[str, DriftModel] = {name: DRIFT_MODELS.provided(name)() for name in DRIFT_MODELS.names()}
-    return tuple(name for name, model in defaults.items() if model.refuses(space) is None)
+    """Names of the drift models that read a space with their default settings, sorted.
+
+    One that must be given a setting is left out, since it is not known what that would be.
+    """
+
+    def reads(name: str, _: Any) -> bool:
+        kind: Any = method_named(DRIFT_MODELS, name)
+        if any(setting.default is MISSING and setting.default_factory is MISSING for setting in fields(kind)):
+            return False
+        return cast("DriftModel", kind()).refuses(space) is None
+
+    return tuple(sorted(name for name, read in DRIFT_MODELS.usable(reads).items() if read))

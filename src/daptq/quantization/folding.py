@@ -1,4 +1,4 @@
-"""The folding stage: into which weights the map of every interface goes, and the weights after it.
+"""Folding: into which weights the map of every interface goes, and the weights after it.
 
 An interface declares folds, see `daptq.interfaces.contract`. Of those that can take a map, the recipe's rules choose:
 

@@ -1,6 +1,7 @@
 """A recipe: every setting of one quantization run as plain data, validated when built, that survives JSON.
 
-A recipe says what is done, stage by stage; it knows neither a policy nor data. A stage that is None is left out.
+A recipe says what is done, part by part; it knows neither a policy nor data. A part is done by a method that is chosen
+by name, or in one way; one that is None is left out.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from daptq.sensitivity.contract import SensitivityMethod
 from daptq.sensitivity.phi import SensitivityConfig
 
 __all__ = [
-    "METHOD_STAGES",
-    "OPTIONAL_STAGES",
-    "PLAIN_STAGES",
+    "METHOD_PARTS",
+    "OPTIONAL_PARTS",
+    "PLAIN_PARTS",
     "DriftHorizon",
     "Folding",
     "Order",
@@ -53,7 +54,7 @@ __all__ = [
     "RoleBits",
     "build",
     "method_named",
-    "stage_from_json",
+    "part_from_json",
 ]
 
 Order = Literal["compensation-first", "allocation-first"]
@@ -131,27 +132,29 @@ class RoleActivationBits:
         return getattr(self, role)
 
 
-METHOD_STAGES: Mapping[str, tuple[Catalog, type[Method]]] = {
+METHOD_PARTS: Mapping[str, tuple[Catalog, type[Method]]] = {
     "rounding": (ROUNDINGS, RoundingMethod),
     "activation_scaling": (ACTIVATION_SCALINGS, ActivationScaling),
-    "drift": (DRIFT_MODELS, DriftModel),
+    "drift_model": (DRIFT_MODELS, DriftModel),
     "sensitivity": (SENSITIVITIES, SensitivityMethod),
     "allocation": (ALLOCATIONS, AllocationMethod),
     "compensation": (COMPENSATIONS, CompensationMethod),
 }
-"""Stages that are done by a method: where its name is looked up, and its contract."""
+"""Parts that are done by a method: where its name is looked up, and its contract."""
 
-PLAIN_STAGES: Mapping[str, type[Any]] = {
+PLAIN_PARTS: Mapping[str, type[Any]] = {
     "weight_bits": RoleBits,
     "activation_bits": RoleActivationBits,
     "transform": TransformConfig,
     "verification": VerificationConfig,
 }
-"""Stages that are done in one way, with these settings."""
+"""Parts that are done in one way, with these settings."""
 
+OPTIONAL_PARTS = ("allocation", "compensation")
+"""Parts of `METHOD_PARTS` that a recipe may leave out."""
 
-OPTIONAL_STAGES = ("allocation", "compensation")
-"""Stages of `METHOD_STAGES` that a recipe may leave out."""
+JSON_KEYS: Mapping[str, str] = {"drift_model": "drift"}
+"""Keys of a recipe's JSON object that differ from the names of the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +169,9 @@ class Recipe:
         transform: Smoothing and rotation of the inputs of quantized layers.
         rounding: How weights are rounded.
         calibration_states: Number of calibration states.
-        drift: Drift model.
-        drift_horizon: Which actions of a chunk the matrix G counts: those that are executed before the next prediction,
-            or the whole ``"chunk"``, for a policy whose chunks are executed in part now and in whole later.
+        drift_model: What an error in an action does to the robot.
+        drift_horizon: Which actions of a chunk the drift model counts: those that are executed before the next
+            prediction, or the whole ``"chunk"``, for a policy whose chunks are executed in part now and in whole later.
         sensitivity: How layers are scored.
         compensation: Compensation of the perception-to-action interfaces, or None.
         interfaces: These interfaces; None for those that the policy's family names.
@@ -190,7 +193,7 @@ class Recipe:
     transform: TransformConfig = field(default_factory=TransformConfig)
     rounding: RoundingMethod = field(default_factory=NearestConfig)
     calibration_states: int = 512
-    drift: DriftModel = field(default_factory=VirtualChainConfig)
+    drift_model: DriftModel = field(default_factory=VirtualChainConfig)
     drift_horizon: DriftHorizon = "executed"
     sensitivity: SensitivityMethod = field(default_factory=SensitivityConfig)
     compensation: CompensationMethod | None = None
@@ -206,12 +209,12 @@ class Recipe:
             raise RecipeError(
                 f"float_where_faster must be true or false, got {self.float_where_faster!r}. Choose one of these."
             )
-        for stage, (catalog, contract) in METHOD_STAGES.items():
-            config = getattr(self, stage)
-            if not isinstance(config, contract) and (config is not None or stage not in OPTIONAL_STAGES):
-                names = f"{', '.join(catalog.names())}{', or None' if stage in OPTIONAL_STAGES else ''}"
+        for part, (catalog, contract) in METHOD_PARTS.items():
+            config = getattr(self, part)
+            if not isinstance(config, contract) and (config is not None or part not in OPTIONAL_PARTS):
+                names = f"{', '.join(catalog.names())}{', or None' if part in OPTIONAL_PARTS else ''}"
                 raise RecipeError(
-                    f"{stage} must be the settings of one of {names}, got {config!r}. Pass its configuration."
+                    f"{part} must be the settings of one of {names}, got {config!r}. Pass its configuration."
                 )
         if type(self.calibration_states) is not int or self.calibration_states < 1:
             raise RecipeError(
@@ -223,41 +226,45 @@ class Recipe:
             ("drift_horizon", get_args(DriftHorizon)),
         ):
             require_one_of(label, getattr(self, label), choices, RecipeError)
-        allocation, scored = self.allocation, self.sensitivity.method
-        if allocation is not None and allocation.needs.costs and not self.sensitivity.gives_costs:
+        self._check_methods()
+
+    def _check_methods(self) -> None:
+        """Refuses methods that do not go together."""
+        allocation, sensitivity = self.allocation, self.sensitivity
+        if allocation is not None and allocation.needs.costs and not sensitivity.gives_costs:
             raise RecipeError(
-                f"sensitivity must be 'rounding' for the allocation {allocation.method}, got {scored!r}. "
-                "A budget is spent by what rounding to each number of bits costs."
+                f"sensitivity must be {_that(SENSITIVITIES, 'gives_costs')} for the allocation {allocation.method}, "
+                f"got {sensitivity.method!r}. A budget is spent by what rounding to each number of bits costs."
+            )
+        if self.verification is not None and not sensitivity.gives_costs:
+            raise RecipeError(
+                f"sensitivity must be {_that(SENSITIVITIES, 'gives_costs')} for a verification, got "
+                f"{sensitivity.method!r}. Layers are promoted by what rounding costs."
             )
         if self.float_where_faster and allocation is not None and not allocation.keeps_layers:
             raise RecipeError(
-                f"float_where_faster must be false with the allocation {allocation.method}, got true. "
-                "An even spread of bits keeps no layer."
-            )
-        if self.verification is not None and not self.sensitivity.gives_costs:
-            raise RecipeError(
-                f"sensitivity must be 'rounding' for a verification, got {scored!r}. "
-                "Layers are promoted by what rounding costs."
+                f"float_where_faster must be false with the allocation {allocation.method}, which keeps no layer, got "
+                f"true. Allocations that keep layers: {_that(ALLOCATIONS, 'keeps_layers')}."
             )
 
     @property
     def needs(self) -> Needs:
         """What is measured for this recipe: the union of what its methods say."""
-        stages = (self.rounding, self.activation_scaling, self.transform, self.compensation, self.allocation)
+        parts = (self.rounding, self.activation_scaling, self.transform, self.compensation, self.allocation)
         needs = functools.reduce(
-            operator.or_, (stage.needs for stage in (*stages, self.verification) if stage is not None), Needs()
+            operator.or_, (part.needs for part in (*parts, self.verification) if part is not None), Needs()
         )
         return needs | self.sensitivity.needs if needs.scores else needs
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as a JSON object; each stage names its method."""
+        """The recipe as a JSON object; each part that is done by a method names it."""
         obj = asdict(self)
         obj["interfaces"] = None if self.interfaces is None else [interface_to_json(one) for one in self.interfaces]
-        for stage in (*METHOD_STAGES, *PLAIN_STAGES):
-            config = getattr(self, stage)
+        for part in (*METHOD_PARTS, *PLAIN_PARTS):
+            config = getattr(self, part)
             if isinstance(config, Method):
-                obj[stage] = {"method": config.method, **obj[stage]}
-        return obj
+                obj[part] = {"method": config.method, **obj[part]}
+        return {JSON_KEYS.get(name, name): value for name, value in obj.items()}
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Recipe:
@@ -266,16 +273,17 @@ class Recipe:
         Raises:
             RecipeError: A key is unknown or missing, or a value is outside its range.
             InvalidInputError: An interface is not complete.
-            UnknownNameError: No method of a stage has the name that is given; the message suggests near names.
+            UnknownNameError: No method of a kind has the name that is given; the message suggests near names.
         """
-        values = _in_todays_form(obj)
-        for stage, (catalog, _) in METHOD_STAGES.items():
-            if isinstance(values.get(stage), Mapping):
-                values[stage] = stage_from_json(catalog, values[stage])
-        for stage, kind in PLAIN_STAGES.items():
-            if isinstance(values.get(stage), Mapping):
-                settings = {key: value for key, value in values[stage].items() if key != "method"}
-                values[stage] = build(kind, settings, stage)
+        names = {key: name for name, key in JSON_KEYS.items()}
+        values = {names.get(key, key): value for key, value in _in_todays_form(obj).items()}
+        for part, (catalog, _) in METHOD_PARTS.items():
+            if isinstance(values.get(part), Mapping):
+                values[part] = part_from_json(catalog, values[part])
+        for part, kind in PLAIN_PARTS.items():
+            if isinstance(values.get(part), Mapping):
+                settings = {key: value for key, value in values[part].items() if key != "method"}
+                values[part] = build(kind, settings, part)
         if values.get("interfaces") is not None:
             values["interfaces"] = tuple(interface_from_json(entry) for entry in values["interfaces"])
         return build(cls, values, "recipe")
@@ -306,11 +314,11 @@ def method_named(catalog: Catalog, name: str) -> type[Method]:
     return found
 
 
-def stage_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
-    """The configuration of a stage whose methods the catalog finds.
+def part_from_json(catalog: Catalog, obj: Mapping[str, Any]) -> Any:
+    """The configuration of a part whose methods the catalog finds.
 
     Args:
-        catalog: Methods of the stage; what each module provides is the class of its configuration.
+        catalog: Methods of one kind; what each module provides is the class of its configuration.
         obj: The configuration's settings, and under ``"method"`` its name in the catalog.
 
     Raises:
@@ -345,6 +353,12 @@ def build(kind: type[Any], values: Mapping[str, Any], label: str) -> Any:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"{label} must be complete and of the right types: {error}. Correct the setting.") from error
+
+
+def _that(catalog: Catalog, condition: str) -> str:
+    """The methods of a kind that fulfil a condition, an attribute of their classes."""
+    found = catalog.usable(lambda name, _: bool(getattr(method_named(catalog, name), condition)))
+    return " or ".join(repr(name) for name, fulfils in found.items() if fulfils) or "one that no installed one is"
 
 
 def _in_todays_form(obj: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from daptq.allocation.top_fraction import TopFractionConfig
 from daptq.catalog import DRIFT_MODELS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.errors import RecipeError, require_one_of
-from daptq.quantization.recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits
+from daptq.quantization.recipe import Folding, Order, Recipe, RoleActivationBits, RoleBits, part_from_json
 from daptq.rounding.nearest import NearestConfig, ScaleRule
 
 __all__ = ["Compensation", "da_ptq"]
@@ -47,13 +47,15 @@ def da_ptq(
         compensation: ``"cross-channel"``: gain and shift per channel, then the matrix of eq. 7; ``"per-channel"``: the
             first alone; ``"none"``: neither.
         order: Whether to compensate or to allocate first.
-        folding: Where the compensating map goes, see `Recipe`.
-        scale: How scales are chosen.
+        folding: Into which layers the compensating map goes: ``"consumer"``, those that read the representation;
+            ``"producer"``, those that make it; ``"auto"``, the first that stay in floating point, else the last.
+        scale: How scales of weights are chosen: ``"searched"``, the one of least squared error; ``"absmax"``, by the
+            largest weight.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
-        drift_model: A name of ``daptq list drift-models``: ``"virtual-chain"`` is the paper's, others know more of the
-            robot.
+        drift_model: What an error in an action does to the robot, a name of ``daptq list drift-models``:
+            ``"virtual-chain"`` is the paper's, others know more of the robot.
         calibration_states: Number of demonstration states.
 
     Raises:
@@ -67,7 +69,7 @@ def da_ptq(
         activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=NearestConfig(scale=scale, group_size=group_size, asymmetric=asymmetric),
         calibration_states=calibration_states,
-        drift=DRIFT_MODELS.provided(drift_model)(),
+        drift_model=part_from_json(DRIFT_MODELS, {"method": drift_model}),
         compensation=None if compensation == "none" else CsrcConfig(cross_channel=compensation == "cross-channel"),
         allocation=TopFractionConfig(fraction=keep_fraction, keep_last_blocks=keep_last_blocks),
         order=order,

@@ -12,7 +12,7 @@ from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.verification import VerificationConfig
 from daptq.catalog import DRIFT_MODELS
 from daptq.compensation.paired import PairedConfig
-from daptq.quantization.recipe import Recipe, RoleActivationBits, RoleBits
+from daptq.quantization.recipe import Recipe, RoleActivationBits, RoleBits, part_from_json
 from daptq.rounding.gptq import GptqConfig
 from daptq.rounding.transform import TransformConfig
 from daptq.sensitivity.rounding import RoundingSensitivityConfig
@@ -53,7 +53,7 @@ def da_ptq_plus(
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.
-        drift_model: A name of ``daptq list drift-models``.
+        drift_model: What an error in an action does to the robot, a name of ``daptq list drift-models``.
         calibration_states: Number of demonstration states.
 
     Raises:
@@ -68,7 +68,7 @@ def da_ptq_plus(
         activation_bits=RoleActivationBits.everywhere(activation_bits),
         rounding=GptqConfig(group_size=group_size, asymmetric=asymmetric, drift_weighted=True),
         calibration_states=calibration_states,
-        drift=DRIFT_MODELS.provided(drift_model)(),
+        drift_model=part_from_json(DRIFT_MODELS, {"method": drift_model}),
         sensitivity=RoundingSensitivityConfig(),
         compensation=PairedConfig(),
         allocation=KnapsackConfig(budget_bits=budget_bits, budget_mib=budget_mib, budget_ms=budget_ms),

@@ -25,7 +25,8 @@ def round_to_nearest(
     Args:
         weight_bits: Bits of the quantized weights: 2, 3, 4 or 8.
         activation_bits: Bits of the activations, 4 or 8, or 16 for floating point.
-        scale: How scales are chosen; the default is the one `da_ptq` uses.
+        scale: How scales of weights are chosen: ``"searched"``, the one of least squared error; ``"absmax"``, by the
+            largest weight.
         group_size: Inputs that share a scale of a weight: 32, 64 or 128, or 0 for one scale per output channel.
         asymmetric: Whether each scale of a weight has a zero point.
         float_where_faster: Whether layers that this machine multiplies faster in bfloat16 stay bfloat16.

@@ -23,7 +23,7 @@ class Times:
         peaks: Peak memory of a control step.
         medians: Median time of a control step, and of the fastest way to run the baseline in floating point.
         control_step: Quantiles of the time, and ratios.
-        stages: Medians by stage.
+        parts: Medians by part of a control step.
         repeats: Number of repetitions.
         threads: Number of threads.
         device: What it ran on.
@@ -34,7 +34,7 @@ class Times:
     peaks: Group
     medians: Group
     control_step: Table
-    stages: Table
+    parts: Table
     repeats: int
     threads: int
     device: str
@@ -82,7 +82,7 @@ def _times(benchmark: BenchmarkResult, labels: PolicyLabels) -> Times:
     medians = {name: entry.control_step_ms.p50 for name, entry in entries.items()}
     medians[fastest.name] = fastest.p50
     peaks = {name: one.peak_bytes for name, one in entries.items()}
-    stages = [readable(stage) for stage in next(iter(entries.values())).stages_ms]
+    parts = [readable(part) for part in next(iter(entries.values())).stages_ms]
     return Times(
         peaks=_sizes("Peak memory of a control step [MiB]", peaks, labels),
         medians=_bars(
@@ -101,9 +101,9 @@ def _times(benchmark: BenchmarkResult, labels: PolicyLabels) -> Times:
                 for name, entry in entries.items()
             ],
         ),
-        stages=Table(
-            caption="Stages of a control step [ms], medians",
-            header=("policy", *stages),
+        parts=Table(
+            caption="Parts of a control step [ms], medians",
+            header=("policy", *parts),
             rows=[
                 (labels.marked(name), *(f"{milliseconds:.1f}" for milliseconds in entry.stages_ms.values()))
                 for name, entry in entries.items()

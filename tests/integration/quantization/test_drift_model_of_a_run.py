@@ -37,7 +37,9 @@ def never(*_: object) -> None:
 @pytest.mark.parametrize("recipe", [da_ptq(), da_ptq_plus()], ids=lambda recipe: recipe.name)
 def test_a_drift_model_of_another_space_is_refused_before_any_work(recipe: Any, tmp_path: Path, held: Any) -> None:
     policy = JointPolicy.tiny()
-    message = f"drift model {recipe.drift.method} must read the actions of policy tiny, got a refusal: it reads 3 "
+    message = (
+        f"drift model {recipe.drift_model.method} must read the actions of policy tiny, got a refusal: it reads 3 "
+    )
     with pytest.raises(RecipeError, match=message) as refused:
         quantize(policy, recipe, data=held(policy, 4), output=tmp_path / "out", progress=never)
     assert str(refused.value).endswith("not 6 joint [rad], 1 gripper [1]. Choose action.")
@@ -48,7 +50,7 @@ def test_the_model_that_is_named_does_it(tmp_path: Path, held: Any) -> None:
     for number, recipe in enumerate(
         (
             da_ptq_plus(drift_model="action", calibration_states=4),
-            replace(da_ptq(calibration_states=4), drift=KinematicConfig(action_space="joint", state="rest")),
+            replace(da_ptq(calibration_states=4), drift_model=KinematicConfig(action_space="joint", state="rest")),
             round_to_nearest(),
         )
     ):
@@ -69,7 +71,9 @@ def test_the_horizon_is_what_the_metric_counts(
     metric = drift_metric(cogact, recipe, calibration)
     steps = {"executed": cogact.n_action_steps, "chunk": cogact.chunk_size}[horizon]
     assert 0 < cogact.n_action_steps < cogact.chunk_size
-    expected = recipe.drift.metric(calibration.chunks, calibration.positions, space=END_EFFECTOR_DELTA, steps=steps)
+    expected = recipe.drift_model.metric(
+        calibration.chunks, calibration.positions, space=END_EFFECTOR_DELTA, steps=steps
+    )
     assert torch.equal(metric, expected)
     assert bool(metric.diagonal()[7 * steps - 1] > 0)
     assert not metric[7 * steps :].any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from daptq import catalog
-from daptq.action_space import ActionSpace
+from daptq.action_space import END_EFFECTOR_DELTA, ActionSpace
 from daptq.artifacts import read_artifact
+from daptq.cli.recipe_choice import chosen_recipe
 from daptq.drift.contract import DriftModel
 from daptq.errors import RecipeError
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Policy
+from daptq.quantization.drift_model import models_that_read
 from daptq.recipes import Recipe, da_ptq, quantize
 
 
@@ -45,12 +47,23 @@ class GripperOnly(DriftModel):
         return torch.diag(diagonal.flatten())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demanding(GripperOnly):
+    """A model that must be told something."""
+
+    method: ClassVar[str] = "demanding"
+
+    metres: float
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("acme_gripper_only")
-    module.DRIFT_MODEL = GripperOnly  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "acme_gripper_only", module)
-    points = {"daptq.drift_model": [EntryPoint("gripper-only", "acme_gripper_only", "daptq.drift_model")]}
+    points: dict[str, list[EntryPoint]] = {"daptq.drift_model": []}
+    for model in (GripperOnly, Demanding):
+        module = ModuleType(f"acme_{model.__name__}")
+        module.DRIFT_MODEL = model  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        points["daptq.drift_model"].append(EntryPoint(model.method, module.__name__, "daptq.drift_model"))
     monkeypatch.setattr(catalog, "entry_points", lambda *, group: points.get(group, []))
 
 
@@ -59,7 +72,7 @@ def test_it_quantizes_a_policy(
     cogact: SmallCogACTPolicy, tmp_path: Path, held: Callable[[Policy, int], object]
 ) -> None:
     recipe = da_ptq(drift_model="gripper-only", calibration_states=4)
-    assert recipe.drift == GripperOnly()
+    assert recipe.drift_model == GripperOnly()
     assert Recipe.from_json(recipe.to_json()) == recipe
     folder = quantize(cogact, recipe, data=held(cogact, 4), output=tmp_path / "out")  # type: ignore[arg-type]
     metadata = read_artifact(folder, kind="quantized-policy").metadata
@@ -71,3 +84,12 @@ def test_it_quantizes_a_policy(
 def test_its_settings_are_checked_as_those_of_daptqs_own() -> None:
     with pytest.raises(RecipeError, match="drift model gripper-only must have known settings only, got .'metres'"):
         Recipe.from_json({**da_ptq().to_json(), "drift": {"method": "gripper-only", "metres": 1}})
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_model_that_must_be_told_something_is_no_choice_without_it() -> None:
+    assert models_that_read(END_EFFECTOR_DELTA) == ("action", "gripper-only", "kinematic", "se3", "virtual-chain")
+    with pytest.raises(RecipeError, match="drift model demanding must be complete .*'metres'"):
+        da_ptq(drift_model="demanding")
+    recipe = chosen_recipe("da-ptq", {"drift_model": "demanding"}, ["drift-model.metres=0.5"])
+    assert recipe == replace(da_ptq(), drift_model=Demanding(metres=0.5))

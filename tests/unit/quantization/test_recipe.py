@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Any
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 
+from daptq import catalog
 from daptq.activation_scaling.dynamic import DynamicConfig
 from daptq.activation_scaling.per_step import PerStepConfig
 from daptq.activation_scaling.static import StaticConfig
+from daptq.allocation.even import EvenConfig
+from daptq.allocation.knapsack import KnapsackConfig
 from daptq.allocation.top_fraction import TopFractionConfig
+from daptq.allocation.verification import VerificationConfig
 from daptq.catalog import METHODS
 from daptq.compensation.csrc import CsrcConfig
 from daptq.drift.models.virtual_chain import VirtualChainConfig
@@ -23,7 +30,7 @@ from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_norm import IntoNorm
 from daptq.interfaces.into_producer import IntoProducer
 from daptq.methods import Needs
-from daptq.quantization.recipe import METHOD_STAGES, RoleActivationBits, RoleBits
+from daptq.quantization.recipe import METHOD_PARTS, RoleActivationBits, RoleBits
 from daptq.recipes import Recipe, da_ptq, da_ptq_plus, round_to_nearest
 from daptq.rounding.nearest import NearestConfig
 from daptq.sensitivity.phi import SensitivityConfig
@@ -77,7 +84,7 @@ def test_the_papers_defaults() -> None:
     assert recipe.allocation == TopFractionConfig(fraction=0.3, by="count", keep_last_blocks=2, scope="action_head")
     assert recipe.order == "compensation-first"
     assert recipe.calibration_states == 512
-    assert recipe.drift == VirtualChainConfig(damping=3e-4, translation_weight=1.8, rotation_weight=0.15)
+    assert recipe.drift_model == VirtualChainConfig(damping=3e-4, translation_weight=1.8, rotation_weight=0.15)
     assert recipe.needs.data
 
 
@@ -160,18 +167,18 @@ def test_an_unknown_drift_model_is_refused_with_near_names() -> None:
     [
         ({"damping": 1.0}, "method of the drift model must be one of .*se3.*, got None"),
         ({"method": "virtual-chain", "links": 3}, "drift model virtual-chain must have known settings only"),
-        ("se3", "drift must be the settings of one of .*se3.*, got 'se3'"),
+        ("se3", "drift_model must be the settings of one of .*se3.*, got 'se3'"),
     ],
 )
-def test_a_drift_stage_of_something_else_is_refused(drift: Any, message: str) -> None:
+def test_a_drift_model_of_something_else_is_refused(drift: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json({**da_ptq().to_json(), "drift": drift})
 
 
-@pytest.mark.parametrize("stage", list(METHOD_STAGES))
-def test_an_unknown_method_is_refused_by_name(stage: str) -> None:
+@pytest.mark.parametrize("part", list(METHOD_PARTS))
+def test_an_unknown_method_is_refused_by_name(part: str) -> None:
     with pytest.raises(UnknownNameError, match="must be one of .*, got 'magic'"):
-        Recipe.from_json({**da_ptq().to_json(), stage: {"method": "magic"}})
+        Recipe.from_json({**da_ptq().to_json(), part: {"method": "magic"}})
 
 
 def test_activations_of_older_checkpoints_become_a_scaling() -> None:
@@ -190,15 +197,61 @@ def test_activations_of_older_checkpoints_become_a_scaling() -> None:
 
 def test_a_recipe_needs_what_its_methods_need() -> None:
     assert round_to_nearest().needs == Needs()
-    assert da_ptq().needs == Needs(data=True, scores=True)
+    assert da_ptq().needs == Needs(data=True, scores=True, gradients=True)
     plus = da_ptq_plus().needs
     assert plus == Needs(weighted_grams=True, interface_sensitivities=True, costs=True)
     assert plus.data
     assert plus.metric
+    assert plus.gradients
+    assert Needs(weighted_grams=True).gradients
+    assert Needs(interface_sensitivities=True).gradients
+    assert not Needs(costs=True, ranges=True, metric=True).gradients
     assert not plus.ranges
     assert replace(round_to_nearest(), activation_scaling=StaticConfig()).needs == Needs(ranges=True)
     # A sensitivity that nobody asks for needs nothing.
     assert replace(round_to_nearest(), sensitivity=RoundingSensitivityConfig()).needs == Needs()
+
+
+def test_the_drift_model_keeps_its_key() -> None:
+    written = da_ptq().to_json()
+    assert written["drift"]["method"] == "virtual-chain"
+    assert "drift_model" not in written
+    named = {("drift_model" if key == "drift" else key): value for key, value in written.items()}
+    assert Recipe.from_json(named) == Recipe.from_json(written) == da_ptq()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costly(SensitivityConfig):
+    """A sensitivity of another distribution whose scores are costs."""
+
+    method: ClassVar[str] = "costly"
+    gives_costs: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeper(EvenConfig):
+    """An allocation of another distribution that keeps layers."""
+
+    method: ClassVar[str] = "keeper"
+    keeps_layers: ClassVar[bool] = True
+
+
+def test_refusals_name_every_method_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {}
+    for kind, provides, method in (("sensitivity", "SENSITIVITY", Costly), ("allocation", "ALLOCATION", Keeper)):
+        module = ModuleType(f"acme_{kind}")
+        setattr(module, provides, method)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        points[f"daptq.{kind}"] = [EntryPoint(method.method, module.__name__, f"daptq.{kind}")]
+    monkeypatch.setattr(catalog, "entry_points", lambda *, group: points.get(group, []))
+    knapsack = KnapsackConfig(budget_bits=4.0)
+    with pytest.raises(RecipeError, match="sensitivity must be 'rounding' or 'costly' for the allocation knapsack"):
+        replace(round_to_nearest(), allocation=knapsack)
+    with pytest.raises(RecipeError, match="sensitivity must be 'rounding' or 'costly' for a verification"):
+        replace(round_to_nearest(), verification=VerificationConfig())
+    with pytest.raises(RecipeError, match="Allocations that keep layers: 'knapsack' or 'top-fraction' or 'keeper'"):
+        replace(round_to_nearest(float_where_faster=True), allocation=EvenConfig(budget_bits=4.0))
+    assert replace(round_to_nearest(), allocation=knapsack, sensitivity=Costly()).needs.scores
 
 
 def test_json_without_a_name_is_refused() -> None:
