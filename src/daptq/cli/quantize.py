@@ -22,7 +22,7 @@ from daptq.cli.recipe_options import RecipeCommand
 @click.option(
     "--dataset",
     metavar="NAME",
-    help="Robot data set that POLICY drives like, for a folder with dataset_statistics.json of several: a key of it.",
+    help="Where POLICY has a dataset_statistics.json with several robots' data sets: the key of the one to drive by.",
 )
 @json_option
 def quantize(
