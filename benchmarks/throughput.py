@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.episodes < 2 * max(options.batches):
         message = f"episodes must be at least {2 * max(options.batches)}, a call for each of two workers,"
         raise InvalidInputError(f"{message} got {options.episodes}. Measure more episodes.")
-    cameras = dict(open_policy(options.policy).cameras)
+    policy = open_policy(options.policy)
+    cameras = dict(policy.cameras)
     scheduled = schedule_episodes(
         tuple(ENVIRONMENTS.load(options.environment).TASKS), episodes=options.episodes, seed=0
     )
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
                 environment_name=options.environment, image_size=cameras, sources={"policy": str(options.policy)}
             )
             stack.callback(context.close)
+            if count == 1:  # all arrangements run the same
+                context.environment_of({str(options.policy): policy})
             address = stack.enter_context(local_cluster(machines=2)) if name == CLUSTER else None
             workers_by_name[name] = stack.enter_context(start_workers(context, count, ray=address))
         rates = measure(workers_by_name, scheduled, options.batches, options.rounds)

@@ -1,7 +1,7 @@
 """What the numbers of an action mean: kind, unit and arm of every dimension.
 
-A policy declares its action space; a drift model says which spaces it reads. The module knows neither policies nor
-robots.
+A policy declares its action space, an environment the one that it is commanded in; a drift model says which spaces it
+reads. The module knows neither policies nor robots.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from daptq.errors import InvalidInputError, require_one_of
 
-__all__ = ["END_EFFECTOR_DELTA", "ActionDimension", "ActionKind", "ActionSpace", "ActionUnit", "described"]
+__all__ = ["END_EFFECTOR_DELTA", "ActionDimension", "ActionKind", "ActionSpace", "ActionUnit", "agree", "described"]
 
 ActionKind = Literal[
     "ee-position-delta",
@@ -60,6 +60,19 @@ END_EFFECTOR_DELTA: ActionSpace = (
     ActionDimension(kind="gripper", unit="1"),
 )
 """[dx, dy, dz, droll, dpitch, dyaw, gripper]: a change of an end-effector's pose, and an absolute gripper command."""
+
+
+def agree(space: ActionSpace, other: ActionSpace) -> bool:
+    """Whether the numbers of two spaces mean the same, one by one: kind and unit, and which of them move one arm.
+
+    Which number an arm has does not matter, nor the unit of a gripper.
+    """
+    return _meaning(space) == _meaning(other)
+
+
+def _meaning(space: ActionSpace) -> list[tuple[ActionKind, ActionUnit | None, int]]:
+    arms = list(dict.fromkeys(one.arm for one in space))
+    return [(one.kind, None if one.kind == "gripper" else one.unit, arms.index(one.arm)) for one in space]
 
 
 def described(space: ActionSpace) -> str:

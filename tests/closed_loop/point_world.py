@@ -57,6 +57,7 @@ class PointWorld(Environment):
         self.x, self.yaw, self.steps = 0.0, 0.0, 0
         self.closed = False
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({STATE: gymnasium.spaces.Box(-np.inf, np.inf, (7,), np.float32)})
 
     @property
     def task(self) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from daptq.action_space import ActionDimension, ActionSpace
 from daptq.catalog import ENVIRONMENTS
 from daptq.environments.conformance import check_environment
 from daptq.environments.contract import Environment, Info, Observation
 from daptq.environments.tabletop import VARIANTS, TabletopEnvironment, make
-from daptq.errors import CheckFailedError
+from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.observations import STATE
 
 # Packages that exclude the locked ones or need a download: `make test-libero` and `make test-simpler` check these.
 OWN_LANE = {"libero", "simpler"}
@@ -47,6 +50,36 @@ class _Blind(TabletopEnvironment):
 
     def __init__(self) -> None:
         super().__init__(image_size={}, horizon=8)
+
+
+class _Planar(_Blind):
+    """Its actions are places of the gripper over the table."""
+
+    action_dimensions: ClassVar[ActionSpace] = (ActionDimension(kind="plane", unit="m"),) * 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        low, high = np.array([0.2, -0.1], np.float32), np.array([0.3, 0.1], np.float32)
+        self.action_space = gymnasium.spaces.Box(low, high)
+
+    def advance(self, action: Float[np.ndarray, "2"]) -> Info:
+        if np.shape(action) != (2,):
+            raise InvalidInputError("action must be 2 numbers")
+        return super().advance(np.array([*(action - self._position[:2]), 0, 0, 0, 0, 1], np.float32))
+
+
+class _OtherDimensions(_Blind):
+    action_dimensions: ClassVar[ActionSpace] = _Planar.action_dimensions
+
+
+class _NoDimensions(_Blind):
+    action_dimensions: ClassVar[ActionSpace] = ()
+
+
+class _StateOfRows(_Blind):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Dict({STATE: gymnasium.spaces.Box(-1, 1, (1, 7), np.float32)})
 
 
 class _WrongJacobian(_Blind):
@@ -115,13 +148,23 @@ class _SaysThatStatesComeBack(_Blind):
         return 24
 
 
-def test_the_environment_of_the_planted_defects_is_sound() -> None:
-    check_environment(_Blind)
+@pytest.mark.parametrize("sound", [_Blind, _Planar])
+def test_the_environment_of_the_planted_defects_is_sound(sound: type[Environment]) -> None:
+    check_environment(sound)
+
+
+def test_the_width_of_the_state_is_that_of_its_space() -> None:
+    environment = _Blind()
+    assert environment.state_dim == 7
+    environment.close()
 
 
 @pytest.mark.parametrize(
     ("defective", "message"),
     [
+        (_OtherDimensions, r"Box of shape \(2,\), for 2 plane \[m\], got Box"),
+        (_NoDimensions, "action_dimensions must hold one ActionDimension or more"),
+        (_StateOfRows, "must have one axis"),
         (_WrongJacobian, "finite differences"),
         (_Unseeded, "same seed"),
         (_ForgetsTheCommandedPose, "restored episode"),

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.closed_loop.episodes import schedule_episodes
 from daptq.errors import InvalidInputError
+from tests.closed_loop.point_world import Pusher
 from tests.integration.test_evaluation_scripts import load
 
 
@@ -78,3 +80,11 @@ def test_the_page_states_what_was_measured(script: ModuleType) -> None:
 def test_too_few_episodes_for_two_workers_are_refused(script: ModuleType) -> None:
     with pytest.raises(InvalidInputError, match="episodes must be at least 8, a call for each of two workers, got 4"):
         script.main(["--episodes", "4", "--batches", "1", "4"])
+
+
+def test_a_policy_of_other_actions_is_refused(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Pusher()
+    policy.action_space = END_EFFECTOR_DELTA[:6]
+    monkeypatch.setattr(script, "open_policy", lambda source: policy)
+    with pytest.raises(InvalidInputError, match=r"actions of policy p must be those of environment tabletop, .* got 3"):
+        script.main(["--policy", "p"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, described
+from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace, agree, described
 from daptq.errors import InvalidInputError
 
 
@@ -32,3 +32,30 @@ def test_spaces_in_words() -> None:
     arms = tuple(ActionDimension(kind="joint", unit="rad", arm=arm) for arm in (0, 0, 1))
     assert described(arms) == "2 joint [rad] of arm 0, 1 joint [rad] of arm 1"
     assert described(()) == "no dimension"
+
+
+def joints(*arms: int, unit: Any = "1") -> ActionSpace:
+    """A joint of each of these arms, and a gripper of the last one."""
+    return (
+        *(ActionDimension(kind="joint", unit="rad", arm=arm) for arm in arms),
+        ActionDimension(kind="gripper", unit=unit, arm=arms[-1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (joints(0, 0, 1), True),
+        (joints(0, 0, 1, unit="rad"), True),
+        (joints(3, 3, 2), True),
+        (joints(0, 1, 1), False),
+        (joints(0, 0, 0), False),
+        (joints(0, 0, 1)[:-1], False),
+        (joints(0, 0, 1)[::-1], False),
+        ((ActionDimension(kind="joint-delta", unit="rad"), *joints(0, 0, 1)[1:]), False),
+        ((ActionDimension(kind="joint", unit="m"), *joints(0, 0, 1)[1:]), False),
+        (END_EFFECTOR_DELTA, False),
+    ],
+)
+def test_spaces_agree_whatever_number_an_arm_has_and_whatever_unit_a_gripper(other: ActionSpace, same: bool) -> None:
+    assert agree(joints(0, 0, 1), other) == agree(other, joints(0, 0, 1)) == same

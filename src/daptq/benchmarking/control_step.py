@@ -1,7 +1,8 @@
 """One control step, from an observation to an action chunk: what is audited and what is timed.
 
-The observation is the first one of an episode of `tabletop` where the policy's cameras and state are those of that
-environment, and a random batch of the policy's declared inputs otherwise. Rendering and physics are no part of a step.
+The observation is the first one of an episode of `tabletop` where the policy's cameras, state and actions are those of
+that environment, and a random batch of the policy's declared inputs otherwise. Rendering and physics are no part of a
+step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.catalog import ENVIRONMENTS
+from daptq.closed_loop.fit import fits
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError
 from daptq.evaluation.describe import single_observation
@@ -69,28 +71,29 @@ def control_step(policy: Policy, seed: int = 0) -> ControlStep:
         policy: The policy; it says which cameras and how many numbers of state it reads.
         seed: Seed of the episode, of random inputs and of the diffusion noise.
     """
-    example = single_observation(policy, seed)
-    state = {STATE: example[STATE][0].cpu().numpy()} if policy.state_dim else {}
     environment = _environment(policy)
     if environment is None:
+        example = single_observation(policy, seed)
+        state = {STATE: example[STATE][0].cpu().numpy()} if policy.state_dim else {}
         images = {camera: _as_image(example[camera][0]) for camera in policy.cameras}
         return ControlStep(source=SYNTHETIC, observation={**images, **state}, instruction=example[TASK][0], seed=seed)
     try:
         observation, info = environment.reset(seed=seed)
     finally:
         environment.close()
-    if any(np.shape(observation[key]) != value.shape for key, value in state.items()):
-        observation = {**observation, **state}
     return ControlStep(source=ENVIRONMENT, observation=observation, instruction=info["task"], seed=seed)
 
 
 def _environment(policy: Policy) -> Environment | None:
-    """The environment with the policy's cameras, or None where it has others."""
+    """The environment with the policy's cameras, or None where it has others, or the policy cannot act in it."""
     try:
         made: Environment = ENVIRONMENTS.load(ENVIRONMENT).make(image_size=dict(policy.cameras))
     except InvalidInputError:  # It has no such camera, or cannot render it at this size.
         return None
-    return made
+    if fits(policy, made):
+        return made
+    made.close()
+    return None
 
 
 def _as_image(values: Float[Tensor, "3 height width"]) -> np.ndarray[Any, np.dtype[np.uint8]]:

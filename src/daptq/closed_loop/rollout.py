@@ -62,7 +62,7 @@ class EpisodeRecord:
         success_last_step: The task was fulfilled after the last step.
         first_success: Number of steps after which the task was first fulfilled, or None.
         other_tasks: Tasks of the scene that were fulfilled at some step without being asked, sorted.
-        gripper_flips: How often the commanded gripper changed between open and closed.
+        gripper_flips: How often a commanded gripper changed between open and closed.
         held: Name of the object between the fingers after each step, or None.
         motion: End-effector pose after each step.
         states: Saved states, by the control step that they precede; each float64 (state,).
@@ -301,7 +301,8 @@ class _World:
         self.first_step = first_step
         self._states: dict[int, NDArray[np.float64]] = {}
         self._infos: list[Info] = []
-        self._opens: list[bool] = []
+        self._opens: list[tuple[bool, ...]] = []
+        self._grippers = [i for i, one in enumerate(environment.action_dimensions) if one.kind == "gripper"]
         self._held: list[str | None] = []
 
     def reset(self, state: NDArray[np.float64] | None = None) -> None:
@@ -313,7 +314,7 @@ class _World:
         if self.first_step == 0 and offset in self.episode.branch_steps:
             self._states[offset] = np.array(self.environment.get_state(), dtype=np.float64)
         info = self.environment.advance(action)
-        self._opens.append(bool(action[-1] > 0))
+        self._opens.append(tuple(bool(action[i] > 0) for i in self._grippers))
         self._held.append(self.environment.privileged_state()["held"])
         self._infos.append({key: np.array(info[key]) if key in _POSE else info[key] for key in _KEPT})
 
@@ -333,7 +334,11 @@ class _World:
             success_last_step=successes[-1],
             first_success=successes.index(True) + 1 if any(successes) else None,
             other_tasks=tuple(sorted(done - {self.episode.task})),
-            gripper_flips=sum(one != other for one, other in zip(self._opens, self._opens[1:], strict=False)),
+            gripper_flips=sum(
+                one != other
+                for before, after in zip(self._opens, self._opens[1:], strict=False)
+                for one, other in zip(before, after, strict=True)
+            ),
             held=tuple(self._held),
             motion=self.motion(),
             states=self._states,

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.action_space import ActionSpace, described
+from daptq.action_space import ActionSpace, agree, described
 from daptq.errors import InvalidInputError
 from daptq.methods import Method
 from daptq.numerics.symmetric import symmetric_part
@@ -112,11 +112,9 @@ def refusal(space: ActionSpace, expected: ActionSpace) -> str | None:
 
     Args:
         space: What the dimensions of an action are.
-        expected: Kinds and units that the model reads. Which arm it is does not matter, nor the unit of a gripper.
+        expected: What the model reads, of one arm; see `daptq.action_space.agree`.
     """
-    wanted = [(one.kind, None if one.kind == "gripper" else one.unit) for one in expected]
-    given = [(one.kind, None if one.kind == "gripper" else one.unit) for one in space]
-    if given == wanted and len({one.arm for one in space}) == 1:
+    if agree(space, expected):
         return None
     return f"it reads {described(expected)} of one arm, not {described(space)}"
 

@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from daptq.action_space import ActionDimension, described
 from daptq.environments.contract import Environment, Info
 from daptq.errors import CheckFailedError
 from daptq.observations import STATE, is_camera
 
 __all__ = ["check_environment"]
+
+_SIZES: Final = {"m": 0.02, "rad": 0.1, "px": 10.0, "1": 1.0}  # of small actions, by unit
 
 _INFO_TYPES: Final[Mapping[str, type]] = {
     "task": str,
@@ -75,24 +78,45 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(np.array_equal(first, second))
 
 
-def _actions(count: int, seed: int) -> NDArray[np.float32]:
-    """Returns (count, 7) small random actions: +-2 cm, +-0.1 rad, either gripper command."""
+def _rest(environment: Environment) -> NDArray[np.float32]:
+    """Changes of nothing, absolute commands in the middle of their range, and grippers that are neither."""
+    box = environment.action_space
+    assert isinstance(box, gymnasium.spaces.Box)
+    absolute = [not one.kind.endswith("-delta") and one.kind != "gripper" for one in environment.action_dimensions]
+    ranged = np.isfinite(box.low) & np.isfinite(box.high) & absolute
+    return np.add(box.low, box.high, out=np.zeros(len(ranged), np.float32), where=ranged) / np.float32(2.0)
+
+
+def _actions(environment: Environment, count: int, seed: int) -> NDArray[np.float32]:
+    """Returns (count, action) small random actions: +-2 cm, +-0.1 rad, +-10 pixels, either gripper command."""
     generator = np.random.default_rng(seed)
-    moves = generator.uniform(-1, 1, (count, 7)) * np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1.0])
-    return moves.astype(np.float32)
+    sizes = [1.0 if one.kind == "gripper" else _SIZES[one.unit] for one in environment.action_dimensions]
+    moves = generator.uniform(-1, 1, (count, len(sizes))) * np.array(sizes)
+    return (_rest(environment) + moves).astype(np.float32)
+
+
+def _still(environment: Environment) -> NDArray[np.float32]:
+    """Returns the action (action,) at rest, with grippers that open."""
+    opens = [one.kind == "gripper" for one in environment.action_dimensions]
+    return np.where(opens, 1.0, _rest(environment)).astype(np.float32)
 
 
 def _check_spaces(environment: Environment) -> None:
-    actions = environment.action_space
+    actions, dimensions = environment.action_space, environment.action_dimensions
+    meant = len(dimensions) > 0 and all(isinstance(one, ActionDimension) for one in dimensions)
+    _require(meant, f"action_dimensions must hold one ActionDimension or more, got {dimensions}.")
+    shape = (len(dimensions),)
     _require(
-        isinstance(actions, gymnasium.spaces.Box) and actions.shape == (7,) and actions.dtype == np.float32,
-        f"action space must be a float32 Box of shape (7,), got {actions}.",
+        isinstance(actions, gymnasium.spaces.Box) and actions.shape == shape and actions.dtype == np.float32,
+        f"action space must be a float32 Box of shape {shape}, for {described(dimensions)}, got {actions}.",
     )
     space = environment.observation_space
     _require(isinstance(space, gymnasium.spaces.Dict), f"observation space must be a Dict, got {space}.")
     keys = set(space)  # type: ignore[call-overload]
     wrong = sorted(key for key in keys if key != STATE and not is_camera(key))
     _require(STATE in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}.")
+    flat = len(space[STATE].shape or ()) == 1  # type: ignore[index]
+    _require(flat, f"{STATE} must have one axis, got {space[STATE]}.")  # type: ignore[index]
     _require(len(environment.tasks) > 0, "an environment must have a task, got none.")
     frequency = environment.control_frequency
     _require(frequency > 0, f"control frequency must be positive, got {frequency}.")
@@ -121,7 +145,7 @@ def _check_observation(environment: Environment, task: str, seed: int) -> None:
     observation, info = environment.reset(seed=seed, options={"task": task})
     _require(environment.task == task, f"task after reset must be {task!r}, got {environment.task!r}.")
     _require(info["seed"] == seed, f"info['seed'] must be {seed}, got {info['seed']}.")
-    for step, action in enumerate(_actions(2, seed)):
+    for step, action in enumerate(_actions(environment, 2, seed)):
         _check_info(environment, info, step)
         for key, value in observation.items():
             kind = np.float32 if key == STATE else np.uint8
@@ -134,7 +158,7 @@ def _check_repeatable(first: Environment, second: Environment, task: str, seed: 
     outcomes = []
     for environment in (first, second, first):
         outcome: list[Any] = [environment.reset(seed=seed, options={"task": task})[0]]
-        outcome += [environment.step(action)[0] for action in _actions(6, seed)]
+        outcome += [environment.step(action)[0] for action in _actions(environment, 6, seed)]
         outcomes.append([*outcome, environment.get_state()])
     for other in outcomes[1:]:
         for step, (one, two) in enumerate(zip(outcomes[0], other, strict=True)):
@@ -156,7 +180,7 @@ def _check_repeatable(first: Environment, second: Environment, task: str, seed: 
 
 def _check_restore(first: Environment, second: Environment, task: str, seed: int) -> None:
     observation, info = first.reset(seed=seed, options={"task": task})
-    for action in _actions(5, seed):
+    for action in _actions(first, 5, seed):
         observation, _, _, _, info = first.step(action)
     state = first.get_state()
     flat = state.ndim == 1 and state.dtype == np.float64
@@ -164,10 +188,10 @@ def _check_restore(first: Environment, second: Environment, task: str, seed: int
     second.reset(seed=seed + 1, options={"task": first.tasks[first.tasks.index(task) - 1]})
     same = _equal((observation, info), second.set_state(state)) and _equal(second.get_state(), state)
     _require(same, f"{task}: a restored state must give the observation it was saved at, it does not.")
-    for step, action in enumerate(_actions(5, seed + 1)):
+    for step, action in enumerate(_actions(first, 5, seed + 1)):
         same = _equal(first.step(action), second.step(action)) and _equal(first.get_state(), second.get_state())
         _require(same, f"{task}: a restored episode must go on bit for bit, it differs after {step + 1} steps.")
-    for action in _actions(3, seed + 2):
+    for action in _actions(first, 3, seed + 2):
         observation, _, _, _, info = first.step(action)
         same = _equal(second.advance(action), info)
         _require(same, f"{task}: advance must return the info of step, it differs.")
@@ -178,7 +202,7 @@ def _check_restore(first: Environment, second: Environment, task: str, seed: int
 def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
     environment.reset(seed=seed, options={"task": task})
     info: Info = {}
-    for action in _actions(3, seed):
+    for action in _actions(environment, 3, seed):
         info = environment.step(action)[-1]
     joints = environment.joint_positions
     position, rotation = environment.forward_kinematics(joints)
@@ -200,7 +224,8 @@ def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
 
 def _check_refusals(environment: Environment, seed: int) -> None:
     environment.reset(seed=seed)
-    for bad in (np.zeros(6, np.float32), np.full(7, np.nan, np.float32), np.full(7, np.inf, np.float32)):
+    size = len(environment.action_dimensions)
+    for bad in (np.zeros(size - 1, np.float32), *(np.full(size, value, np.float32) for value in (np.nan, np.inf))):
         _require(_refuses(partial(environment.step, bad)), f"step must refuse a bad action, got through: {bad}.")
     unknown = partial(environment.reset, options={"task": "no such task"})
     _require(_refuses(unknown), "reset must refuse an unknown task, got through: 'no such task'.")
@@ -216,7 +241,7 @@ def _refuses(call: Callable[[], object]) -> bool:
 
 def _check_horizon(environment: Environment, seed: int) -> None:
     environment.reset(seed=seed)
-    still = np.array([0, 0, 0, 0, 0, 0, 1], dtype=np.float32)
+    still = _still(environment)
     horizon = environment.horizon_of(environment.task)
     for step in range(1, horizon + 1):
         _, _, terminated, truncated, _ = environment.step(still)

@@ -20,6 +20,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from daptq.action_space import END_EFFECTOR_DELTA, ActionSpace
+from daptq.observations import STATE
+
 __all__ = ["Environment", "Info", "Observation"]
 
 Observation = dict[str, Any]
@@ -30,24 +33,32 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
     """A manipulation benchmark with named tasks.
 
     Observations are a dictionary with LeRobot's keys: `observation.images.<camera>`, uint8 (height, width, 3), and
-    `observation.state`, float32. Actions are float32 (7,): position change of the commanded end-effector pose in the
-    base frame [m], rotation change in the base frame as intrinsic XYZ Euler angles [rad], and the gripper, whose sign
-    decides: positive opens, negative closes.
+    `observation.state`, float32. Actions are float32, one number for each of `action_dimensions`. By default these are
+    7: position change of the commanded end-effector pose in the base frame [m], rotation change in the base frame as
+    intrinsic XYZ Euler angles [rad], and the gripper. A gripper's sign decides: positive opens, negative closes.
 
     Every `info` holds `task` (the instruction), `success` (asked task, this step), `success_any_step` (asked task, this
     episode), `success_by_task` (every task of the scene, this step), `end_effector_position` float64 (3,) [m],
     `end_effector_rotation` float64 (3, 3), `step_index` and `seed`.
 
     Attributes:
+        action_dimensions: What the numbers of an action mean; a policy whose action space is another one is not run.
+            (Gymnasium's `action_space` says in which range they are.)
         tasks: Names of the tasks; `reset(options={"task": name})` chooses one.
         control_frequency: Control steps per second [Hz].
         horizon: Steps after which an episode is truncated; `advance` goes on beyond it when asked to, since the drift
             from a state late in an episode is measured that way.
     """
 
+    action_dimensions: ClassVar[ActionSpace] = END_EFFECTOR_DELTA
     tasks: ClassVar[tuple[str, ...]]
     control_frequency: ClassVar[float]
     horizon: int
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers of `observation.state`."""
+        return int(self.observation_space[STATE].shape[0])  # type: ignore[index]
 
     @property
     @abstractmethod
@@ -91,7 +102,7 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
         return None
 
     @abstractmethod
-    def advance(self, action: Float[np.ndarray, "7"]) -> Info:
+    def advance(self, action: Float[np.ndarray, " action"]) -> Info:
         """Runs one control step without drawing a picture, for a policy that looks once per chunk; returns its info."""
 
     @abstractmethod
@@ -105,7 +116,7 @@ class Environment(gymnasium.Env[Observation, NDArray[np.float32]]):
             Observation, reward (1.0 while the asked task succeeds), terminated (always False), truncated, info.
 
         Raises:
-            InvalidInputError: The action is not 7 finite numbers, or `reset` was not called.
+            InvalidInputError: The action is not a finite number for each dimension, or `reset` was not called.
         """
         info = self.advance(action)
         return self.observe(), float(info["success"]), False, info["step_index"] >= self.horizon_of(self.task), info

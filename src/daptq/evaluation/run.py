@@ -88,8 +88,9 @@ def run_evaluation(request: Evaluation, progress: Progress | None = None) -> Eva
 
     Raises:
         UnknownNameError: A policy is not known.
-        InvalidInputError: Two policies need different picture sizes, more states are asked for than there are places,
-            or the monitor's reference is of another interface or does not hold the instruction of a task.
+        InvalidInputError: Two policies need different picture sizes, a policy cannot act in the environment (see
+            `daptq.closed_loop.fit`), more states are asked for than there are places, or the monitor's reference is of
+            another interface or does not hold the instruction of a task.
         DaptqError: An episode could not be run to its end.
     """
     if not request.variants:
@@ -112,7 +113,7 @@ def _run_condition(request: Evaluation, progress: Progress | None) -> Evaluation
         references=watched,
         loaded=loaded if request.workers == 1 and request.ray is None else {},
     )
-    (first,) = context.environments(1)
+    first = context.environment_of(loaded)
     stride = math.lcm(*(policy.n_action_steps for policy in loaded.values()))
     schedule = Schedule(request=request, episodes=_episodes(request, first, stride))
     workers = start_workers(context, request.workers, ray=request.ray)

@@ -43,8 +43,8 @@ def take_reference(
 
     Raises:
         UnknownNameError: The environment or a task is not known.
-        InvalidInputError: The policy has no interface, a count is out of range, or there are fewer than
-            four episodes per task.
+        InvalidInputError: The policy has no interface or cannot act in the environment, a count is out of range, or
+            there are fewer than four episodes per task.
     """
     request = Evaluation(
         candidates=[policy], environment=environment, tasks=tasks, episodes=episodes, seed=seed, batch=batch
@@ -75,6 +75,9 @@ def drive(
 
     Yields:
         Records and streams of each group of episodes that ran side by side, in order.
+
+    Raises:
+        InvalidInputError: The policy cannot act in the environment, see `daptq.closed_loop.fit`.
     """
     context = WorkerContext(
         environment_name=request.environment,
@@ -83,7 +86,7 @@ def drive(
         variant=request.variant,
     )
     try:
-        (first,) = context.environments(1)
+        first = context.environment_of({policy.name: policy})
         own_seeds = any(first.initial_states_of(task) is not None for task in request.asked)
         scheduled = schedule_episodes(
             request.asked, episodes=request.episodes, seed=request.seed, seeds_per_task=own_seeds

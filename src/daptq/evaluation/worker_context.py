@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from daptq.catalog import ENVIRONMENTS
+from daptq.closed_loop.fit import require_fit
 from daptq.closed_loop.rollout import Record
 from daptq.environments.contract import Environment
 from daptq.errors import DaptqError, InvalidInputError
@@ -54,6 +55,23 @@ class WorkerContext:
             chosen = {} if self.variant is None else {"variant": self.variant}
             self._environments.append(module.make(image_size=dict(self.image_size), **chosen))
         return self._environments[:count]
+
+    def environment_of(self, policies: Mapping[str, Policy]) -> Environment:
+        """The first environment of this process, which all of these policies can act in.
+
+        Args:
+            policies: The policies, by label.
+
+        Raises:
+            InvalidInputError: One cannot, see `daptq.closed_loop.fit`; the environments are closed.
+        """
+        (first,) = self.environments(1)
+        try:
+            require_fit(policies, first, self.environment_name)
+        except InvalidInputError:
+            self.close()
+            raise
+        return first
 
     def policy(self, label: str) -> Policy:
         """The policy called `label`."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.artifacts import provenance
 from daptq.benchmarking import benchmark as module
 from daptq.benchmarking import float_paths as paths
@@ -293,6 +294,15 @@ def test_an_observation_is_made_up_where_no_camera_fits() -> None:
     assert (made_up.observation["observation.images.ceiling"] == 127).all()
     assert torch.equal(made_up.run(policy), made_up.run(policy))
     assert not torch.equal(made_up.run(policy), seen.run(cogact.POLICY.tiny()))
+
+
+@pytest.mark.parametrize(("name", "value"), [("action_space", END_EFFECTOR_DELTA[::-1]), ("state_dim", 8)])
+def test_an_observation_is_made_up_where_the_policy_cannot_act(name: str, value: Any) -> None:
+    policy = cogact.POLICY.tiny()
+    setattr(policy, name, value)
+    made_up, example = control_step(policy), policy.example_batch(0)
+    assert made_up.source == "synthetic"
+    np.testing.assert_array_equal(made_up.observation["observation.state"], example["observation.state"][0])
 
 
 def test_bad_input_exits_with_2(refused: Refused, tiny: Path, quantized: Path) -> None:
