@@ -361,7 +361,7 @@ def test_an_interface_without_a_fold_for_a_running_policy_is_not_refreshed(
 def test_what_cannot_be_monitored_is_refused(
     reader: Reader, reference: InterfaceReference, make_pusher: Callable[..., Policy]
 ) -> None:
-    with pytest.raises(InvalidInputError, match="a perception-to-action interface, got none"):
+    with pytest.raises(InvalidInputError, match="policy pusher must have a perception-to-action interface to be mon"):
         take_reference(make_pusher(), environment="point", episodes=8)
     with pytest.raises(InvalidInputError, match="at least 4 episodes"):
         take_reference(reader, environment="point", episodes=6)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from daptq.errors import CheckFailedError
+from daptq.interfaces.contract import Interface
 from daptq.observations import ACTION, STATE
 from daptq.policies.conformance import check_policy
 from daptq.policies.contract import Batch, Block, Condition, Prediction
@@ -48,7 +49,26 @@ class WithSpare(ChainPolicy):
         return super().denoise(condition, noise)
 
 
-@pytest.mark.parametrize("kind", [ChainPolicy, Deterministic, WithSpare])
+class Dead(ChainPolicy):
+    """The gradient of a layer is exactly zero: its activations are dead at the example's states, not for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = nn.Linear(10, 12)
+        nn.init.constant_(self.dead.bias, -100.0)
+
+    def blocks(self) -> tuple[Block, ...]:
+        return (*super().blocks(), Block(name="dead", role="action_head"))
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return ()
+
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        added = torch.relu(self.dead(representation)).sum(dim=1)
+        return super().head(representation, noisy) + added[:, None, None]
+
+
+@pytest.mark.parametrize("kind", [ChainPolicy, Deterministic, WithSpare, Dead])
 def test_such_policies_keep_the_contract(kind: type[ChainPolicy]) -> None:
     check_policy(kind.tiny())
 
@@ -90,6 +110,52 @@ class _IdleButRead(WithSpare):
 
 class _IdleUndeclared(WithSpare):
     declared = ()
+
+
+class _IdleButReadDetached(WithSpare):
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        read = self.spare(representation).detach().sum(dim=1)
+        return super().head(representation, noisy) + read[:, None, None]
+
+
+class _IdleButItsBiasIsRead(WithSpare):
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        return super().head(representation, noisy) + self.spare.bias.detach().sum()
+
+
+class _OneOfTwoIdleIsRead(_IdleButReadDetached):
+    declared = ("other", "spare")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(10, 4)
+
+    def blocks(self) -> tuple[Block, ...]:
+        return (*super().blocks(), Block(name="other", role="action_head"))
+
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        self.other(representation)
+        return super().head(representation, noisy)
+
+
+class _DeadUndeclared(WithSpare):
+    declared = ()
+
+    def head(self, representation: Tensor, noisy: Tensor) -> Tensor:
+        dead = 0 * self.spare(representation).sum(dim=1)
+        return super().head(representation, noisy) + dead[:, None, None]
+
+
+class _LeavesALayerOutOfTheLoss(WithSpare):
+    declared = ()
+
+    def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
+        return super().denoise(condition, noise) + self.spare(condition[0]).sum(dim=1)[:, None, None]
+
+    def predict_target(self, batch: Batch, generator: torch.Generator) -> Prediction:
+        answer = super().predict_target(batch, generator)
+        dead = 0 * self.spare(self.language(batch[STATE])).sum()
+        return Prediction(predicted=answer.predicted + dead, target=answer.target, kind="noise")
 
 
 class _OneNoiseForAll(ChainPolicy):
@@ -154,7 +220,12 @@ class _TargetOfAnotherShape(ChainPolicy):
         (_IdleElsewhere, "idle layer 'nowhere' must be a linear layer"),
         (_IdleInterface, "interface layer 'consumer' must not be idle"),
         (_IdleButRead, r"must not depend on idle layer 'stack\.1'"),
-        (_IdleUndeclared, "must depend on layer 'spare'"),
+        (_IdleUndeclared, "must depend on layer 'spare', got no gradient"),
+        (_IdleButReadDetached, "must not depend on idle layer 'spare', got another chunk with other weights"),
+        (_IdleButItsBiasIsRead, "must not depend on idle layer 'spare', got another chunk with other weights"),
+        (_OneOfTwoIdleIsRead, "must not depend on idle layer 'spare', got another chunk with other weights"),
+        (_DeadUndeclared, "must depend on layer 'spare', got the same answer with other weights"),
+        (_LeavesALayerOutOfTheLoss, "the loss must reach action-head layer 'spare', got the same answer"),
         (_OneNoiseForAll, "depend on its own generator alone"),
         (_RemembersTheObservation, "denoise must depend on the condition and the noise"),
         (_IgnoresTheLoop, "must run once for a chunk, got 0 times"),

@@ -77,7 +77,8 @@ def watch_episodes(
     taps = {interface.name: interface.tap for interface in policy.interfaces()}
     if not taps:
         raise InvalidInputError(
-            "a monitored policy must have a perception-to-action interface, got none. Monitor another policy."
+            f"policy {policy.name} must have a perception-to-action interface to be monitored, got none. Monitor "
+            "another policy."
         )
     streams: list[dict[str, Moments]] = [{} for _ in instructions]
     finished: list[EpisodeStream] = []

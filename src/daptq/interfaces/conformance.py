@@ -15,7 +15,7 @@ from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.contract import Fold, Treatment
 from daptq.interfaces.map_class import MapClass, block_diagonal, rotary_matrix
 
-__all__ = ["Answer", "Change", "check_fold", "example_map"]
+__all__ = ["Answer", "Change", "check_fold", "example_map", "with_folded"]
 
 Network = TypeVar("Network", bound=nn.Module)
 Change = Callable[[Float[Tensor, "... channels"]], Float[Tensor, "... channels"]]
@@ -45,9 +45,9 @@ def check_fold(fold: Fold, network: Network, answer: Answer[Network], *, channel
         plain, expected = answer(network, _as_it_is), answer(network, affine)
         moved = _error(plain, expected)
         _require(moved > MOVED, f"the map must move the answer by more than {MOVED}, moved by {moved:.3g}")
-        off = _error(answer(_with_folded(network, fold, affine), _as_it_is), expected)
+        off = _error(answer(with_folded(network, fold, affine), _as_it_is), expected)
         _require(off <= EXACT, f"the folded network must answer as with the explicit map, differs by {off:.3g}")
-        identity = _with_folded(network, fold, AffineMap.identity(channels))
+        identity = with_folded(network, fold, AffineMap.identity(channels))
         off = _error(answer(identity, _as_it_is), plain)
         _require(off <= EXACT, f"the identity must change nothing, moved the answer by {off:.3g}")
     unchanged = all(torch.equal(value, before[path]) for path, value in network.named_parameters())
@@ -90,9 +90,19 @@ def example_map(map_class: MapClass, channels: int, heads: int = 1, *, seed: int
     return AffineMap(matrix=matrix, shift=shift.to(torch.float64))
 
 
-def _with_folded(network: Network, fold: Fold, affine: AffineMap) -> Network:
-    """A copy of the network whose weights have taken in the map."""
-    folded = fold.folded(affine, dict(network.named_parameters()))
+def with_folded(network: Network, fold: Fold, affine: AffineMap) -> Network:
+    """A copy of a network whose weights have taken in a map, in the dtype that they had.
+
+    Args:
+        network: A network with the modules that the fold names; it is left as it is.
+        fold: The fold.
+        affine: The map, of the fold's class.
+
+    Raises:
+        CheckFailedError: The fold changes others than it names, or what it says of a changed layer does not hold.
+        InvalidInputError: The map does not fit the weights.
+    """
+    folded = fold.folded(affine, dict(network.named_parameters(remove_duplicate=False)))
     for what, given, named in (
         ("layers", folded.layers, fold.layers),
         ("parameters", folded.parameters, fold.parameters),
@@ -111,10 +121,11 @@ def _with_folded(network: Network, fold: Fold, affine: AffineMap) -> Network:
             _require(bool((layer.gain > 0).all()), f"the gain of {path} must be positive")
             off = _error(layer.gain[:, None] * weight, layer.weight)
             _require(off <= EXACT, f"the gain of {path} must give its folded weight, off by {off:.3g}")
-        linear.weight = nn.Parameter(layer.weight)
-        linear.register_parameter("bias", None if layer.bias is None else nn.Parameter(layer.bias))
+        linear.weight = nn.Parameter(layer.weight.to(weight.dtype))
+        linear.register_parameter("bias", None if layer.bias is None else nn.Parameter(layer.bias.to(weight.dtype)))
     for path, value in folded.parameters.items():
-        changed.get_parameter(path).data = value
+        parent, _, leaf = path.rpartition(".")
+        setattr(changed.get_submodule(parent), leaf, nn.Parameter(value.to(network.get_parameter(path).dtype)))
     return changed
 
 

@@ -88,6 +88,30 @@ class Tap:
             own = own.transpose(1, 2).flatten(2)
         return own.reshape(states, -1, own.shape[-1])
 
+    def changed(
+        self,
+        tensor: Float[Tensor, "batch ..."],
+        states: int,
+        change: Callable[[Float[Tensor, "states rows d"]], Float[Tensor, "states rows d"]],
+    ) -> Float[Tensor, "batch ..."]:
+        """The tensor with another representation of each state in it; what belongs to no state stays.
+
+        Args:
+            tensor: What passes the tap in one call.
+            states: Number of states in the batch.
+            change: Gets `rows`, and answers others of their shape.
+
+        Raises:
+            InvalidInputError: The tensor does not have the axis of the heads.
+        """
+        rows = self.rows(tensor, states)
+        if rows is None:
+            return tensor
+        own = change(rows).to(tensor)
+        if self.heads:
+            own = own.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.cat([own.reshape(tensor[:states].shape), tensor[states:]])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoldedLayer:

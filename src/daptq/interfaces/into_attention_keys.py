@@ -22,7 +22,7 @@ from torch import Tensor
 from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, require_channels, weight_of
-from daptq.interfaces.grouped_heads import check_heads
+from daptq.interfaces.grouped_heads import check_heads, check_query_heads
 from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, require_class
 
 __all__ = ["FOLD", "IntoAttentionKeys"]
@@ -82,9 +82,10 @@ class IntoAttentionKeys(Fold):
         require_channels(affine, len(own_weight), self.counterpart)
         require_class(affine, self.map_class, self.kv_heads)
         matrix = affine.matrix
+        weight, bias = weight_of(tensors, self.query), bias_of(tensors, self.query)
+        check_query_heads(len(weight), self.query, len(matrix), self.heads, self.kv_heads)
         group = self.heads // self.kv_heads
         outside = block_diagonal(blocks_of(matrix, self.kv_heads).mT.repeat_interleave(group, dim=0))
-        weight, bias = weight_of(tensors, self.query), bias_of(tensors, self.query)
         query = FoldedLayer(
             weight=outside @ weight,
             bias=None if bias is None else outside @ bias,

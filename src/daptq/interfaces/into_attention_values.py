@@ -21,7 +21,7 @@ from torch import Tensor
 
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.contract import Fold, Folded, FoldedLayer, Side, bias_of, require_channels, weight_of
-from daptq.interfaces.grouped_heads import check_heads, for_query_heads
+from daptq.interfaces.grouped_heads import check_heads, check_query_heads, for_query_heads
 from daptq.interfaces.map_class import MapClass, block_diagonal, blocks_of, require_class
 
 __all__ = ["FOLD", "IntoAttentionValues"]
@@ -71,9 +71,10 @@ class IntoAttentionValues(Fold):
         require_channels(affine, len(own_weight), self.counterpart)
         require_class(affine, self.map_class, self.kv_heads)
         matrix, shift = affine.matrix, affine.shift
+        weight, bias = weight_of(tensors, self.output), bias_of(tensors, self.output)
+        check_query_heads(weight.shape[1], self.output, len(matrix), self.heads, self.kv_heads)
         group = self.heads // self.kv_heads
         inside = block_diagonal(blocks_of(matrix, self.kv_heads).repeat_interleave(group, dim=0))
-        weight, bias = weight_of(tensors, self.output), bias_of(tensors, self.output)
         offset = weight @ for_query_heads(shift, self.heads, self.kv_heads)
         output = FoldedLayer(
             weight=weight @ inside,

@@ -2,7 +2,8 @@
 
 A fused stack (`daptq.layers.transformer_stack`) runs its layers without calling their modules, so hooks on them would
 never be called. Code that needs the calls must say so: `unfused` lets every stack of a policy call its modules, `watch`
-and `watch_outputs` do it for the stacks that hold what they watch, and `watch_beginnings` hears of a fused stack
+and `watch_outputs`, `replace_inputs` and `replace_outputs` do it for the stacks that hold their modules, and
+`watch_beginnings` hears of a fused stack
 without switching it off. A hook from elsewhere on a module of a fused stack is refused, never skipped.
 
 A declaration concerns modules, as a hook does: it holds in all threads, may be nested, and ends with its block whether
@@ -26,6 +27,8 @@ __all__ = [
     "announce",
     "must_be_called",
     "refuse_hooks",
+    "replace_inputs",
+    "replace_outputs",
     "skippable",
     "unfused",
     "watch",
@@ -87,6 +90,47 @@ def watch_outputs(
                 hook(name, _first(args, kwargs), output)
 
             hooks.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def replace_inputs(
+    policy: nn.Module, names: Iterable[str], replacement: Callable[[str, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within the block the named modules read replacement(name, input) in the place of their first argument.
+
+    Stacks that hold one of the modules are not fused meanwhile.
+
+    Args:
+        policy: The policy, or any module.
+        names: Paths of modules in it.
+        replacement: Asked at every call of one of them.
+    """
+    modules = {name: policy.get_submodule(name) for name in names}
+    with _must_be_called(tuple(modules.values())), ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> tuple[Any, Any]:
+                first = replacement(name, _first(args, kwargs))
+                return ((first, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): first})
+
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def replace_outputs(
+    policy: nn.Module, names: Iterable[str], replacement: Callable[[str, Tensor], Tensor]
+) -> Iterator[None]:
+    """As `replace_inputs`, but the named modules answer replacement(name, output)."""
+    modules = {name: policy.get_submodule(name) for name in names}
+    with _must_be_called(tuple(modules.values())), ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def after(_: nn.Module, __: Any, output: Tensor, name: str = name) -> Tensor:
+                return replacement(name, output)
+
+            hooks.callback(module.register_forward_hook(after).remove)
         yield
 
 

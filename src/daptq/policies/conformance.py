@@ -5,6 +5,7 @@ It runs the policy on its own example batch; it knows no family.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -14,8 +15,11 @@ from daptq.errors import CheckFailedError
 from daptq.layers.watching import watch_outputs
 from daptq.observations import ACTION, STATE, TASK, is_camera
 from daptq.policies.contract import ROLES, Batch, Condition, Policy, PredictionKind
+from daptq.policies.interface_conformance import check_folds
 
 __all__ = ["check_policy"]
+
+CHANGES = 3  # random changes of weights, to see whether a layer matters
 
 
 def check_policy(policy: Policy, *, seed: int = 0) -> None:
@@ -38,7 +42,9 @@ def check_policy(policy: Policy, *, seed: int = 0) -> None:
     _check_parts(policy, batch, seed)
     _check_loop(policy, batch, seed)
     _check_unlimited(policy, batch, seed)
+    _check_dependence(policy, batch, seed)
     _check_target(policy, batch, seed)
+    check_folds(policy, batch, seed)
     _check_rebuilt(policy, batch, seed)
 
 
@@ -80,7 +86,6 @@ def _check_structure(policy: Policy) -> None:
     for path in idle:
         _require(path in layers, f"idle layer {path!r} must be a linear layer of a block.")
     _check_interfaces(policy)
-    _require(bool(policy.interfaces()), "a policy must name at least one perception-to-action interface.")
 
 
 def _check_head_stack(policy: Policy) -> None:
@@ -181,7 +186,7 @@ def _check_loop(policy: Policy, batch: Batch, seed: int) -> None:
 
 
 def _check_unlimited(policy: Policy, batch: Batch, seed: int) -> None:
-    """The differentiable chunk is the executed one wherever that is not limited; all layers but idle ones move it."""
+    """The differentiable chunk is the executed one wherever that is not limited."""
     executed, free = _chunk(policy, batch, seed), policy.denoised_chunk(batch, _generator(seed))
     unit = policy.action_unit
     _require(tuple(unit.shape) == (policy.action_dim,) and bool((unit > 0).all()), "action_unit must be positive.")
@@ -191,15 +196,69 @@ def _check_unlimited(policy: Policy, batch: Batch, seed: int) -> None:
         bool((agree | (executed * free.detach() > 0)).all()),
         "the chunk before limits must agree with the executed one.",
     )
-    modules, idle = dict(policy.named_modules()), policy.idle_layers()
+
+
+def _check_dependence(policy: Policy, batch: Batch, seed: int) -> None:
+    """All linear layers move the chunk but the idle ones, which do not move one bit of it."""
+
+    def chunks() -> Tensor:
+        with torch.no_grad():
+            return torch.stack([_chunk(policy, batch, seed), policy.denoised_chunk(batch, _generator(seed))])
+
+    idle = policy.idle_layers()
     layers = list(policy.linear_layers())
-    gradients = torch.autograd.grad(free.sum(), [modules[path].weight for path in layers], allow_unused=True)
-    for path, gradient in zip(layers, gradients, strict=True):
-        if path in idle:
-            still = gradient is None or not bool(gradient.any())
-            _require(still, f"the chunk must not depend on idle layer {path!r}, got a gradient.")
-        else:
-            _require(gradient is not None, f"the chunk must depend on layer {path!r}, got no gradient.")
+    gradients = _gradients(policy, layers, policy.denoised_chunk(batch, _generator(seed)).sum())
+    for path in idle:
+        gradient = gradients[path]
+        still = gradient is None or not bool(gradient.any())
+        _require(still, f"the chunk must not depend on idle layer {path!r}, got a gradient.")
+    if idle and _moves(policy, idle, chunks, seed):
+        moving = [path for path in idle if _moves(policy, [path], chunks, seed)]
+        raise CheckFailedError(
+            f"the chunk must not depend on idle layer {(moving or idle)[0]!r}, got another chunk with other weights."
+        )
+    for path in layers:
+        if path not in idle:
+            _require_dependence(policy, path, gradients[path], chunks, f"the chunk must depend on layer {path!r}", seed)
+
+
+def _gradients(policy: Policy, layers: Sequence[str], value: Tensor) -> dict[str, Tensor | None]:
+    """The gradient of a number with respect to the weight of every layer; None where there is none."""
+    modules = dict(policy.named_modules())
+    found = torch.autograd.grad(value, [modules[path].weight for path in layers], allow_unused=True)
+    return dict(zip(layers, found, strict=True))
+
+
+def _require_dependence(
+    policy: Policy, path: str, gradient: Tensor | None, answer: Callable[[], Tensor], demand: str, seed: int
+) -> None:
+    """A gradient may be 0 by chance, where activations are dead; then other weights decide."""
+    _require(gradient is not None, f"{demand}, got no gradient.")
+    assert gradient is not None
+    if not bool(gradient.any()):
+        _require(_moves(policy, [path], answer, seed), f"{demand}, got the same answer with other weights.")
+
+
+def _moves(policy: Policy, layers: Sequence[str], answer: Callable[[], Tensor], seed: int) -> bool:
+    """Whether one of a few random changes of what the layers hold changes the answer in any bit."""
+    before = answer()
+    parameters = [parameter for path in layers for parameter in policy.get_submodule(path).parameters()]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    generator = _generator(seed)
+    try:
+        for _ in range(CHANGES):
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    size = value.square().mean().sqrt()
+                    noise = torch.randn(value.shape, generator=generator)
+                    parameter.copy_(2 * torch.where(size > 0, size, torch.ones_like(size)) * noise)
+            if not torch.equal(answer(), before):
+                return True
+        return False
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
 
 def _check_target(policy: Policy, batch: Batch, seed: int) -> None:
@@ -209,12 +268,17 @@ def _check_target(policy: Policy, batch: Batch, seed: int) -> None:
     _require(tuple(answer.target.shape) == shape, f"the target of the prediction must have shape {shape}.")
     kinds = get_args(PredictionKind)
     _require(answer.kind in kinds, f"kind of the prediction must be one of {kinds}, got {answer.kind!r}.")
-    error = (answer.predicted - answer.target).square().mean()
-    modules, idle = dict(policy.named_modules()), policy.idle_layers()
+
+    def predicted() -> Tensor:
+        with torch.no_grad():
+            return policy.predict_target(batch, _generator(seed)).predicted
+
+    idle = policy.idle_layers()
     heads = [path for path, role in policy.linear_layers().items() if role == "action_head" and path not in idle]
-    gradients = torch.autograd.grad(error, [modules[path].weight for path in heads], allow_unused=True)
-    for path, gradient in zip(heads, gradients, strict=True):
-        _require(gradient is not None, f"the loss must reach action-head layer {path!r}, got no gradient.")
+    gradients = _gradients(policy, heads, (answer.predicted - answer.target).square().mean())
+    for path, gradient in gradients.items():
+        demand = f"the loss must reach action-head layer {path!r}"
+        _require_dependence(policy, path, gradient, predicted, demand, seed)
 
 
 def _check_rebuilt(policy: Policy, batch: Batch, seed: int) -> None:

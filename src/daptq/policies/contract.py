@@ -190,7 +190,14 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def interfaces(self) -> tuple[Interface, ...]:
-        """The perception-to-action interfaces, in execution order."""
+        """The perception-to-action interfaces, in execution order; may be empty.
+
+        A policy without one can be rounded by recipes without compensation, evaluated, benchmarked and audited. Recipes
+        with compensation and monitors refuse it.
+
+        Where the perception goes on with what passes a tap (keys that a language model attends to as well), a map goes
+        to the action head alone. What follows from it there is one tensor of `condition`.
+        """
 
     @abstractmethod
     def head_stack(self) -> tuple[str, ...]:

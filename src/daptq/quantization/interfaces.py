@@ -22,12 +22,17 @@ def check_interfaces(policy: Policy, recipe: Recipe) -> None:
 
     Raises:
         RecipeError: A fold changes what is no linear layer or parameter, a tap is at no module, or two interfaces have
-            one name.
+            one name; or there is no interface and the recipe compensates.
     """
     layers = policy.linear_layers()
     modules = {name for name, _ in policy.named_modules()}
     parameters = {name for name, _ in policy.named_parameters()}
     interfaces = interfaces_of(policy, recipe)
+    if recipe.compensation is not None and not interfaces:
+        raise RecipeError(
+            f"policy {policy.name} must have a perception-to-action interface to be compensated, got none. Choose a "
+            "recipe without compensation."
+        )
     for interface in interfaces:
         unknown = [] if interface.tap.module in modules else [interface.tap.module]
         for fold in interface.folds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -149,3 +151,12 @@ def test_heads_must_divide_the_channels() -> None:
         blocks_of(torch.eye(7), 2)
     with pytest.raises(InvalidInputError, match="even number of channels"):
         rotary_pairs(torch.eye(6), 2)
+
+
+@pytest.mark.parametrize(
+    "fold", [IntoAttentionKeys("k", "k", 4, 2), IntoAttentionValues("v", "v", 4, 2)], ids=["keys", "values"]
+)
+def test_query_heads_must_have_the_size_of_the_kv_heads(fold: Any) -> None:
+    tensors = {f"{layer}.weight": torch.eye(12, dtype=torch.float64) for layer in ("k", "v")}
+    with pytest.raises(InvalidInputError, match=r"[kv] must have 4 heads of the size of .* 2, 12 channels .*, got 12"):
+        fold.folded(AffineMap.identity(12), tensors)

@@ -183,6 +183,12 @@ def test_taps_read_the_rows_of_states() -> None:
     assert torch.equal(first, plain[:4, None])
     assert torch.equal(second, tokens[:4])
     assert torch.equal(rows[1, 2], torch.cat([heads[1, 0, 2], heads[1, 1, 2]]))
+    for tap, tensor in ((Tap("m"), plain), (Tap("m"), tokens), (Tap("m", heads=2), heads)):
+        twice = tap.changed(tensor, 4, lambda rows: 2 * rows)
+        assert torch.equal(twice, torch.cat([2 * tensor[:4], tensor[4:]]))
+        assert tap.changed(tensor, 7, lambda rows: 2 * rows) is tensor, "a call that reads constants alone"
+    turned = Tap("m", heads=2).changed(heads, 4, lambda rows: rows.flip(2))
+    assert torch.equal(turned, torch.cat([heads[:4].flip(1, 3), heads[4:]]))
     with pytest.raises(InvalidInputError, match=r"must have shape \(batch, 3, rows, channels\)"):
         Tap("m", heads=3).rows(heads, 4)
     with pytest.raises(InvalidInputError, match="side of a tap"):

@@ -25,7 +25,15 @@ from daptq.kernels.transformer.packing import (
 )
 from daptq.layers.bfloat16_linear import BFloat16Linear
 from daptq.layers.quantized_linear import QuantizedLinear
-from daptq.layers.watching import skippable, unfused, watch, watch_beginnings, watch_outputs
+from daptq.layers.watching import (
+    replace_inputs,
+    replace_outputs,
+    skippable,
+    unfused,
+    watch,
+    watch_beginnings,
+    watch_outputs,
+)
 from daptq.policies.diffusion import ddim_steps, squared_cosine_alphas
 from daptq.policies.dit import DiT
 
@@ -271,6 +279,43 @@ def test_watching_gives_input_and_output_and_ends_with_an_error(net: DiT) -> Non
         fail()
     assert [tensor is TOKENS for tensor in seen] == [True, True, False] * 2
     assert torch.equal(seen[-1], seen[2])
+    assert not layer._forward_pre_hooks
+    assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("name", [LAYER, "blocks.0", "blocks.1.attn"])
+@pytest.mark.parametrize("replacing", [replace_inputs, replace_outputs])
+def test_whoever_replaces_inputs_or_outputs_is_asked_within_the_block(net: DiT, name: str, replacing: Any) -> None:
+    def answer() -> Tensor:
+        with torch.no_grad():
+            return net(torch.zeros(2, 4, 7), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 24))
+
+    heard: list[str] = []
+
+    def same(path: str, tensor: Tensor) -> Tensor:
+        heard.append(path)
+        return tensor
+
+    with unfused(net):
+        before = answer()
+        with replacing(net, [name], same):
+            assert torch.equal(answer(), before)
+    with replacing(net, [name], same):
+        answer()
+    assert heard == [name, name]
+    assert run(net) is not None
+    assert heard == [name, name]
+
+
+def test_the_first_argument_is_replaced_however_it_is_given(net: DiT) -> None:
+    layer = net.final_layer.linear
+    with torch.no_grad():
+        expected = layer(2 * TOKENS)
+        with replace_inputs(net, ["final_layer.linear"], lambda _, x: 2 * x):
+            assert torch.equal(layer(TOKENS), expected)
+            assert torch.equal(layer(x=TOKENS), expected)
+        with replace_outputs(net, ["final_layer.linear"], lambda _, y: -y):
+            assert torch.equal(layer(x=2 * TOKENS), -expected)
     assert not layer._forward_pre_hooks
     assert not layer._forward_hooks
 
