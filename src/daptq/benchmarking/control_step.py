@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.closed_loop.fit import fits
+from daptq.closed_loop.compatibility import compatible
 from daptq.environments.contract import Environment
 from daptq.errors import InvalidInputError
 from daptq.evaluation.describe import single_observation
@@ -90,7 +90,7 @@ def _environment(policy: Policy) -> Environment | None:
         made: Environment = ENVIRONMENTS.load(ENVIRONMENT).make(image_size=dict(policy.cameras))
     except InvalidInputError:  # It has no such camera, or cannot render it at this size.
         return None
-    if fits(policy, made):
+    if compatible(policy, made):
         return made
     made.close()
     return None

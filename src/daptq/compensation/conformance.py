@@ -64,7 +64,10 @@ def check_compensation(method: CompensationMethod) -> None:
 def _check_refusals(
     method: CompensationMethod, full: Float[Tensor, "n d"], sensitivity: Float[Tensor, "d d"] | None
 ) -> None:
-    wrong = {"samples of different width": (full[:, : CHANNELS // 2], sensitivity)}
+    wrong = {
+        "samples of different width": (full[:, : CHANNELS // 2], sensitivity),
+        "samples of different states": (full[: ROWS // 2], sensitivity),
+    }
     if sensitivity is not None:
         wrong["a missing sensitivity"] = (full, None)
     for what, (other, given) in wrong.items():

@@ -20,7 +20,7 @@ from daptq.interfaces.map_class import MapClass
 from daptq.methods import Method, Needs
 from daptq.numerics.moments import Moments
 
-__all__ = ["CompensationMethod", "InterfaceSample", "require_same_channels"]
+__all__ = ["CompensationMethod", "InterfaceSample", "require_same_states"]
 
 Selection = Literal["held-out", "always"]
 
@@ -90,14 +90,14 @@ class CompensationMethod(Method):
         """
 
 
-def require_same_channels(full: InterfaceSample, quantized: InterfaceSample) -> None:
-    """Refuses samples that cannot be of one interface.
+def require_same_states(full: InterfaceSample, quantized: InterfaceSample) -> None:
+    """Refuses samples that cannot be of one interface in the same states.
 
     Raises:
-        InvalidInputError: Their representations do not have the same number of channels.
+        InvalidInputError: Their representations do not have the same number of rows and channels.
     """
-    if full.moments.size != quantized.moments.size:
+    if full.rows.shape != quantized.rows.shape or full.moments.size != quantized.moments.size:
         raise InvalidInputError(
-            f"representations in full precision and after quantization must have the same channels, got "
-            f"{full.moments.size} and {quantized.moments.size}. Pass samples of one interface."
+            "representations in full precision and after quantization must have the same rows and channels, got "
+            f"{tuple(full.rows.shape)} and {tuple(quantized.rows.shape)}. Pass samples of the same states."
         )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from daptq.compensation._alignment import Alignment
-from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_channels
+from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_states
 from daptq.compensation.few_states import FewStatesAlignment, factor
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
@@ -88,7 +88,7 @@ class CsrcConfig(CompensationMethod):
         heads: int,
     ) -> dict[str, AffineMap]:
         """See `CompensationMethod.solve` and the function `solve`; only means and covariances are read."""
-        require_same_channels(full, quantized)
+        require_same_states(full, quantized)
         before, after = full.moments, quantized.moments
         statistics = (before.mean, before.covariance(), after.mean, after.covariance())
         return solve(*statistics, self, map_class, heads)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_channels
+from daptq.compensation.contract import CompensationMethod, InterfaceSample, require_same_states
 from daptq.compensation.within_class import block_matrix, diagonal_matrix, rotary_least_squares
 from daptq.errors import InvalidInputError, RecipeError
 from daptq.interfaces.affine import AffineMap
@@ -71,7 +71,7 @@ class PairedConfig(CompensationMethod):
         heads: int,
     ) -> dict[str, AffineMap]:
         """See `CompensationMethod.solve`: ``"paired"``, and before it ``"paired, unweighted"`` when it is weighted."""
-        require_same_channels(full, quantized)
+        require_same_states(full, quantized)
         moments = Moments(2 * full.rows.shape[1])
         moments.update(torch.cat([full.rows, quantized.rows], dim=1))
         mean_fp, mean_q, _, cov_fq, cov_qq = split(moments)

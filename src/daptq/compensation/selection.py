@@ -66,6 +66,8 @@ def select_map(
         sensitivity: (d, d) weight H of squared errors, see `interface_error`; None weighs every channel alike.
         rounded_errors: Returns, by name, the relative error of each of some maps once it is folded into weights that
             are rounded afterwards, of the identity under ``"none"`` among them; or None where none are, the default.
+            A map that is worse there than none is not chosen, unless that of none is 1 or more: then rounding has
+            already undone the layer, and its errors do not tell maps apart.
 
     Raises:
         InvalidInputError: There is no candidate, or one has the reserved name ``"none"``.
@@ -79,7 +81,9 @@ def select_map(
     offered = {UNCHANGED: AffineMap.identity(len(mean)), **{name: maps[name] for name in usable}}
     forced = always and bool(usable)
     rounded = None if forced or rounded_errors is None else rounded_errors(offered)
-    lost = [] if rounded is None else [name for name in usable if rounded[name] > rounded[UNCHANGED]]
+    # From 1 on the rounded layer is as bad as one that always answers the mean: there is nothing left to protect.
+    judged = rounded if rounded is not None and rounded[UNCHANGED] < 1.0 else None
+    lost = [] if judged is None else [name for name in usable if judged[name] > judged[UNCHANGED]]
     left = [name for name in offered if name not in lost]
     # Of equal errors the first counts, so nothing is changed without a gain.
     chosen = usable[-1] if forced else min(left, key=lambda name: errors[name])

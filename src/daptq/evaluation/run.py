@@ -89,8 +89,8 @@ def run_evaluation(request: Evaluation, progress: Progress | None = None) -> Eva
     Raises:
         UnknownNameError: A policy is not known.
         InvalidInputError: Two policies need different picture sizes, a policy cannot act in the environment (see
-            `daptq.closed_loop.fit`), more states are asked for than there are places, or the monitor's reference is of
-            another interface or does not hold the instruction of a task.
+            `daptq.closed_loop.compatibility`), more states are asked for than there are places, or the monitor's
+            reference is of another interface or does not hold the instruction of a task.
         DaptqError: An episode could not be run to its end.
     """
     if not request.variants:

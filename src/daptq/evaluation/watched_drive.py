@@ -77,7 +77,7 @@ def drive(
         Records and streams of each group of episodes that ran side by side, in order.
 
     Raises:
-        InvalidInputError: The policy cannot act in the environment, see `daptq.closed_loop.fit`.
+        InvalidInputError: The policy cannot act in the environment, see `daptq.closed_loop.compatibility`.
     """
     context = WorkerContext(
         environment_name=request.environment,

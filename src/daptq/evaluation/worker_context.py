@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from daptq.catalog import ENVIRONMENTS
-from daptq.closed_loop.fit import require_fit
+from daptq.closed_loop.compatibility import require_compatible
 from daptq.closed_loop.rollout import Record
 from daptq.environments.contract import Environment
 from daptq.errors import DaptqError, InvalidInputError
@@ -63,11 +63,11 @@ class WorkerContext:
             policies: The policies, by label.
 
         Raises:
-            InvalidInputError: One cannot, see `daptq.closed_loop.fit`; the environments are closed.
+            InvalidInputError: One cannot, see `daptq.closed_loop.compatibility`; the environments are closed.
         """
         (first,) = self.environments(1)
         try:
-            require_fit(policies, first, self.environment_name)
+            require_compatible(policies, first, self.environment_name)
         except InvalidInputError:
             self.close()
             raise

@@ -60,6 +60,22 @@ def test_without_a_gain_nothing_is_changed() -> None:
     assert select_map(*offered({"a": 1.0}), max_condition=1e3, always=False).name == "none"
 
 
+@pytest.mark.parametrize(
+    ("none", "a", "b", "chosen"),
+    [(0.9, 0.8, 0.95, "a"), (0.9, 0.95, 0.8, "b"), (0.9, 0.95, 0.95, "none"), (1.0, 2.0, 3.0, "b")],
+)
+def test_rounding_refuses_maps_where_it_leaves_the_layer_something(
+    none: float, a: float, b: float, chosen: str
+) -> None:
+    """Errors after rounding that reach 1 without a map say that the layer is undone, not which map is better."""
+    rounded = {"none": none, "a": a, "b": b}
+    found = select_map(
+        *offered({"a": 0.6, "b": 0.5}), max_condition=1e3, always=False, rounded_errors=lambda _: rounded
+    )
+    assert found.name == chosen
+    assert found.rounded_errors == rounded
+
+
 def test_a_recipe_can_insist() -> None:
     chosen = select_map(*offered({"a": 0.5, "b": 3.0}), max_condition=1e3, always=True)
     assert chosen.name == "b"

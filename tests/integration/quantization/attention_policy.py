@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,15 @@ from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_attention_keys import IntoAttentionKeys
 from daptq.interfaces.into_attention_values import IntoAttentionValues
 from daptq.observations import ACTION, STATE, TASK
-from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
+from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Prediction
 from tests.golden.interfaces.fold_cases import Attention
+from tests.integration.quantization.plain_policy import PlainPolicy
 
 TOKENS, HEADS, KV_HEADS, SIZE = 12, 4, 2, 6
 WIDTH = 10
 
 
-class AttentionPolicy(Policy):
+class AttentionPolicy(PlainPolicy):
     """State -> tokens -> keys and values of the prefix; two action tokens attend to them and to themselves.
 
     The second half of the tokens is padding in every other state of a batch.
@@ -46,17 +46,6 @@ class AttentionPolicy(Policy):
         for layer in (policy.prefix_k, policy.prefix_v, policy.expert.q, policy.expert.o):
             layer.weight.data *= 2
         return policy.eval()
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
-        with torch.device("meta" if empty else "cpu"):
-            return cls().eval()
-
-    def config(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, bytes]:
-        return {}
 
     def blocks(self) -> tuple[Block, ...]:
         language = [Block(name=name, role="language") for name in ("tokens", "prefix_k", "prefix_v")]
@@ -99,16 +88,6 @@ class AttentionPolicy(Policy):
         keys, values = self.condition(batch)
         predicted = self.head(keys, values, batch[ACTION] + noise)
         return Prediction(predicted=predicted, target=noise - batch[ACTION], kind="velocity")
-
-    def executed(self, chunk: Tensor, batch: Batch) -> Tensor:
-        return 0.01 * chunk
-
-    def unlimited(self, chunk: Tensor, batch: Batch) -> Tensor:
-        return self.executed(chunk, batch)
-
-    @property
-    def action_unit(self) -> Tensor:
-        return torch.full((7,), 0.01)
 
     def example_batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from typing_extensions import Self
 
 from daptq.action_space import END_EFFECTOR_DELTA
 from daptq.calibration.contract import CalibrationSource
+from daptq.catalog import POLICIES
 from daptq.interfaces.contract import Interface, Tap
 from daptq.interfaces.into_consumers import IntoConsumers
 from daptq.interfaces.into_producer import IntoProducer
 from daptq.observations import ACTION, STATE, TASK
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.policies.contract import Batch, Block, Condition, DenoisingStep, Policy, Prediction
+from tests.integration.quantization.plain_policy import PlainPolicy
 
 
 class HeldBatches(CalibrationSource):
@@ -33,7 +36,7 @@ class HeldBatches(CalibrationSource):
         return iter(self.batches)
 
 
-class ChainPolicy(Policy):
+class ChainPolicy(PlainPolicy):
     """State -> language -> representation -> consumer -> head, all linear layers with tanh between them."""
 
     family: ClassVar[str] = "chain"
@@ -50,20 +53,9 @@ class ChainPolicy(Policy):
         self.null = nn.Parameter(torch.zeros(1, 10))
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes], *, empty: bool = False) -> Self:
-        with torch.device("meta" if empty else "cpu"):
-            return cls()
-
-    @classmethod
     def tiny(cls, seed: int = 0) -> Self:
         torch.manual_seed(seed)
         return cls().eval()
-
-    def config(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, bytes]:
-        return {}
 
     def blocks(self) -> tuple[Block, ...]:
         head = ("consumer", "embed", *self.head_stack(), "out")
@@ -95,16 +87,6 @@ class ChainPolicy(Policy):
     def denoise(self, condition: Condition, noise: Tensor) -> Tensor:
         return self.head(condition[0], noise)
 
-    def executed(self, chunk: Tensor, batch: Batch) -> Tensor:
-        return 0.01 * chunk
-
-    def unlimited(self, chunk: Tensor, batch: Batch) -> Tensor:
-        return self.executed(chunk, batch)
-
-    @property
-    def action_unit(self) -> Tensor:
-        return torch.full((7,), 0.01)
-
     def example_batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         return {
@@ -112,6 +94,17 @@ class ChainPolicy(Policy):
             TASK: ["move"] * 8,
             ACTION: 0.1 * torch.randn(8, 2, 7, generator=generator),
         }
+
+
+@pytest.fixture
+def in_catalog(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Policy]], None]:
+    """Puts a family under its own name into the catalog."""
+
+    def put(family: type[Policy]) -> None:
+        load, module = POLICIES.load, SimpleNamespace(POLICY=family)
+        monkeypatch.setattr(POLICIES, "load", lambda name: module if name == family.family else load(name))
+
+    return put
 
 
 @pytest.fixture

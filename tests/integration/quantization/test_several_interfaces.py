@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from daptq import load_policy
 from daptq.allocation.plan import BitPlan, LayerBits
 from daptq.artifacts import read_artifact
 from daptq.calibration.observers import ROWS_PER_STATE, InterfaceStatistics, chosen_rows, observe_interfaces
-from daptq.catalog import POLICIES
 from daptq.closed_loop.interface_stream import watch_episodes
 from daptq.compensation.csrc import CsrcConfig
 from daptq.compensation.paired import PairedConfig
@@ -22,6 +22,7 @@ from daptq.errors import InvalidInputError
 from daptq.interfaces.affine import AffineMap
 from daptq.observations import STATE, TASK
 from daptq.policies.conformance import check_policy
+from daptq.policies.contract import Policy
 from daptq.quantization.assembly import share_tensors
 from daptq.quantization.folding import Folder
 from daptq.quantization.profile import ProfileStage
@@ -34,16 +35,9 @@ from tests.golden.interfaces.fold_cases import map_per_head, rotary_map
 from tests.integration.quantization.attention_policy import KV_HEADS, SIZE, TOKENS, AttentionPolicy
 
 
-class Module:
-    """What the catalog finds under the policy's family."""
-
-    POLICY = AttentionPolicy
-
-
 @pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch) -> AttentionPolicy:
-    load = POLICIES.load
-    monkeypatch.setattr(POLICIES, "load", lambda name: Module if name == "attention" else load(name))
+def policy(in_catalog: Callable[[type[Policy]], None]) -> AttentionPolicy:
+    in_catalog(AttentionPolicy)
     return AttentionPolicy.tiny()
 
 

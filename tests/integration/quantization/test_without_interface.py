@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 
 from daptq import check_policy, load_policy
 from daptq.artifacts import read_artifact
-from daptq.catalog import METHODS, POLICIES
+from daptq.catalog import METHODS
 from daptq.errors import RecipeError
 from daptq.interfaces.contract import Interface
+from daptq.policies.contract import Policy
 from daptq.quantization.recipe import Recipe
 from daptq.recipes import da_ptq, quantize
 from tests.integration.quantization.conftest import ChainPolicy
@@ -26,16 +28,9 @@ class WithoutInterface(ChainPolicy):
         return ()
 
 
-class Module:
-    """What the catalog finds under the policy's family."""
-
-    POLICY = WithoutInterface
-
-
 @pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch) -> WithoutInterface:
-    load = POLICIES.load
-    monkeypatch.setattr(POLICIES, "load", lambda name: Module if name == "chain" else load(name))
+def policy(in_catalog: Callable[[type[Policy]], None]) -> WithoutInterface:
+    in_catalog(WithoutInterface)
     return WithoutInterface.tiny()
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from daptq.cli import main
 from daptq.layers.quantized_linear import QuantizedLinear
 from daptq.packing.checkpoint import save_quantized
+from daptq.packing.description import PolicyDescription
 from daptq.policies.cogact_small import SmallCogACTPolicy
 from daptq.rounding.nearest import round_weight
 
@@ -40,6 +41,7 @@ def inspected(folder: Path, plan: Any, folding: Any) -> tuple[list[str], dict[st
     assert result.exit_code == 0, result.output
     written = json.loads((folder / "out.json").read_text())
     assert (written["plan"], written["folding"]) == (plan, folding)
+    assert PolicyDescription.read(folder / "out.json").to_json() == written
     return result.stdout.splitlines(), {layer["name"]: layer for layer in written["layers"]}
 
 

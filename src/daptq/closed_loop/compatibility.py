@@ -13,15 +13,15 @@ from daptq.errors import InvalidInputError
 from daptq.observations import STATE
 from daptq.policies.contract import Policy
 
-__all__ = ["fits", "require_fit"]
+__all__ = ["compatible", "require_compatible"]
 
 
-def fits(policy: Policy, environment: Environment) -> bool:
+def compatible(policy: Policy, environment: Environment) -> bool:
     """Whether the policy can act in the environment."""
     return _acts_as_commanded(policy, environment) and _reads_the_state(policy, environment)
 
 
-def require_fit(policies: Mapping[str, Policy], environment: Environment, name: str) -> None:
+def require_compatible(policies: Mapping[str, Policy], environment: Environment, name: str) -> None:
     """Refuses policies that cannot act in an environment, before any episode.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace
+from daptq.closed_loop.compatibility import compatible, require_compatible
 from daptq.closed_loop.episodes import Episode
-from daptq.closed_loop.fit import fits, require_fit
 from daptq.closed_loop.rollout import run_episode
 from daptq.errors import InvalidInputError
 from daptq.evaluation.watched_drive import take_reference
@@ -75,17 +75,17 @@ def test_the_number_of_an_arm_and_the_unit_of_a_gripper_do_not_matter(
     policy = make_pusher()
     moves = tuple(ActionDimension(kind=one.kind, unit=one.unit, arm=1) for one in END_EFFECTOR_DELTA[:6])
     policy.action_space = (*moves, ActionDimension(kind="gripper", unit="rad", arm=1))
-    require_fit({"p": policy}, world, "point")
-    assert fits(policy, world)
+    require_compatible({"p": policy}, world, "point")
+    assert compatible(policy, world)
     policy.action_space = (*moves, ActionDimension(kind="gripper", unit="rad", arm=0))
-    assert not fits(policy, world)
+    assert not compatible(policy, world)
 
 
 def test_a_policy_without_a_state_fits_any(world: PointWorld, make_pusher: Callable[..., Any]) -> None:
     policy = make_pusher()
     for dim, same in ((None, True), (0, True), (7, True), (6, False)):
         policy.state_dim = dim
-        assert fits(policy, world) == same
+        assert compatible(policy, world) == same
 
 
 class _Gripless(PointWorld):
