@@ -43,6 +43,7 @@ __all__ = [
     "RecipeError",
     "SchemaVersionError",
     "UnknownNameError",
+    "require_check",
     "require_one_of",
 ]
 
@@ -140,6 +141,20 @@ class MissingDependencyError(DaptqError):
 
 class CheckFailedError(DaptqError):
     """Everything ran, and a check answered "no"; the command line exits with 1."""
+
+
+def require_check(condition: bool, message: str) -> None:
+    """What a conformance suite asks.
+
+    Args:
+        condition: Whether it holds.
+        message: What must hold and what was found instead, without the full stop.
+
+    Raises:
+        CheckFailedError: It does not hold.
+    """
+    if not condition:
+        raise CheckFailedError(f"{message}.")
 
 
 def require_one_of(

@@ -6,17 +6,31 @@ import pickle
 import pytest
 
 from daptq import errors
-from daptq.errors import CheckFailedError, DaptqError, InvalidInputError, RecipeError, UnknownNameError, require_one_of
+from daptq.errors import (
+    CheckFailedError,
+    DaptqError,
+    InvalidInputError,
+    RecipeError,
+    UnknownNameError,
+    require_check,
+    require_one_of,
+)
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, DaptqError)]
 
 
 def test_every_class_is_public_and_drawn_in_the_tree() -> None:
     names = sorted(cls.__name__ for cls in CLASSES)
-    assert sorted(errors.__all__) == sorted([*names, "require_one_of"])
+    assert sorted(errors.__all__) == sorted([*names, "require_check", "require_one_of"])
     assert errors.__doc__ is not None
     drawn = [line.lstrip(" │├└─").split(" ")[0] for line in errors.__doc__.splitlines() if "Error" in line[:40]]
     assert sorted(drawn) == names
+
+
+def test_a_suite_refuses_what_does_not_hold() -> None:
+    require_check(True, "never said")
+    with pytest.raises(CheckFailedError, match=r"^one must be 2, got 1\.$"):
+        require_check(False, "one must be 2, got 1")
 
 
 def test_a_value_must_be_one_of_a_few() -> None:

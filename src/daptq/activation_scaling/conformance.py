@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.activation_scaling.contract import ActivationScaling
-from daptq.errors import CheckFailedError
+from daptq.errors import require_check
 
 __all__ = ["check_activation_scaling"]
 
@@ -36,19 +36,14 @@ def check_activation_scaling(method: ActivationScaling) -> None:
             ranges = method.kept_ranges(_Ranges(size), steps=steps) if method.needs.ranges else None
             if ranges is not None:
                 allowed = ranges.dtype == torch.float32 and tuple(ranges.shape) in ((1,), (steps,))
-                _require(allowed, f"ranges of {steps} steps must be float32 (1,) or ({steps},), got {ranges}")
+                require_check(allowed, f"ranges of {steps} steps must be float32 (1,) or ({steps},), got {ranges}")
             for num_bits in BITS:
                 scales, again = method.scales(ranges, num_bits), method.scales(ranges, num_bits)
                 if scales is None:
-                    _require(again is None and ranges is None, "scales must be None at each call or at none")
+                    require_check(again is None and ranges is None, "scales must be None at each call or at none")
                     continue
-                _require(scales.dtype == torch.float32, f"scales must be float32, got {scales.dtype}")
-                _require(tuple(scales.shape) in ((1,), (steps,)), f"scales must have shape (1,) or ({steps},)")
+                require_check(scales.dtype == torch.float32, f"scales must be float32, got {scales.dtype}")
+                require_check(tuple(scales.shape) in ((1,), (steps,)), f"scales must have shape (1,) or ({steps},)")
                 positive = bool((torch.isfinite(scales) & (scales > 0)).all())
-                _require(positive, f"scales must be positive and finite, got {scales.tolist()}")
-                _require(again is not None and torch.equal(scales, again), "scales must be the same at each call")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")
+                require_check(positive, f"scales must be positive and finite, got {scales.tolist()}")
+                require_check(again is not None and torch.equal(scales, again), "scales must be the same at each call")

@@ -9,7 +9,7 @@ import numpy as np
 from daptq.allocation.budget import Resource
 from daptq.allocation.contract import AllocationMethod, Layers
 from daptq.allocation.plan import BFLOAT16
-from daptq.errors import CheckFailedError
+from daptq.errors import require_check
 
 __all__ = ["check_allocation"]
 
@@ -32,22 +32,24 @@ def check_allocation(method: AllocationMethod) -> None:
     scores = _scores(layers, method) if method.needs.scores else {}
     for keep in ({}, KEPT) if method.keeps_layers else ({},):
         plan = method.allocate(layers, scores, keep)
-        _require(plan == method.allocate(layers, scores, keep), "a plan must be the same at each call")
+        require_check(plan == method.allocate(layers, scores, keep), "a plan must be the same at each call")
         missing = sorted(set(layers.scored) - set(plan))
-        _require(not missing, f"a plan must decide about every layer, got none about {missing}")
+        require_check(not missing, f"a plan must decide about every layer, got none about {missing}")
         unknown = sorted(set(plan) - set(layers.role_bits))
-        _require(not unknown, f"a plan must decide about the given layers alone, got {unknown}")
+        require_check(not unknown, f"a plan must decide about the given layers alone, got {unknown}")
         for name, decision in plan.items():
             allowed = {*method.candidate_bits, layers.role_bits[name], BFLOAT16, *layers.idle.values()}
             fits = decision.name == name and decision.num_bits in allowed
-            _require(fits, f"layer {name} must get bits among {sorted(allowed)}, got {decision}")
+            require_check(fits, f"layer {name} must get bits among {sorted(allowed)}, got {decision}")
             kept = name not in keep or (decision.kept and decision.reason == keep[name])
-            _require(kept, f"layer {name} must stay in floating point for the reason {keep.get(name)}, got {decision}")
+            require_check(
+                kept, f"layer {name} must stay in floating point for the reason {keep.get(name)}, got {decision}"
+            )
         if method.budget is not None:
             bits = {name: (plan[name].num_bits if name in plan else layers.idle[name],) for name in layers.role_bits}
             needed = layers.measure(bits, method.budget.resource)
             used, most = sum(sum(row.values()) for row in needed.values()), method.budget.amount(layers.total_weights)
-            _require(used <= most * (1 + 1e-9), f"a plan must keep its budget of {most:.6g}, got {used:.6g}")
+            require_check(used <= most * (1 + 1e-9), f"a plan must keep its budget of {most:.6g}, got {used:.6g}")
 
 
 def _layers() -> Layers:
@@ -76,8 +78,3 @@ def _scores(layers: Layers, method: AllocationMethod) -> dict[str, dict[int, flo
         name: {b: 0.0 if b == BFLOAT16 else float(size) * 4.0 ** (-falls * b) for b in bits}
         for name, size in zip(layers.scored, sizes, strict=True)
     }
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

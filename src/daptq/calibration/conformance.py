@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from daptq.calibration.contract import CalibrationSource
-from daptq.errors import CheckFailedError, UnknownNameError
+from daptq.errors import CheckFailedError, UnknownNameError, require_check
 from daptq.observations import ACTION, STATE, TASK, is_camera
 from daptq.policies.contract import Batch
 
@@ -52,8 +52,8 @@ def check_source(open_source: OpenSource, split: str, *, limit: int = 24) -> Non
     _check_batches(batches, limit)
     _check_repeats(source, batches)
     again = open_source(split, limit=limit, seed=SEEDS[0])
-    _require(again.hash == source.hash, "hash must be the same when a source is opened again")
-    _require(_same(_read(again), batches), "batches must be the same when a source is opened again")
+    require_check(again.hash == source.hash, "hash must be the same when a source is opened again")
+    require_check(_same(_read(again), batches), "batches must be the same when a source is opened again")
     _check_draws(open_source, split, limit)
     _check_unknown_split(open_source)
 
@@ -62,27 +62,29 @@ def _check_description(source: CalibrationSource) -> None:
     for name in ("hash", "licence", "description"):
         text = getattr(source, name, None)
         lines = text.splitlines() if isinstance(text, str) else []
-        _require(len(lines) == 1 and bool(lines[0].strip()), f"{name} must be one line of text, got {text!r}")
+        require_check(len(lines) == 1 and bool(lines[0].strip()), f"{name} must be one line of text, got {text!r}")
     is_digest = re.fullmatch("[0-9a-f]{64}", source.hash) is not None
-    _require(is_digest, f"hash must be a SHA-256 in hexadecimal digits, got {source.hash!r}")
+    require_check(is_digest, f"hash must be a SHA-256 in hexadecimal digits, got {source.hash!r}")
 
 
 def _check_batches(batches: list[Batch], limit: int) -> None:
     """Every batch is one that a policy can read, and all of them have the same keys and sizes."""
-    _require(bool(batches), "a source must hold at least one batch, got none")
+    require_check(bool(batches), "a source must hold at least one batch, got none")
     sizes: dict[str, tuple[int, ...]] = {}
     for index, batch in enumerate(batches):
         place = f"batch {index}"
         missing = [key for key in (ACTION, TASK) if key not in batch]
-        _require(not missing, f"{place} must have the keys {missing}, got {sorted(batch)}")
-        _require(any(map(is_camera, batch)), f"{place} must have pictures of a camera, got the keys {sorted(batch)}")
+        require_check(not missing, f"{place} must have the keys {missing}, got {sorted(batch)}")
+        require_check(
+            any(map(is_camera, batch)), f"{place} must have pictures of a camera, got the keys {sorted(batch)}"
+        )
         found = {key: _size(batch, key, place) for key in batch}
         sizes = sizes or found
-        _require(sizes.keys() == found.keys(), f"keys of {place} must be {sorted(sizes)}, got {sorted(found)}")
+        require_check(sizes.keys() == found.keys(), f"keys of {place} must be {sorted(sizes)}, got {sorted(found)}")
         for key, size in found.items():
-            _require(size == sizes[key], f"sizes of {key} in {place} must be {sizes[key]}, got {size}")
+            require_check(size == sizes[key], f"sizes of {key} in {place} must be {sizes[key]}, got {size}")
     states = _count(batches)
-    _require(states <= limit, f"a source with limit {limit} must hold at most {limit} states, got {states}")
+    require_check(states <= limit, f"a source with limit {limit} must hold at most {limit} states, got {states}")
 
 
 def _size(batch: Batch, key: str, place: str) -> tuple[int, ...]:
@@ -90,7 +92,9 @@ def _size(batch: Batch, key: str, place: str) -> tuple[int, ...]:
     value, states = batch[key], len(batch[ACTION])
     if key == TASK:
         listed = isinstance(value, list) and all(isinstance(task, str) for task in value)
-        _require(listed and len(value) == states, f"{key} of {place} must be a list of {states} str, got {value!r}")
+        require_check(
+            listed and len(value) == states, f"{key} of {place} must be a list of {states} str, got {value!r}"
+        )
         return ()
     axes = _IMAGE_AXES if is_camera(key) else _AXES.get(key)
     if axes is None:
@@ -100,24 +104,26 @@ def _size(batch: Batch, key: str, place: str) -> tuple[int, ...]:
         raise CheckFailedError(f"{key} of {place} must be {form}, got a {type(value).__name__}.")
     got = f"{value.dtype} of shape {tuple(value.shape)}".removeprefix("torch.")
     shaped = value.dim() == len(axes) and all(value.shape[1:]) and (not is_camera(key) or value.shape[1] == 3)
-    _require(value.dtype == torch.float32 and shaped, f"{key} of {place} must be {form}, got {got}")
-    _require(0 < len(value) == states, f"{key} of {place} must have one entry for each state, got {got}")
-    _require(bool(torch.isfinite(value).all()), f"{key} of {place} must be finite")
+    require_check(value.dtype == torch.float32 and shaped, f"{key} of {place} must be {form}, got {got}")
+    require_check(0 < len(value) == states, f"{key} of {place} must have one entry for each state, got {got}")
+    require_check(bool(torch.isfinite(value).all()), f"{key} of {place} must be finite")
     if is_camera(key):
         low, high = float(value.min()), float(value.max())
-        _require(0 <= low <= high <= 1, f"{key} of {place} must lie in [0, 1], got [{low:.4g}, {high:.4g}]")
+        require_check(0 <= low <= high <= 1, f"{key} of {place} must lie in [0, 1], got [{low:.4g}, {high:.4g}]")
     return tuple(value.shape[1:])
 
 
 def _check_repeats(source: CalibrationSource, batches: list[Batch]) -> None:
     """Batches come again from the first one on, whoever stopped early or wrote into one."""
-    _require(_same(_read(source), batches), "batches must be the same at every iteration")
+    require_check(_same(_read(source), batches), "batches must be the same at every iteration")
     for value in next(iter(source)).values():
         if isinstance(value, Tensor):
             value.fill_(-1)
         else:
             value.clear()
-    _require(_same(_read(source), batches), "batches must stay the same when a reader stops early or writes into one")
+    require_check(
+        _same(_read(source), batches), "batches must stay the same when a reader stops early or writes into one"
+    )
 
 
 def _check_draws(open_source: OpenSource, split: str, limit: int) -> None:
@@ -129,15 +135,15 @@ def _check_draws(open_source: OpenSource, split: str, limit: int) -> None:
     drawn = [(place, source.hash, _read(source)) for place, source in opened]
     for place, _, batches in drawn[1:]:
         most, states = limit // 2, _count(batches)
-        _require(states <= most, f"a source with {place} must hold at most {most} states, got {states}")
+        require_check(states <= most, f"a source with {place} must hold at most {most} states, got {states}")
     for index, (place, digest, batches) in enumerate(drawn):
         for other, its_digest, its_batches in drawn[:index]:
             told = digest != its_digest or _same(batches, its_batches)
-            _require(told, f"hash must differ between {other} and {place}, whose batches differ")
+            require_check(told, f"hash must differ between {other} and {place}, whose batches differ")
     whole, *parts = drawn
     if _count(whole[2]) > limit // 2:
         varied = any(not _same(part[2], parts[0][2]) for part in parts)
-        _require(varied, f"seeds {SEEDS} must draw different states where there are more than the limit")
+        require_check(varied, f"seeds {SEEDS} must draw different states where there are more than the limit")
 
 
 def _check_unknown_split(open_source: OpenSource) -> None:
@@ -164,8 +170,3 @@ def _same(batches: list[Batch], others: list[Batch]) -> bool:
         and all(torch.equal(v, other[k]) if isinstance(v, Tensor) else v == other[k] for k, v in batch.items())
         for batch, other in zip(batches, others, strict=True)
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

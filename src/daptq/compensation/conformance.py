@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from daptq.compensation.contract import CompensationMethod, InterfaceSample
-from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.errors import CheckFailedError, InvalidInputError, require_check
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.map_class import MapClass, belongs
 from daptq.numerics.moments import Moments
@@ -37,24 +37,24 @@ def check_compensation(method: CompensationMethod) -> None:
     for map_class in get_args(MapClass):
         maps = _solved(method, full, quantized, sensitivity, map_class)
         again = _solved(method, full, quantized, sensitivity, map_class)
-        _require(bool(maps) and "none" not in maps, f"maps must have names other than none, got {sorted(maps)}")
-        _require(list(maps) == list(again), "maps must have the same names at each call")
+        require_check(bool(maps) and "none" not in maps, f"maps must have names other than none, got {sorted(maps)}")
+        require_check(list(maps) == list(again), "maps must have the same names at each call")
         for name, affine in maps.items():
             place = f"map {name!r} of the class {map_class!r}"
             fits = affine.matrix.dtype == affine.shift.dtype == torch.float64 and len(affine.shift) == CHANNELS
-            _require(fits, f"{place} must be float64 of {CHANNELS} channels")
+            require_check(fits, f"{place} must be float64 of {CHANNELS} channels")
             finite = bool(torch.isfinite(affine.matrix).all() and torch.isfinite(affine.shift).all())
-            _require(finite, f"{place} must be finite")
-            _require(belongs(affine, map_class, HEADS), f"{place} must be of this class")
+            require_check(finite, f"{place} must be finite")
+            require_check(belongs(affine, map_class, HEADS), f"{place} must be of this class")
             same = torch.equal(affine.matrix, again[name].matrix) and torch.equal(affine.shift, again[name].shift)
-            _require(same, f"{place} must be the same at each call")
+            require_check(same, f"{place} must be the same at each call")
             if map_class in ("affine", "affine-per-head", "diagonal"):
                 off = float((affine(quantized).mean(dim=0) - full.mean(dim=0)).abs().max())
-                _require(off <= TOLERANCE, f"{place} must bring the means together, which stay {off:.3g} apart")
+                require_check(off <= TOLERANCE, f"{place} must bring the means together, which stay {off:.3g} apart")
         for name, affine in _solved(method, full, full, sensitivity, map_class).items():
             identity = torch.eye(CHANNELS, dtype=torch.float64)
             moved = max(float((affine.matrix - identity).abs().max()), float(affine.shift.abs().max()))
-            _require(
+            require_check(
                 moved <= TOLERANCE,
                 f"map {name!r} of the class {map_class!r} must leave equal representations alone, moved by {moved:.3g}",
             )
@@ -88,7 +88,7 @@ def _solved(
     """What the method solves; fails when it changes what it is lent."""
     lent = [full.clone(), quantized.clone()]
     maps = method.solve(_sample(lent[0]), _sample(lent[1]), sensitivity, map_class, HEADS)
-    _require(torch.equal(lent[0], full) and torch.equal(lent[1], quantized), "samples must stay as they are")
+    require_check(torch.equal(lent[0], full) and torch.equal(lent[1], quantized), "samples must stay as they are")
     return maps
 
 
@@ -112,8 +112,3 @@ def _sensitivity() -> Float[Tensor, "d d"]:
     generator = torch.Generator().manual_seed(1)
     root = torch.randn(CHANNELS, CHANNELS, generator=generator).double() * torch.logspace(-1, 1, CHANNELS).double()
     return root @ root.mT
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

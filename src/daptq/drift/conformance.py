@@ -8,7 +8,7 @@ from torch import Tensor
 
 from daptq.action_space import END_EFFECTOR_DELTA, ActionDimension, ActionSpace, described
 from daptq.drift.contract import DriftModel
-from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.errors import CheckFailedError, InvalidInputError, require_check
 
 __all__ = ["check_drift_model"]
 
@@ -42,7 +42,7 @@ def check_drift_model(
         CheckFailedError: Something differs; the message names the first difference.
     """
     reason = model.refuses(space)
-    _require(reason is None, f"drift model {model.method} must read {described(space)}, got the reason {reason!r}")
+    require_check(reason is None, f"drift model {model.method} must read {described(space)}, got the reason {reason!r}")
     _check_refusals(model, space)
     _check_weights(model, space)
     _check_metric(model, space, None)
@@ -53,7 +53,7 @@ def check_drift_model(
 def _check_refusals(model: DriftModel, space: ActionSpace) -> None:
     for other in (*SPACES, space):
         reason = model.refuses(other)
-        _require(reason is None or bool(reason.strip()), "the reason to refuse a space must say something")
+        require_check(reason is None or bool(reason.strip()), "the reason to refuse a space must say something")
         if reason is not None:
             what = f"an action space that the model refuses ({described(other)})"
             _require_refused(what, model, torch.zeros(1, 1, len(other)), other, steps=1)
@@ -77,12 +77,12 @@ def _check_weights(model: DriftModel, space: ActionSpace) -> None:
     for unit in (None, torch.linspace(0.5, 2.0, len(space), dtype=torch.float64)):
         weights, again = (model.weights(given, unit, space=space) for _ in range(2))
         fits = weights.dtype == torch.float64 and weights.shape == (len(space),)
-        _require(fits, f"weights must be float64 of shape ({len(space)},), got {weights}")
-        _require(bool((weights >= 0).all()), f"weights must not be negative, got {weights.tolist()}")
+        require_check(fits, f"weights must be float64 of shape ({len(space)},), got {weights}")
+        require_check(bool((weights >= 0).all()), f"weights must not be negative, got {weights.tolist()}")
         mean = float(weights.mean())
-        _require(abs(mean - 1) <= TOLERANCE, f"weights must have the mean 1, got {mean:.9g}")
-        _require(torch.equal(weights, again), "weights must be the same at each call")
-    _require(torch.equal(given, actions), "actions must stay as they are")
+        require_check(abs(mean - 1) <= TOLERANCE, f"weights must have the mean 1, got {mean:.9g}")
+        require_check(torch.equal(weights, again), "weights must be the same at each call")
+    require_check(torch.equal(given, actions), "actions must stay as they are")
 
 
 def _check_metric(model: DriftModel, space: ActionSpace, state: Float[Tensor, " state"] | None) -> None:
@@ -92,22 +92,24 @@ def _check_metric(model: DriftModel, space: ActionSpace, state: Float[Tensor, " 
     for steps in (1, STEPS):
         metric, again = (model.metric(given, states, space=space, steps=steps) for _ in range(2))
         fits = metric.dtype == torch.float64 and metric.shape == (size, size)
-        _require(fits, f"the metric must be float64 of shape ({size}, {size}), got {metric.dtype} {metric.shape}")
-        _require(torch.equal(metric, again), "the metric must be the same at each call")
-        _require(torch.equal(given, chunks), "chunks must stay as they are")
+        require_check(fits, f"the metric must be float64 of shape ({size}, {size}), got {metric.dtype} {metric.shape}")
+        require_check(torch.equal(metric, again), "the metric must be the same at each call")
+        require_check(torch.equal(given, chunks), "chunks must stay as they are")
         largest = float(metric.abs().max())
-        _require(0 < largest < torch.inf, f"the metric must be finite and not zero, got {largest} as largest entry")
-        _require(torch.equal(metric, metric.mT), "the metric must be symmetric")
+        require_check(
+            0 < largest < torch.inf, f"the metric must be finite and not zero, got {largest} as largest entry"
+        )
+        require_check(torch.equal(metric, metric.mT), "the metric must be symmetric")
         least = float(torch.linalg.eigvalsh(metric)[0])
-        _require(
+        require_check(
             least >= -TOLERANCE * largest, f"the metric must be positive semi-definite, got eigenvalue {least:.3g}"
         )
         later = metric[steps * len(space) :]
-        _require(not later.any(), f"the metric of {steps} steps must be zero for later actions")
+        require_check(not later.any(), f"the metric of {steps} steps must be zero for later actions")
         order = torch.arange(2 * CHUNKS).flip(0) % CHUNKS
         twice = model.metric(given[order], None if states is None else states[order], space=space, steps=steps)
         differs = float((metric - twice).abs().max())
-        _require(
+        require_check(
             differs <= TOLERANCE * largest, "the metric must not change with order, nor when all chunks come twice"
         )
 
@@ -125,8 +127,3 @@ def _require_refused(
     except InvalidInputError:
         return
     raise CheckFailedError(f"{what} must be refused with an InvalidInputError.")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from daptq.action_space import ActionDimension, described
 from daptq.environments.contract import Environment, Info
-from daptq.errors import CheckFailedError
+from daptq.errors import require_check
 from daptq.observations import STATE, is_camera
 
 __all__ = ["check_environment"]
@@ -62,11 +62,6 @@ def check_environment(make: Callable[[], Environment], *, seed: int = 0) -> None
         second.close()
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(message)
-
-
 def _equal(first: Any, second: Any) -> bool:
     """Bit-for-bit equality of nested dictionaries, tuples, arrays and scalars."""
     if type(first) is not type(second):
@@ -104,53 +99,63 @@ def _still(environment: Environment) -> NDArray[np.float32]:
 def _check_spaces(environment: Environment) -> None:
     actions, dimensions = environment.action_space, environment.action_dimensions
     meant = len(dimensions) > 0 and all(isinstance(one, ActionDimension) for one in dimensions)
-    _require(meant, f"action_dimensions must hold one ActionDimension or more, got {dimensions}.")
+    require_check(meant, f"action_dimensions must hold one ActionDimension or more, got {dimensions}")
     shape = (len(dimensions),)
-    _require(
+    require_check(
         isinstance(actions, gymnasium.spaces.Box) and actions.shape == shape and actions.dtype == np.float32,
-        f"action space must be a float32 Box of shape {shape}, for {described(dimensions)}, got {actions}.",
+        f"action space must be a float32 Box of shape {shape}, for {described(dimensions)}, got {actions}",
     )
     space = environment.observation_space
-    _require(isinstance(space, gymnasium.spaces.Dict), f"observation space must be a Dict, got {space}.")
+    require_check(isinstance(space, gymnasium.spaces.Dict), f"observation space must be a Dict, got {space}")
     keys = set(space)  # type: ignore[call-overload]
     wrong = sorted(key for key in keys if key != STATE and not is_camera(key))
-    _require(STATE in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}.")
+    require_check(STATE in keys and not wrong, f"observation keys must be LeRobot's, got {sorted(keys)}")
     flat = len(space[STATE].shape or ()) == 1  # type: ignore[index]
-    _require(flat, f"{STATE} must have one axis, got {space[STATE]}.")  # type: ignore[index]
-    _require(len(environment.tasks) > 0, "an environment must have a task, got none.")
+    require_check(flat, f"{STATE} must have one axis, got {space[STATE]}")  # type: ignore[index]
+    require_check(len(environment.tasks) > 0, "an environment must have a task, got none")
     frequency = environment.control_frequency
-    _require(frequency > 0, f"control frequency must be positive, got {frequency}.")
+    require_check(frequency > 0, f"control frequency must be positive, got {frequency}")
 
 
 def _check_info(environment: Environment, info: Info, step: int) -> None:
     for key, kind in _INFO_TYPES.items():
-        _require(key in info, f"info must hold {key!r}, got {sorted(info)}.")
-        _require(isinstance(info[key], kind), f"info[{key!r}] must be {kind.__name__}, got {type(info[key]).__name__}.")
+        require_check(key in info, f"info must hold {key!r}, got {sorted(info)}")
+        require_check(
+            isinstance(info[key], kind), f"info[{key!r}] must be {kind.__name__}, got {type(info[key]).__name__}"
+        )
     for key, shape in (("end_effector_position", (3,)), ("end_effector_rotation", (3, 3))):
         array = info[key]
-        _require(
+        require_check(
             array.shape == shape and array.dtype == np.float64,
-            f"info[{key!r}] must be float64 of shape {shape}, got {array.dtype} of shape {array.shape}.",
+            f"info[{key!r}] must be float64 of shape {shape}, got {array.dtype} of shape {array.shape}",
         )
     by_task = info["success_by_task"]
-    _require(environment.task in by_task, f"success_by_task must hold {environment.task!r}, got {sorted(by_task)}.")
-    _require(info["success"] == by_task[environment.task], "success must agree with success_by_task, got two answers.")
+    require_check(environment.task in by_task, f"success_by_task must hold {environment.task!r}, got {sorted(by_task)}")
+    require_check(
+        info["success"] == by_task[environment.task], "success must agree with success_by_task, got two answers"
+    )
     held = environment.privileged_state().get("held", 0)
-    _require(held is None or isinstance(held, str), f"privileged_state must name what is 'held' or None, got {held!r}.")
-    _require(info["task"] == environment.instruction, f"info['task'] must be the instruction, got {info['task']!r}.")
-    _require(info["step_index"] == step, f"step_index must be {step}, got {info['step_index']}.")
+    require_check(
+        held is None or isinstance(held, str), f"privileged_state must name what is 'held' or None, got {held!r}"
+    )
+    require_check(
+        info["task"] == environment.instruction, f"info['task'] must be the instruction, got {info['task']!r}"
+    )
+    require_check(info["step_index"] == step, f"step_index must be {step}, got {info['step_index']}")
 
 
 def _check_observation(environment: Environment, task: str, seed: int) -> None:
     observation, info = environment.reset(seed=seed, options={"task": task})
-    _require(environment.task == task, f"task after reset must be {task!r}, got {environment.task!r}.")
-    _require(info["seed"] == seed, f"info['seed'] must be {seed}, got {info['seed']}.")
+    require_check(environment.task == task, f"task after reset must be {task!r}, got {environment.task!r}")
+    require_check(info["seed"] == seed, f"info['seed'] must be {seed}, got {info['seed']}")
     for step, action in enumerate(_actions(environment, 2, seed)):
         _check_info(environment, info, step)
         for key, value in observation.items():
             kind = np.float32 if key == STATE else np.uint8
-            _require(value.dtype == kind, f"{key} must be {np.dtype(kind)}, got {value.dtype}.")
-        _require(environment.observation_space.contains(observation), "observation must lie in its space, it does not.")
+            require_check(value.dtype == kind, f"{key} must be {np.dtype(kind)}, got {value.dtype}")
+        require_check(
+            environment.observation_space.contains(observation), "observation must lie in its space, it does not"
+        )
         observation, _, _, _, info = environment.step(action)
 
 
@@ -162,19 +167,21 @@ def _check_repeatable(first: Environment, second: Environment, task: str, seed: 
         outcomes.append([*outcome, environment.get_state()])
     for other in outcomes[1:]:
         for step, (one, two) in enumerate(zip(outcomes[0], other, strict=True)):
-            _require(_equal(one, two), f"{task}: the same seed must give the same episode, it differs at step {step}.")
+            require_check(
+                _equal(one, two), f"{task}: the same seed must give the same episode, it differs at step {step}"
+            )
     first.reset(seed=seed + 1, options={"task": task})
     second.reset(seed=seed, options={"task": task})
-    _require(
+    require_check(
         not _equal(first.privileged_state(), second.privileged_state()),
-        f"{task}: another seed must give another start, seeds {seed} and {seed + 1} give the same one.",
+        f"{task}: another seed must give another start, seeds {seed} and {seed + 1} give the same one",
     )
     states = first.initial_states_of(task)
     if states is not None:
         first.reset(seed=seed + states, options={"task": task})
-        _require(
+        require_check(
             _equal(first.privileged_state(), second.privileged_state()),
-            f"{task}: {states} initial states must come back after {states} seeds, they do not.",
+            f"{task}: {states} initial states must come back after {states} seeds, they do not",
         )
 
 
@@ -184,19 +191,19 @@ def _check_restore(first: Environment, second: Environment, task: str, seed: int
         observation, _, _, _, info = first.step(action)
     state = first.get_state()
     flat = state.ndim == 1 and state.dtype == np.float64
-    _require(flat, f"state must be a flat float64 array, got {state.dtype} of shape {state.shape}.")
+    require_check(flat, f"state must be a flat float64 array, got {state.dtype} of shape {state.shape}")
     second.reset(seed=seed + 1, options={"task": first.tasks[first.tasks.index(task) - 1]})
     same = _equal((observation, info), second.set_state(state)) and _equal(second.get_state(), state)
-    _require(same, f"{task}: a restored state must give the observation it was saved at, it does not.")
+    require_check(same, f"{task}: a restored state must give the observation it was saved at, it does not")
     for step, action in enumerate(_actions(first, 5, seed + 1)):
         same = _equal(first.step(action), second.step(action)) and _equal(first.get_state(), second.get_state())
-        _require(same, f"{task}: a restored episode must go on bit for bit, it differs after {step + 1} steps.")
+        require_check(same, f"{task}: a restored episode must go on bit for bit, it differs after {step + 1} steps")
     for action in _actions(first, 3, seed + 2):
         observation, _, _, _, info = first.step(action)
         same = _equal(second.advance(action), info)
-        _require(same, f"{task}: advance must return the info of step, it differs.")
+        require_check(same, f"{task}: advance must return the info of step, it differs")
     same = _equal(second.observe(), observation) and _equal(second.observe(), observation)
-    _require(same, f"{task}: observe must return the observation of step however often it is asked, it does not.")
+    require_check(same, f"{task}: observe must return the observation of step however often it is asked, it does not")
 
 
 def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
@@ -206,10 +213,10 @@ def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
         info = environment.step(action)[-1]
     joints = environment.joint_positions
     position, rotation = environment.forward_kinematics(joints)
-    _require(
+    require_check(
         np.allclose(position, info["end_effector_position"], atol=1e-9)
         and np.allclose(rotation, info["end_effector_rotation"], atol=1e-9),
-        f"{task}: forward kinematics must agree with info's end-effector pose, it does not.",
+        f"{task}: forward kinematics must agree with info's end-effector pose, it does not",
     )
     # Central differences at 1e-5 rad err by 1e-10 (third derivatives of order 1 m) plus 1e-11 (rounding).
     step = 1e-5
@@ -219,16 +226,16 @@ def _check_kinematics(environment: Environment, task: str, seed: int) -> None:
         turn = Rotation.from_matrix(ahead[1] @ behind[1].T).as_rotvec()
         columns.append(np.concatenate([ahead[0] - behind[0], turn]) / (2 * step))
     error = float(np.abs(environment.jacobian() - np.stack(columns, axis=1)).max())
-    _require(error < 1e-7, f"{task}: jacobian must agree with finite differences to 1e-7, got {error:.2e}.")
+    require_check(error < 1e-7, f"{task}: jacobian must agree with finite differences to 1e-7, got {error:.2e}")
 
 
 def _check_refusals(environment: Environment, seed: int) -> None:
     environment.reset(seed=seed)
     size = len(environment.action_dimensions)
     for bad in (np.zeros(size - 1, np.float32), *(np.full(size, value, np.float32) for value in (np.nan, np.inf))):
-        _require(_refuses(partial(environment.step, bad)), f"step must refuse a bad action, got through: {bad}.")
+        require_check(_refuses(partial(environment.step, bad)), f"step must refuse a bad action, got through: {bad}")
     unknown = partial(environment.reset, options={"task": "no such task"})
-    _require(_refuses(unknown), "reset must refuse an unknown task, got through: 'no such task'.")
+    require_check(_refuses(unknown), "reset must refuse an unknown task, got through: 'no such task'")
 
 
 def _refuses(call: Callable[[], object]) -> bool:
@@ -245,10 +252,10 @@ def _check_horizon(environment: Environment, seed: int) -> None:
     horizon = environment.horizon_of(environment.task)
     for step in range(1, horizon + 1):
         _, _, terminated, truncated, _ = environment.step(still)
-        _require(not terminated, f"an episode must never terminate, it did at step {step}.")
-        _require(
+        require_check(not terminated, f"an episode must never terminate, it did at step {step}")
+        require_check(
             bool(truncated) == (step == horizon),
-            f"an episode must be truncated at step {horizon}, got truncated={truncated} at step {step}.",
+            f"an episode must be truncated at step {horizon}, got truncated={truncated} at step {step}",
         )
     beyond = environment.advance(still)["step_index"]
-    _require(beyond == environment.horizon + 1, f"advance must go on beyond the horizon, got to step {beyond}.")
+    require_check(beyond == environment.horizon + 1, f"advance must go on beyond the horizon, got to step {beyond}")

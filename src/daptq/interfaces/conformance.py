@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.errors import CheckFailedError, InvalidInputError, require_check
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.contract import Fold, Treatment
 from daptq.interfaces.map_class import MapClass, block_diagonal, rotary_matrix
@@ -39,19 +39,19 @@ def check_fold(fold: Fold, network: Network, answer: Answer[Network], *, channel
         CheckFailedError: Something differs; the message names the first difference.
     """
     before = {path: value.detach().clone() for path, value in network.named_parameters()}
-    _require(all(value.dtype == torch.float64 for value in before.values()), "the network must be float64")
+    require_check(all(value.dtype == torch.float64 for value in before.values()), "the network must be float64")
     affine = example_map(fold.map_class, channels, fold.map_heads)
     with torch.no_grad():
         plain, expected = answer(network, _as_it_is), answer(network, affine)
         moved = _error(plain, expected)
-        _require(moved > MOVED, f"the map must move the answer by more than {MOVED}, moved by {moved:.3g}")
+        require_check(moved > MOVED, f"the map must move the answer by more than {MOVED}, moved by {moved:.3g}")
         off = _error(answer(with_folded(network, fold, affine), _as_it_is), expected)
-        _require(off <= EXACT, f"the folded network must answer as with the explicit map, differs by {off:.3g}")
+        require_check(off <= EXACT, f"the folded network must answer as with the explicit map, differs by {off:.3g}")
         identity = with_folded(network, fold, AffineMap.identity(channels))
         off = _error(answer(identity, _as_it_is), plain)
-        _require(off <= EXACT, f"the identity must change nothing, moved the answer by {off:.3g}")
+        require_check(off <= EXACT, f"the identity must change nothing, moved the answer by {off:.3g}")
     unchanged = all(torch.equal(value, before[path]) for path, value in network.named_parameters())
-    _require(unchanged, "the weights that a fold is given must stay as they are")
+    require_check(unchanged, "the weights that a fold is given must stay as they are")
     _check_words(fold, network, channels)
     _check_refusals(fold, before, channels)
 
@@ -107,20 +107,22 @@ def with_folded(network: Network, fold: Fold, affine: AffineMap) -> Network:
         ("layers", folded.layers, fold.layers),
         ("parameters", folded.parameters, fold.parameters),
     ):
-        _require(tuple(given) == named, f"a fold must change the {what} {list(named)} that it names, got {list(given)}")
+        require_check(
+            tuple(given) == named, f"a fold must change the {what} {list(named)} that it names, got {list(given)}"
+        )
     changed = copy.deepcopy(network)
     for path, layer in folded.layers.items():
         linear = changed.get_submodule(path)
         assert isinstance(linear, nn.Linear), "a fold names linear layers"
         weight = linear.weight.detach()
         restored = _error(layer.restore(layer.weight), weight)
-        _require(
+        require_check(
             restored <= EXACT, f"the folded weight of {path} must be restored to the old one, off by {restored:.3g}"
         )
         if layer.gain is not None:
-            _require(bool((layer.gain > 0).all()), f"the gain of {path} must be positive")
+            require_check(bool((layer.gain > 0).all()), f"the gain of {path} must be positive")
             off = _error(layer.gain[:, None] * weight, layer.weight)
-            _require(off <= EXACT, f"the gain of {path} must give its folded weight, off by {off:.3g}")
+            require_check(off <= EXACT, f"the gain of {path} must give its folded weight, off by {off:.3g}")
         linear.weight = nn.Parameter(layer.weight.to(weight.dtype))
         linear.register_parameter("bias", None if layer.bias is None else nn.Parameter(layer.bias.to(weight.dtype)))
     for path, value in folded.parameters.items():
@@ -130,17 +132,17 @@ def with_folded(network: Network, fold: Fold, affine: AffineMap) -> Network:
 
 
 def _check_words(fold: Fold, network: nn.Module, channels: int) -> None:
-    _require(set(fold.readers) | set(fold.recorded_inputs) <= set(fold.layers), "readers must be among the layers")
+    require_check(set(fold.readers) | set(fold.recorded_inputs) <= set(fold.layers), "readers must be among the layers")
     for layer in fold.layers:
         linear = network.get_submodule(layer)
         assert isinstance(linear, nn.Linear)
         width = linear.in_features if layer in fold.recorded_inputs else channels
         read = fold.read_by(layer, torch.ones(3, width, dtype=torch.float64))
         fits = read is None or tuple(read.shape) == (3, linear.in_features)
-        _require(fits, f"what {layer} reads must have its {linear.in_features} inputs")
+        require_check(fits, f"what {layer} reads must have its {linear.in_features} inputs")
     for treatment in get_args(Treatment):
         name = fold.kind(frozenset([treatment]))
-        _require(bool(name.strip()), f"the kind of a fold whose layers are {treatment} must say something")
+        require_check(bool(name.strip()), f"the kind of a fold whose layers are {treatment} must say something")
 
 
 def _check_refusals(fold: Fold, tensors: Mapping[str, Tensor], channels: int) -> None:
@@ -163,8 +165,3 @@ def _as_it_is(z: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]
 def _error(given: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the root mean square."""
     return float((given - expected).abs().max() / expected.square().mean().sqrt())
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from daptq.errors import CheckFailedError
+from daptq.errors import CheckFailedError, require_check
 from daptq.layers.watching import watch_outputs
 from daptq.observations import ACTION, STATE, TASK, is_camera
 from daptq.policies.contract import ROLES, Batch, Condition, Policy, PredictionKind
@@ -48,11 +48,6 @@ def check_policy(policy: Policy, *, seed: int = 0) -> None:
     _check_rebuilt(policy, batch, seed)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(message)
-
-
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -66,25 +61,25 @@ def _check_inputs(policy: Policy, batch: Batch) -> None:
     """The example batch holds what the policy says it reads, under full keys and in the sizes that it says."""
     states = {STATE} if policy.state_dim else set()
     wanted = {TASK, ACTION, *policy.cameras, *states}
-    _require(set(batch) == wanted, f"the example batch must have the keys {sorted(wanted)}, got {sorted(batch)}.")
+    require_check(set(batch) == wanted, f"the example batch must have the keys {sorted(wanted)}, got {sorted(batch)}")
     count = len(batch[TASK])
     for key, size in policy.cameras.items():
-        _require(is_camera(key), f"camera {key!r} must be a full key such as observation.images.front.")
+        require_check(is_camera(key), f"camera {key!r} must be a full key such as observation.images.front")
         shape = tuple(batch[key].shape)
         expected = (count, 3, *(shape[2:] if size is None else size))
-        _require(shape == expected, f"pictures of {key} must have shape {expected}, got {shape}.")
+        require_check(shape == expected, f"pictures of {key} must have shape {expected}, got {shape}")
     for key in states:
         shape, expected = tuple(batch[key].shape), (count, policy.state_dim)
-        _require(shape == expected, f"{key} must have shape {expected}, got {shape}.")
-    _require(len(policy.action_space) > 0, "a policy must declare an action space of one dimension or more.")
+        require_check(shape == expected, f"{key} must have shape {expected}, got {shape}")
+    require_check(len(policy.action_space) > 0, "a policy must declare an action space of one dimension or more")
 
 
 def _check_structure(policy: Policy) -> None:
     layers, idle = policy.linear_layers(), policy.idle_layers()
     for block in policy.blocks():
-        _require(block.role in ROLES, f"role of block {block.name} must be one of {ROLES}, got {block.role!r}.")
+        require_check(block.role in ROLES, f"role of block {block.name} must be one of {ROLES}, got {block.role!r}")
     for path in idle:
-        _require(path in layers, f"idle layer {path!r} must be a linear layer of a block.")
+        require_check(path in layers, f"idle layer {path!r} must be a linear layer of a block")
     _check_interfaces(policy)
 
 
@@ -94,12 +89,12 @@ def _check_head_stack(policy: Policy) -> None:
     inside: list[str] = []
     for path in policy.head_stack():
         found = [name for name in layers if name == path or name.startswith(f"{path}.")]
-        _require(bool(found), f"block {path!r} of the action head's stack must hold linear layers of the policy.")
+        require_check(bool(found), f"block {path!r} of the action head's stack must hold linear layers of the policy")
         roles = {layers[name] for name in found}
-        _require(roles == {"action_head"}, f"block {path!r} of the action head's stack must be of the action head.")
+        require_check(roles == {"action_head"}, f"block {path!r} of the action head's stack must be of the action head")
         inside += found
     ordered = [name for name in layers if name in inside]
-    _require(inside == ordered, "the action head's stack must name each block once, in execution order.")
+    require_check(inside == ordered, "the action head's stack must name each block once, in execution order")
 
 
 def _check_interfaces(policy: Policy) -> None:
@@ -107,15 +102,15 @@ def _check_interfaces(policy: Policy) -> None:
     modules, parameters = dict(policy.named_modules()), dict(policy.named_parameters())
     layers, idle = policy.linear_layers(), policy.idle_layers()
     names = [interface.name for interface in policy.interfaces()]
-    _require(len(set(names)) == len(names), f"names of interfaces must be unique, got {names}.")
+    require_check(len(set(names)) == len(names), f"names of interfaces must be unique, got {names}")
     for interface in policy.interfaces():
-        _require(interface.tap.module in modules, f"tap of interface {interface.name!r} must be at a module.")
+        require_check(interface.tap.module in modules, f"tap of interface {interface.name!r} must be at a module")
         for fold in interface.folds:
             for path in fold.layers:
-                _require(path in layers, f"interface layer {path!r} must be a linear layer of a block.")
-                _require(path not in idle, f"interface layer {path!r} must not be idle.")
+                require_check(path in layers, f"interface layer {path!r} must be a linear layer of a block")
+                require_check(path not in idle, f"interface layer {path!r} must not be idle")
             for path in fold.parameters:
-                _require(path in parameters, f"interface parameter {path!r} must be a parameter.")
+                require_check(path in parameters, f"interface parameter {path!r} must be a parameter")
 
 
 def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:
@@ -125,38 +120,38 @@ def _check_every_layer_runs(policy: Policy, batch: Batch, seed: int) -> None:
     with watch_outputs(policy, paths, lambda path, *_: called.update({path: None})):
         _chunk(policy, batch, seed)
     listed = policy.linear_layers()
-    _require(set(called) <= set(listed), f"layers {sorted(set(called) - set(listed))} must be part of a block.")
-    _require(
-        set(listed) <= set(called), f"layers {sorted(set(listed) - set(called))} must run when a chunk is predicted."
+    require_check(set(called) <= set(listed), f"layers {sorted(set(called) - set(listed))} must be part of a block")
+    require_check(
+        set(listed) <= set(called), f"layers {sorted(set(listed) - set(called))} must run when a chunk is predicted"
     )
 
 
 def _check_chunk(policy: Policy, batch: Batch, seed: int) -> None:
     chunk = _chunk(policy, batch, seed)
     expected = (len(batch[TASK]), policy.chunk_size, policy.action_dim)
-    _require(tuple(chunk.shape) == expected, f"chunk must have shape {expected}, got {tuple(chunk.shape)}.")
-    _require(bool(torch.isfinite(chunk).all()), "chunk must be finite.")
-    _require(torch.equal(chunk, _chunk(policy, batch, seed)), "the same generator state must give the same chunk.")
+    require_check(tuple(chunk.shape) == expected, f"chunk must have shape {expected}, got {tuple(chunk.shape)}")
+    require_check(bool(torch.isfinite(chunk).all()), "chunk must be finite")
+    require_check(torch.equal(chunk, _chunk(policy, batch, seed)), "the same generator state must give the same chunk")
     same = torch.equal(chunk, _chunk(policy, batch, seed + 1))
     if policy.deterministic:
-        _require(same, "another generator state must give the same chunk of a deterministic policy.")
-        _require(policy.denoising_steps == 1, "a deterministic policy must have one denoising step.")
+        require_check(same, "another generator state must give the same chunk of a deterministic policy")
+        require_check(policy.denoising_steps == 1, "a deterministic policy must have one denoising step")
     else:
-        _require(not same, "another generator state must give another chunk.")
-    _require(
+        require_check(not same, "another generator state must give another chunk")
+    require_check(
         policy.denoising_step.index == policy.denoising_steps - 1,
-        "denoising_step must count the action head's iterations.",
+        "denoising_step must count the action head's iterations",
     )
     other = policy.example_batch(seed + 1)
-    _require(not torch.equal(chunk, _chunk(policy, other, seed)), "another observation must give another chunk.")
+    require_check(not torch.equal(chunk, _chunk(policy, other, seed)), "another observation must give another chunk")
 
 
 def _check_noise(policy: Policy, seed: int) -> None:
     """The noise of a sample depends on its own generator alone."""
     several = policy.noise(2, [_generator(seed), _generator(seed + 1)])
-    _require(len(several) == 2, f"noise of two samples must have two rows, got {len(several)}.")
+    require_check(len(several) == 2, f"noise of two samples must have two rows, got {len(several)}")
     alone = policy.noise(1, [_generator(seed + 1)])
-    _require(torch.equal(several[1:], alone), "noise of a sample must depend on its own generator alone.")
+    require_check(torch.equal(several[1:], alone), "noise of a sample must depend on its own generator alone")
 
 
 def _check_parts(policy: Policy, batch: Batch, seed: int) -> None:
@@ -166,7 +161,7 @@ def _check_parts(policy: Policy, batch: Batch, seed: int) -> None:
         policy.condition(policy.example_batch(seed + 1))
         chunk = policy.executed(policy.denoise(condition, noise), batch)
     same = torch.equal(chunk, _chunk(policy, batch, seed))
-    _require(same, "denoise must depend on the condition and the noise that it is given alone.")
+    require_check(same, "denoise must depend on the condition and the noise that it is given alone")
 
 
 def _check_loop(policy: Policy, batch: Batch, seed: int) -> None:
@@ -179,22 +174,22 @@ def _check_loop(policy: Policy, batch: Batch, seed: int) -> None:
 
     with policy.running(loop):
         chunk = _chunk(policy, batch, seed)
-    _require(len(answers) == 1, f"the denoising loop must run once for a chunk, got {len(answers)} times.")
+    require_check(len(answers) == 1, f"the denoising loop must run once for a chunk, got {len(answers)} times")
     with torch.inference_mode():
         executed = policy.executed(answers[0], batch)
-    _require(torch.equal(chunk, executed), "what the denoising loop answers must be what is executed.")
+    require_check(torch.equal(chunk, executed), "what the denoising loop answers must be what is executed")
 
 
 def _check_unlimited(policy: Policy, batch: Batch, seed: int) -> None:
     """The differentiable chunk is the executed one wherever that is not limited."""
     executed, free = _chunk(policy, batch, seed), policy.denoised_chunk(batch, _generator(seed))
     unit = policy.action_unit
-    _require(tuple(unit.shape) == (policy.action_dim,) and bool((unit > 0).all()), "action_unit must be positive.")
+    require_check(tuple(unit.shape) == (policy.action_dim,) and bool((unit > 0).all()), "action_unit must be positive")
     # A limit cuts off what lies beyond it and a threshold decides a sign: neither turns an action around.
     agree = (executed - free.detach()).abs() <= 1e-5 * unit
-    _require(
+    require_check(
         bool((agree | (executed * free.detach() > 0)).all()),
-        "the chunk before limits must agree with the executed one.",
+        "the chunk before limits must agree with the executed one",
     )
 
 
@@ -211,7 +206,7 @@ def _check_dependence(policy: Policy, batch: Batch, seed: int) -> None:
     for path in idle:
         gradient = gradients[path]
         still = gradient is None or not bool(gradient.any())
-        _require(still, f"the chunk must not depend on idle layer {path!r}, got a gradient.")
+        require_check(still, f"the chunk must not depend on idle layer {path!r}, got a gradient")
     if idle and _moves(policy, idle, chunks, seed):
         moving = [path for path in idle if _moves(policy, [path], chunks, seed)]
         raise CheckFailedError(
@@ -233,10 +228,10 @@ def _require_dependence(
     policy: Policy, path: str, gradient: Tensor | None, answer: Callable[[], Tensor], demand: str, seed: int
 ) -> None:
     """A gradient may be 0 by chance, where activations are dead; then other weights decide."""
-    _require(gradient is not None, f"{demand}, got no gradient.")
+    require_check(gradient is not None, f"{demand}, got no gradient")
     assert gradient is not None
     if not bool(gradient.any()):
-        _require(_moves(policy, [path], answer, seed), f"{demand}, got the same answer with other weights.")
+        require_check(_moves(policy, [path], answer, seed), f"{demand}, got the same answer with other weights")
 
 
 def _moves(policy: Policy, layers: Sequence[str], answer: Callable[[], Tensor], seed: int) -> bool:
@@ -264,10 +259,10 @@ def _moves(policy: Policy, layers: Sequence[str], answer: Callable[[], Tensor], 
 def _check_target(policy: Policy, batch: Batch, seed: int) -> None:
     answer = policy.predict_target(batch, _generator(seed))
     shape = tuple(batch[ACTION].shape)
-    _require(tuple(answer.predicted.shape) == shape, f"what is predicted must have shape {shape}.")
-    _require(tuple(answer.target.shape) == shape, f"the target of the prediction must have shape {shape}.")
+    require_check(tuple(answer.predicted.shape) == shape, f"what is predicted must have shape {shape}")
+    require_check(tuple(answer.target.shape) == shape, f"the target of the prediction must have shape {shape}")
     kinds = get_args(PredictionKind)
-    _require(answer.kind in kinds, f"kind of the prediction must be one of {kinds}, got {answer.kind!r}.")
+    require_check(answer.kind in kinds, f"kind of the prediction must be one of {kinds}, got {answer.kind!r}")
 
     def predicted() -> Tensor:
         with torch.no_grad():
@@ -284,9 +279,9 @@ def _check_target(policy: Policy, batch: Batch, seed: int) -> None:
 def _check_rebuilt(policy: Policy, batch: Batch, seed: int) -> None:
     rebuilt = type(policy).from_config(policy.config(), policy.files(), empty=True)
     real = [name for name, parameter in rebuilt.named_parameters() if not parameter.is_meta]
-    _require(not real, f"an empty policy must hold no parameter, got real ones: {real[:3]}.")
+    require_check(not real, f"an empty policy must hold no parameter, got real ones: {real[:3]}")
     rebuilt.load_state_dict(policy.state_dict(), assign=True)
     left = [name for name, buffer in rebuilt.named_buffers() if buffer.is_meta]
-    _require(not left, f"buffers of an empty policy must be real, got {left[:3]} on the meta device.")
+    require_check(not left, f"buffers of an empty policy must be real, got {left[:3]} on the meta device")
     same = torch.equal(_chunk(rebuilt.eval(), batch, seed), _chunk(policy, batch, seed))
-    _require(same, "a policy rebuilt from its configuration and weights must predict the same chunk.")
+    require_check(same, "a policy rebuilt from its configuration and weights must predict the same chunk")

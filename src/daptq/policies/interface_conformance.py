@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.errors import CheckFailedError, InvalidInputError, require_check
 from daptq.interfaces.affine import AffineMap
 from daptq.interfaces.conformance import example_map, with_folded
 from daptq.interfaces.contract import Fold, Interface, Tap
@@ -116,7 +116,9 @@ def _representations(prediction: _Prediction) -> dict[str, list[Rows]]:
         with watch_taps(policy, taps, keep):
             prediction.answers(policy)
         for name, calls in seen.items():
-            _require(bool(calls), f"something must pass the tap of interface {name!r} in a prediction, got nothing.")
+            require_check(
+                bool(calls), f"something must pass the tap of interface {name!r} in a prediction, got nothing"
+            )
             mask = policy.interface_mask(name, prediction.batch)
             if mask is not None:
                 check_mask(calls[0], mask)
@@ -167,11 +169,13 @@ def _check_interface(prediction: _Prediction, interface: Interface, seen: Sequen
             found += [_Comparison(plain[:1], [chunk], answers[:1]) for chunk in chunks]
         least = min(found, key=lambda one: (not one.holds, one.left))
         moved = max(one.moved for one in found)
-        _require(moved > MOVED, f"a map of interface {interface.name!r} must move the prediction, moved {moved:.1e}.")
-        _require(
+        require_check(
+            moved > MOVED, f"a map of interface {interface.name!r} must move the prediction, moved {moved:.1e}"
+        )
+        require_check(
             least.holds,
             f"{what} must answer as a map of what passes the tap does, differs by {least.left:.1e} where that moves "
-            f"{least.moved:.1e}.",
+            f"{least.moved:.1e}",
         )
 
 
@@ -241,8 +245,3 @@ class _Comparison:
         self.moved, self.left = max(moved), max(left)
         alike = all(off <= LEFT * by + ROUNDING for by, off in zip(moved, left, strict=True))
         self.holds = alike and self.moved > MOVED
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(message)

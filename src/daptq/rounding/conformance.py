@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from daptq.errors import CheckFailedError, InvalidInputError
+from daptq.errors import CheckFailedError, InvalidInputError, require_check
 from daptq.numerics.quantized_matrix import ends, group_count
 from daptq.rounding.contract import RoundingMethod
 
@@ -33,29 +33,26 @@ def check_rounding(method: RoundingMethod) -> None:
             rounded = method.round_weight(given, num_bits, gram)
             again = method.round_weight(given, num_bits, gram)
             place = f"a {shape[0]} x {shape[1]} weight at {num_bits} bits"
-            _require(torch.equal(given, weight), f"{place} must stay as it is")
+            require_check(torch.equal(given, weight), f"{place} must stay as it is")
             described = (rounded.num_bits, rounded.group_size, rounded.zero_point is not None)
             asked = (num_bits, method.group_size, method.asymmetric)
-            _require(described == asked, f"{place} must have bits, group size and zero points {asked}, got {described}")
+            require_check(
+                described == asked, f"{place} must have bits, group size and zero points {asked}, got {described}"
+            )
             groups = group_count(shape[1], method.group_size)
-            _require(tuple(rounded.integers.shape) == shape, f"{place} must keep its shape")
-            _require(tuple(rounded.scale.shape) == (shape[0], groups), f"{place} must have one scale per group")
+            require_check(tuple(rounded.integers.shape) == shape, f"{place} must keep its shape")
+            require_check(tuple(rounded.scale.shape) == (shape[0], groups), f"{place} must have one scale per group")
             low, high = ends(num_bits, rounded.zero_point)
             within = int(rounded.integers.min()) >= low and int(rounded.integers.max()) <= high
-            _require(within, f"integers of {place} must lie between {low} and {high}")
+            require_check(within, f"integers of {place} must lie between {low} and {high}")
             same = torch.equal(rounded.integers, again.integers) and torch.equal(rounded.scale, again.scale)
-            _require(same, f"{place} must be rounded to the same integers and scales at each call")
+            require_check(same, f"{place} must be rounded to the same integers and scales at each call")
             if num_bits == 8:
                 error = float((rounded.dequantize() - weight).norm() / weight.norm())
-                _require(error <= LARGEST_ERROR, f"{place} must lose at most {LARGEST_ERROR}, got {error:.3g}")
+                require_check(error <= LARGEST_ERROR, f"{place} must lose at most {LARGEST_ERROR}, got {error:.3g}")
     spoilt = torch.full((2, 8), torch.nan)
     try:
         method.round_weight(spoilt, 4, torch.eye(8, dtype=torch.float64) if method.needs.grams else None)
     except InvalidInputError:
         return
     raise CheckFailedError("a weight that is not finite must be refused with an InvalidInputError.")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")

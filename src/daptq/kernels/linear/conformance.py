@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daptq.errors import CheckFailedError
+from daptq.errors import CheckFailedError, require_check
 from daptq.kernels.linear.arithmetic import FLOAT_ACTIVATIONS, rounding_bound
 from daptq.kernels.linear.backends import reference
 from daptq.kernels.linear.contract import WEIGHT_BITS, Backend, PackedWeight, PreparedLinear
@@ -126,37 +126,41 @@ def check_backend(backend: Backend, *, device: str | torch.device = "cpu") -> in
             raise
         except Exception as error:
             raise CheckFailedError(f"{case} must be multiplied, got {type(error).__name__}: {error}.") from error
-    _require(products > 0, f"a backend must support some layer on {device}, got reasons against all of them")
+    require_check(products > 0, f"a backend must support some layer on {device}, got reasons against all of them")
     return products
 
 
 def _check_reason(reason: object, place: str) -> None:
     said = isinstance(reason, str) and bool(reason.strip())
-    _require(said, f"{place} must say why in words or be None, got {reason!r}")
+    require_check(said, f"{place} must say why in words or be None, got {reason!r}")
 
 
 def _check_product(backend: Backend, case: _Case, placed: _Case) -> None:
     """Compares one product and what stands around it; `placed` is `case` where the backend multiplies."""
     weight = case.weight
     prepared = backend.prepare(placed.weight)
-    _require(isinstance(prepared, PreparedLinear), f"{case} must be prepared as a PreparedLinear, got {prepared!r}")
+    require_check(
+        isinstance(prepared, PreparedLinear), f"{case} must be prepared as a PreparedLinear, got {prepared!r}"
+    )
     first = placed.run(prepared)
     shape = (len(case.x), weight.out_features)
     formed = first.dtype == torch.float32 and tuple(first.shape) == shape and first.is_contiguous()
-    _require(formed, f"{case} must give contiguous float32 of shape {shape}, got {first.dtype} {tuple(first.shape)}")
+    require_check(
+        formed, f"{case} must give contiguous float32 of shape {shape}, got {first.dtype} {tuple(first.shape)}"
+    )
     _check_values(case, first, "")
     kept = first.clone()
     placed.run(prepared, 2 * placed.x)
-    _require(torch.equal(first, kept), f"the result of {case} must stay as it is when the next one is computed")
+    require_check(torch.equal(first, kept), f"the result of {case} must stay as it is when the next one is computed")
     first.fill_(torch.nan)
-    _require(case.on(placed.x.device).same(placed), f"the operands of {case} must stay as they are")
+    require_check(case.on(placed.x.device).same(placed), f"the operands of {case} must stay as they are")
     _check_spoilt_rows(case, placed, prepared)
     nothing = tuple(placed.run(prepared, placed.x[:0]).shape)
-    _require(nothing == (0, shape[1]), f"no rows of {case} must give shape {(0, shape[1])}, got {nothing}")
-    _require(_equal_weights(prepared.weight(), placed.weight), f"weight() of {case} must be what was prepared")
+    require_check(nothing == (0, shape[1]), f"no rows of {case} must give shape {(0, shape[1])}, got {nothing}")
+    require_check(_equal_weights(prepared.weight(), placed.weight), f"weight() of {case} must be what was prepared")
     numbers = weight.out_features * (weight.in_features + (0 if weight.zero_point is None else weight.groups))
     least, taken = -(-numbers * weight.num_bits // 8), prepared.resident_bytes()
-    _require(isinstance(taken, int) and taken >= least, f"{case} must keep {least} bytes or more, got {taken}")
+    require_check(isinstance(taken, int) and taken >= least, f"{case} must keep {least} bytes or more, got {taken}")
 
 
 def _check_values(case: _Case, result: Float[Tensor, "m out"], where: str) -> None:
@@ -164,12 +168,16 @@ def _check_values(case: _Case, result: Float[Tensor, "m out"], where: str) -> No
     result, expected = result.cpu(), case.run(reference.prepare(case.weight))
     if case.bits != FLOAT_ACTIVATIONS:
         differ = int((result != expected).sum())
-        _require(differ == 0, f"{case} must equal the reference{where}, got {differ} of {expected.numel()} that differ")
+        require_check(
+            differ == 0, f"{case} must equal the reference{where}, got {differ} of {expected.numel()} that differ"
+        )
         return
     exact = case.weight.matrix(case.weight_scale).dequantize(torch.float64)
     within = (result.double() - expected.double()).abs() <= rounding_bound(case.x, exact, case.bias)
     beyond = int((~within).sum())
-    _require(beyond == 0, f"{case} must stay within its rounding{where}, got {beyond} of {expected.numel()} beyond it")
+    require_check(
+        beyond == 0, f"{case} must stay within its rounding{where}, got {beyond} of {expected.numel()} beyond it"
+    )
 
 
 def _check_spoilt_rows(case: _Case, placed: _Case, prepared: PreparedLinear) -> None:
@@ -182,7 +190,7 @@ def _check_spoilt_rows(case: _Case, placed: _Case, prepared: PreparedLinear) -> 
     result = placed.run(prepared, spoilt)
     for row, (column, value) in zip(result[::2], spots, strict=True):
         finite = bool(torch.isfinite(row).any())
-        _require(not finite, f"{value} in column {column} of {case} must leave no number of its row finite")
+        require_check(not finite, f"{value} in column {column} of {case} must leave no number of its row finite")
     _check_values(replace(case, x=case.x[:1].repeat(len(spots), 1)), result[1::2], " in rows beside others with NaN")
 
 
@@ -270,8 +278,3 @@ def _equal_weights(weight: PackedWeight, other: PackedWeight) -> bool:
         and other.zero_point is not None
         and torch.equal(weight.zero_point, other.zero_point)
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CheckFailedError(f"{message}.")
